@@ -1,0 +1,1 @@
+"""The HTTP facade: the contract of the old build."""

@@ -1,0 +1,106 @@
+"""NOVA's settings: environment variables and a `.env` file in the working folder.
+
+The names that the old build's operators know stay as they were (`DATABASE_URL`, `E2B_API_KEY`,
+`E2B_TEMPLATE`, `PREFECT_API_URL`); what is new begins with `NOVA_`. Prefect and the E2B SDK read their
+own variables (`PREFECT_*`, `E2B_API_URL`, `E2B_SANDBOX_URL`, …) themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flows.engine.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """All settings, each with its unit and default."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    database_url: str = Field(default="", validation_alias="DATABASE_URL")
+    """PostgreSQL of NOVA; `postgres://` and `postgresql://` are both accepted."""
+    database_pool_size: int = Field(default=10, ge=1, le=200, validation_alias="NOVA_DATABASE_POOL_SIZE")
+    """Connections that one process may hold."""
+
+    encryption_key: SecretStr = Field(default=SecretStr(""), validation_alias="NOVA_ENCRYPTION_KEY")
+    """Fernet keys, separated by commas: the first encrypts, all of them decrypt."""
+
+    e2b_api_key: SecretStr = Field(default=SecretStr(""), validation_alias="E2B_API_KEY")
+    """Set: nodes run in E2B's cloud. Empty: as child processes of this machine, for trusted code only."""
+    e2b_template: str = Field(default="", validation_alias="E2B_TEMPLATE")
+    """Name or id of the E2B template; empty is E2B's base template."""
+
+    prefect_api_url: str = Field(default="http://127.0.0.1:4200/api", validation_alias="PREFECT_API_URL")
+    prefect_ui_url: str = Field(default="", validation_alias="PREFECT_UI_URL")
+    prefect_timeout: float = Field(default=10.0, gt=0, validation_alias="NOVA_PREFECT_TIMEOUT")
+    """Seconds that the API waits for Prefect before it answers 503."""
+    work_pool: str = Field(default="nova", validation_alias="NOVA_WORK_POOL")
+
+    max_steps: int = Field(default=1000, ge=1, le=1_000_000, validation_alias="NOVA_MAX_STEPS")
+    """Steps that a run may take where its graph does not say `max_steps`."""
+    run_timeout: float = Field(default=600.0, gt=0, validation_alias="NOVA_RUN_TIMEOUT")
+    """Seconds that one attempt of a run may last."""
+    run_warning: float = Field(default=540.0, gt=0, validation_alias="NOVA_RUN_WARNING")
+    """Seconds after which a run that still goes on is warned of."""
+    output_limit: int = Field(default=65_536, ge=0, validation_alias="NOVA_OUTPUT_LIMIT")
+    """Bytes of stdout, and as many of stderr, that are kept per node."""
+
+    max_body: int = Field(default=64 * 1024 * 1024, ge=1024, validation_alias="NOVA_MAX_BODY")
+    """Bytes of the largest request that the API reads."""
+    api_url: str = Field(
+        default="http://127.0.0.1:8000", validation_alias=AliasChoices("NOVA_API_URL", "API_URL")
+    )
+    """Where the command line finds the API."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", validation_alias="NOVA_LOG_LEVEL"
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """`database_url` as SQLAlchemy wants it, with psycopg2 as its driver.
+
+        Raises ConfigurationError when no database is set, or one that is not PostgreSQL.
+        """
+        if not self.database_url:
+            raise ConfigurationError(
+                "DATABASE_URL is not set. Set it to a PostgreSQL URL (postgresql://user:password@host/name), "
+                "or start everything with an embedded database: nova up"
+            )
+        url, found = re.subn(r"^postgres(ql)?(\+psycopg2)?://", "postgresql+psycopg2://", self.database_url)
+        if not found:
+            raise ConfigurationError("DATABASE_URL must begin with postgresql:// or postgres://.")
+        return url
+
+    @property
+    def uses_e2b(self) -> bool:
+        """Whether nodes run in E2B sandboxes; else they run as child processes of the worker."""
+        return bool(self.e2b_api_key.get_secret_value())
+
+    @property
+    def ui_url(self) -> str:
+        """Base address of the Prefect UI, without a slash at its end."""
+        return (self.prefect_ui_url or self.prefect_api_url.removesuffix("/").removesuffix("/api")).rstrip("/")
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Read the settings of this process, once.
+
+    Raises ConfigurationError that names every variable that is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"Settings are wrong: {faults}") from None

@@ -1,0 +1,1 @@
+"""Clients' credentials: encrypted at rest, opened only at the sandbox's edge."""

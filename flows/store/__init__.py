@@ -1,0 +1,1 @@
+"""PostgreSQL: the truth about workflows, clients and executions."""

@@ -1,0 +1,262 @@
+"""The tables. Everything free-form is stored as ASCII JSON text, since PostgreSQL refuses NUL characters
+and lone surrogates in text and in `jsonb`; nothing is loaded by accident (`lazy="raise"`)."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+def utcnow() -> datetime:
+    """Now, in UTC."""
+    return datetime.now(UTC)
+
+
+class AsciiJson(TypeDecorator[Any]):
+    """Any JSON value as ASCII text: keeps NUL, lone surrogates and huge integers, which `jsonb` refuses."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Escape on the way in; None is SQL's NULL."""
+        return None if value is None else json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """Read back what was escaped."""
+        return None if value is None else json.loads(value)
+
+
+class Base(DeclarativeBase):
+    """Declarative base with predictable constraint names, which migrations need."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), uuid.UUID: Uuid}  # noqa: RUF012
+
+
+class Workflow(Base):
+    """A workflow: what stays the same while its graph goes through versions."""
+
+    __tablename__ = "workflows"
+    __table_args__ = (
+        CheckConstraint("priority in ('high', 'normal', 'low')", name="priority"),
+        CheckConstraint("overlap in ('queue', 'skip')", name="overlap"),
+        CheckConstraint("max_concurrent_runs >= 1", name="max_concurrent_runs"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    slug: Mapped[str] = mapped_column(String(255), unique=True)
+    """Name of its deployment: made from the first name, once."""
+    description: Mapped[str | None] = mapped_column(AsciiJson)
+    priority: Mapped[str] = mapped_column(String(8), default="normal")
+    max_concurrent_runs: Mapped[int | None]
+    overlap: Mapped[str] = mapped_column(String(8), default="queue")
+    """What happens to a run past `max_concurrent_runs`: it waits (queue) or is cancelled (skip)."""
+    version: Mapped[int] = mapped_column(default=1)
+    """Number of the current version of the graph."""
+    deployment_id: Mapped[uuid.UUID | None]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+    current: Mapped[WorkflowVersion] = relationship(
+        primaryjoin=(
+            "and_(Workflow.id == foreign(WorkflowVersion.workflow_id),"
+            " Workflow.version == foreign(WorkflowVersion.number))"
+        ),
+        viewonly=True,
+        uselist=False,
+        lazy="raise",
+    )
+
+
+class WorkflowVersion(Base):
+    """One immutable version of a workflow's graph."""
+
+    __tablename__ = "workflow_versions"
+    __table_args__ = (UniqueConstraint("workflow_id", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    workflow_id: Mapped[int] = mapped_column(ForeignKey("workflows.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    graph: Mapped[dict[str, Any]] = mapped_column(AsciiJson)
+    """The graph exactly as it was given, unknown fields and all."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Schedule(Base):
+    """A cron schedule set over the API or the CLI; its twin in Prefect has the slug `nova-<id>`."""
+
+    __tablename__ = "schedules"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    workflow_id: Mapped[int] = mapped_column(ForeignKey("workflows.id", ondelete="CASCADE"), index=True)
+    cron: Mapped[str] = mapped_column(String(255))
+    timezone: Mapped[str] = mapped_column(String(64), default="UTC")
+    parameters: Mapped[dict[str, Any]] = mapped_column(AsciiJson, default=dict)
+    active: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Client(Base):
+    """A company whose mail and data the workflows handle."""
+
+    __tablename__ = "clients"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    slug: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(String(255))
+    active: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+    credentials: Mapped[list[Credential]] = relationship(
+        lazy="raise", passive_deletes=True, order_by="Credential.id", cascade="all, delete-orphan"
+    )
+
+
+class Credential(Base):
+    """One set of credentials of a client: what is secret in it is a ciphertext."""
+
+    __tablename__ = "credentials"
+    __table_args__ = (
+        UniqueConstraint("client_id", "kind", "label"),
+        CheckConstraint("kind in ('email', 'database')", name="kind"),
+        Index(
+            "uq_credentials_primary", "client_id", "kind", unique=True, postgresql_where=text("is_primary")
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    client_id: Mapped[int] = mapped_column(ForeignKey("clients.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))
+    label: Mapped[str] = mapped_column(String(64))
+    is_primary: Mapped[bool]
+    public: Mapped[dict[str, Any]] = mapped_column(AsciiJson)
+    """The fields that may be shown: hosts, ports, user names."""
+    secret: Mapped[bytes] = mapped_column(LargeBinary)
+    """The fields that may not, as one Fernet token of their JSON."""
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class Execution(Base):
+    """One run of a workflow: the row decides, whatever Prefect thinks."""
+
+    __tablename__ = "executions"
+    __table_args__ = (
+        CheckConstraint(
+            "status in ('pending', 'running', 'completed', 'failed', 'cancelled')", name="status"
+        ),
+        Index("ix_executions_workflow_id_id", "workflow_id", "id"),
+        Index("ix_executions_status_id", "status", "id"),
+        Index("ix_executions_workflow_id_status_id", "workflow_id", "status", "id"),
+        Index("ix_executions_created_at", "created_at"),
+        Index("ix_executions_version_id", "version_id"),
+        Index("ix_executions_client_id", "client_id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
+    """What the API hands to Prefect: parameter and idempotency key of the flow run."""
+    flow_run_id: Mapped[uuid.UUID | None] = mapped_column(unique=True)
+    """Prefect's id, which is the contract's task id."""
+    workflow_id: Mapped[int] = mapped_column(ForeignKey("workflows.id", ondelete="CASCADE"))
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("workflow_versions.id", ondelete="CASCADE"))
+    """The version that the run is pinned to since its first start."""
+    client_id: Mapped[int | None] = mapped_column(ForeignKey("clients.id", ondelete="SET NULL"))
+    client_slug: Mapped[str | None] = mapped_column(String(64))
+    priority: Mapped[str] = mapped_column(String(8), default="normal")
+    status: Mapped[str] = mapped_column(String(16), default="pending")
+    initial: Mapped[dict[str, str]] = mapped_column(AsciiJson, default=dict)
+    """The context that the run started with: key → hash of its value."""
+    error: Mapped[str | None] = mapped_column(AsciiJson)
+    error_kind: Mapped[str | None] = mapped_column(String(16))
+    """`kind` of the NovaError that ended it; `cancelled`, `not_started` or `crashed` where none did."""
+    failed_at_node: Mapped[str | None] = mapped_column(AsciiJson)
+    current_node: Mapped[str | None] = mapped_column(AsciiJson)
+    attempt: Mapped[int] = mapped_column(default=0)
+    """How often the run was started."""
+    sandbox_id: Mapped[str | None] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    started_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+
+    workflow: Mapped[Workflow] = relationship(lazy="raise")
+    version: Mapped[WorkflowVersion | None] = relationship(lazy="raise")
+
+
+class ChainEntry(Base):
+    """One attempt of one step: a row of the Chain of Work."""
+
+    __tablename__ = "chain_entries"
+    __table_args__ = (
+        UniqueConstraint("execution_id", "step", "attempt"),
+        CheckConstraint("status in ('success', 'failed')", name="status"),
+        CheckConstraint("node_type in ('start', 'action', 'decision', 'end')", name="node_type"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    execution_id: Mapped[int] = mapped_column(ForeignKey("executions.id", ondelete="CASCADE"))
+    step: Mapped[int]
+    """Place in the run, from 0; a loop that comes back to a node is a new step."""
+    attempt: Mapped[int]
+    node_id: Mapped[str] = mapped_column(AsciiJson)
+    node_type: Mapped[str] = mapped_column(String(8))
+    status: Mapped[str] = mapped_column(String(8))
+    timestamp: Mapped[datetime] = mapped_column(default=utcnow)
+    execution_time: Mapped[float] = mapped_column(default=0.0)
+    """Seconds."""
+    changes: Mapped[dict[str, str]] = mapped_column(AsciiJson, default=dict)
+    """The keys that the node changed: key → hash of the new value."""
+    decision_result: Mapped[str | None] = mapped_column(AsciiJson)
+    path_taken: Mapped[str | None] = mapped_column(AsciiJson)
+    error_type: Mapped[str | None] = mapped_column(AsciiJson)
+    error_message: Mapped[str | None] = mapped_column(AsciiJson)
+    traceback: Mapped[str | None] = mapped_column(AsciiJson)
+    stdout: Mapped[str] = mapped_column(AsciiJson, default="")
+    stderr: Mapped[str] = mapped_column(AsciiJson, default="")
+
+
+class ContextValue(Base):
+    """A value of a run's contexts, once for however many steps hold it, under the hash of its JSON text."""
+
+    __tablename__ = "context_values"
+
+    execution_id: Mapped[int] = mapped_column(
+        ForeignKey("executions.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256, hexadecimal, of `data` before compression (of the ciphertext where it is sealed)."""
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+    compressed: Mapped[bool]
+    sealed: Mapped[bool] = mapped_column(default=False)
+    """Encrypted, because it contains a secret: shown as `***`, opened only for a sandbox."""

