@@ -41,7 +41,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 class ServerProcess:
-    """A child process in a group of its own, killed with all its children at the end; its output is in a file."""
+    """A child process in a group of its own, killed with its children at the end; its output is in a file."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
