@@ -1,5 +1,8 @@
-"""The tables. Everything free-form is stored as ASCII JSON text, since PostgreSQL refuses NUL characters
-and lone surrogates in text and in `jsonb`; nothing is loaded by accident (`lazy="raise"`)."""
+"""The tables.
+
+Everything free-form is stored as ASCII JSON text, since PostgreSQL refuses NUL characters and lone surrogates
+in text and in `jsonb`. Nothing is loaded by accident (`lazy="raise"`).
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,11 @@ def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
+def canonical(value: Any) -> str:
+    """One text for equal JSON values, whatever the order of their keys; `1`, `1.0` and `true` differ."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
+
 class AsciiJson(TypeDecorator[Any]):
     """Any JSON value as ASCII text: keeps NUL, lone surrogates and huge integers, which `jsonb` refuses."""
 
@@ -44,6 +52,10 @@ class AsciiJson(TypeDecorator[Any]):
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         """Read back what was escaped."""
         return None if value is None else json.loads(value)
+
+    def compare_values(self, x: Any, y: Any) -> bool:
+        """Equal as JSON: Python's `1 == True` would lose a change from one to the other."""
+        return canonical(x) == canonical(y)
 
 
 class Base(DeclarativeBase):
@@ -176,8 +188,10 @@ class Execution(Base):
         CheckConstraint(
             "status in ('pending', 'running', 'completed', 'failed', 'cancelled')", name="status"
         ),
+        CheckConstraint("priority in ('high', 'normal', 'low')", name="priority"),
         Index("ix_executions_workflow_id_id", "workflow_id", "id"),
         Index("ix_executions_status_id", "status", "id"),
+        Index("ix_executions_status_completed_at", "status", "completed_at"),
         Index("ix_executions_workflow_id_status_id", "workflow_id", "status", "id"),
         Index("ix_executions_created_at", "created_at"),
         Index("ix_executions_version_id", "version_id"),
@@ -220,6 +234,14 @@ class ChainEntry(Base):
     __tablename__ = "chain_entries"
     __table_args__ = (
         UniqueConstraint("execution_id", "step", "attempt"),
+        # A step succeeds once: whoever loses a race is told so by the database.
+        Index(
+            "uq_chain_entries_success",
+            "execution_id",
+            "step",
+            unique=True,
+            postgresql_where=text("status = 'success'"),
+        ),
         CheckConstraint("status in ('success', 'failed')", name="status"),
         CheckConstraint("node_type in ('start', 'action', 'decision', 'end')", name="node_type"),
     )

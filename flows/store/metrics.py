@@ -1,0 +1,80 @@
+"""Figures for `/metrics` and `/health/detailed`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from flows.store.executions import LIVE
+from flows.store.models import Execution, Workflow, utcnow
+
+_INFRASTRUCTURE = ("infrastructure", "crashed")
+"""Kinds of error that say something about the machinery, not about a workflow."""
+
+
+def read(session: Session, now: datetime | None = None) -> dict[str, Any]:
+    """What the database knows of the contract's `/metrics`.
+
+    - `executions`: those made in the last 24 hours: `total`, `completed`, `failed`, `pending` (not over, running
+      ones included), `success_rate`: completed of total in percent, 0 to 100, two decimals.
+    - `error_rate`: those made in the last hour: `period_hours`, `total_executions`, `failed_executions`,
+      `error_rate`: failed of total, in percent as well.
+    - `workflows`: `total_workflows`, `active_workflows`: with an execution made in the last 24 hours.
+    - `infrastructure_failures`: runs that the machinery lost since the last one that it completed.
+
+    Rates of nothing are 0.
+    """
+    now = now or utcnow()
+    day, hour = (_counts(session, now - timedelta(hours=hours)) for hours in (24, 1))
+    active = select(func.count(Execution.workflow_id.distinct())).where(
+        Execution.created_at >= now - timedelta(hours=24)
+    )
+    return {
+        "executions": {
+            "total": sum(day.values()),
+            "completed": day.get("completed", 0),
+            "failed": day.get("failed", 0),
+            "pending": sum(day.get(status, 0) for status in LIVE),
+            "success_rate": _percent(day, "completed"),
+        },
+        "error_rate": {
+            "period_hours": 1,
+            "total_executions": sum(hour.values()),
+            "failed_executions": hour.get("failed", 0),
+            "error_rate": _percent(hour, "failed"),
+        },
+        "workflows": {
+            "total_workflows": session.scalar(select(func.count()).select_from(Workflow)) or 0,
+            "active_workflows": session.scalar(active) or 0,
+        },
+        "infrastructure_failures": _infrastructure_failures(session),
+    }
+
+
+def _counts(session: Session, since: datetime) -> dict[str, int]:
+    rows = session.execute(
+        select(Execution.status, func.count()).where(Execution.created_at >= since).group_by(Execution.status)
+    )
+    return {status: number for status, number in rows}
+
+
+def _percent(counts: dict[str, int], status: str) -> float:
+    total = sum(counts.values())
+    return round(100 * counts.get(status, 0) / total, 2) if total else 0.0
+
+
+def _infrastructure_failures(session: Session) -> int:
+    last_success = session.scalar(
+        select(func.max(Execution.completed_at)).where(Execution.status == "completed")
+    )
+    failures = (
+        select(func.count())
+        .select_from(Execution)
+        .where(Execution.status == "failed", Execution.error_kind.in_(_INFRASTRUCTURE))
+    )
+    if last_success is not None:
+        failures = failures.where(Execution.completed_at > last_success)
+    return session.scalar(failures) or 0

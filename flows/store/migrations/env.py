@@ -1,0 +1,9 @@
+"""Alembic's entry: runs the scripts on the connection, and in the transaction, that `migrations` hands over."""
+
+from alembic import context
+
+from flows.store.models import Base
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
+with context.begin_transaction():
+    context.run_migrations()

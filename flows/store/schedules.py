@@ -1,0 +1,90 @@
+"""Schedules of workflows, as they were set over the API or the command line.
+
+Whether a cron line and a time zone make sense is checked by those who know Prefect, before they come here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from typing_extensions import Unpack
+
+from flows.engine.errors import NotFoundError
+from flows.store import checks, workflows
+from flows.store.models import Schedule, utcnow
+
+
+class ScheduleFields(TypedDict, total=False):
+    """What of a schedule can be changed."""
+
+    cron: str
+    timezone: str
+    parameters: dict[str, Any]
+    active: bool
+
+
+def list_(session: Session, workflow_id: int) -> list[Schedule]:
+    """The schedules of a workflow, oldest first. Raises NotFoundError when there is no such workflow."""
+    workflows.get(session, workflow_id)
+    return list(
+        session.scalars(select(Schedule).where(Schedule.workflow_id == workflow_id).order_by(Schedule.id))
+    )
+
+
+def add(
+    session: Session,
+    workflow_id: int,
+    *,
+    cron: str,
+    timezone: str = "UTC",
+    parameters: dict[str, Any] | None = None,
+    active: bool = True,
+) -> Schedule:
+    """Add a schedule. Raises NotFoundError when there is no such workflow, InvalidInputError."""
+    workflows.get(session, workflow_id)
+    schedule = Schedule(workflow_id=workflow_id)
+    _assign(schedule, {"cron": cron, "timezone": timezone, "parameters": parameters or {}, "active": active})
+    session.add(schedule)
+    session.flush()
+    return schedule
+
+
+def get(session: Session, workflow_id: int, schedule_id: int) -> Schedule:
+    """One schedule of a workflow. Raises NotFoundError."""
+    found = session.scalars(
+        select(Schedule).where(Schedule.id == schedule_id, Schedule.workflow_id == workflow_id)
+    ).one_or_none()
+    if found is None:
+        raise NotFoundError(f"Workflow {workflow_id} has no schedule {schedule_id}.")
+    return found
+
+
+def update(
+    session: Session, workflow_id: int, schedule_id: int, **fields: Unpack[ScheduleFields]
+) -> Schedule:
+    """Change the fields given. Raises NotFoundError, InvalidInputError."""
+    schedule = get(session, workflow_id, schedule_id)
+    _assign(schedule, fields)
+    if session.is_modified(schedule):
+        schedule.updated_at = utcnow()
+    session.flush()
+    return schedule
+
+
+def delete(session: Session, workflow_id: int, schedule_id: int) -> None:
+    """Delete one schedule of a workflow. Raises NotFoundError."""
+    session.delete(get(session, workflow_id, schedule_id))
+    session.flush()
+
+
+def _assign(schedule: Schedule, fields: ScheduleFields) -> None:
+    if "cron" in fields:
+        schedule.cron = checks.plain("cron", fields["cron"], 255)
+    if "timezone" in fields:
+        schedule.timezone = checks.plain("timezone", fields["timezone"], 64)
+    if "parameters" in fields:
+        schedule.parameters = fields["parameters"]
+    if "active" in fields:
+        schedule.active = fields["active"]

@@ -1,0 +1,112 @@
+"""The way to PostgreSQL: a pool of connections, one thread for each, and one transaction per piece of work.
+
+psycopg2 blocks, so nothing here runs on the event loop. No session outlives its piece of work; the rows
+that it returns are detached and read only, with every column (and what the query named besides) loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session, sessionmaker
+
+from flows.engine.errors import DatabaseUnavailableError
+
+T = TypeVar("T")
+
+_CONNECT: dict[str, Any] = {
+    "application_name": "nova",
+    "connect_timeout": 5,  # seconds
+    # A peer that vanished without a word is noticed after about 30 s idle, 10 s while it owes an answer.
+    "keepalives": 1,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+
+
+def make_engine(url: str, **options: Any) -> Engine:
+    """Engine for a PostgreSQL URL; what the URL's own query says wins over our connection settings."""
+    given = make_url(url)
+    connect = {key: value for key, value in _CONNECT.items() if key not in given.query}
+    # Parameters are contexts and ciphertexts: never in the text of an error.
+    return create_engine(given, connect_args=connect, hide_parameters=True, **options)
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn a lost, refused or exhausted connection (a deadlock, too) into DatabaseUnavailableError."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        raise DatabaseUnavailableError(_sentence(error)) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseUnavailableError(_sentence(error)) from error
+        raise
+
+
+def _sentence(error: Exception) -> str:
+    cause = str(getattr(error, "orig", None) or error).strip()
+    return f"PostgreSQL does not answer: {cause.splitlines()[0] if cause else type(error).__name__}"
+
+
+class Database:
+    """Owns the connections of one process: at most `pool_size`, made when first needed.
+
+    Opening it does not connect. A server that was restarted between two pieces of work is not noticed.
+    """
+
+    def __init__(self, url: str, pool_size: int = 10) -> None:
+        self._engine = make_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+        self._threads = ThreadPoolExecutor(max_workers=pool_size, thread_name_prefix="nova-database")
+
+    def run_sync(self, work: Callable[[Session], T]) -> T:
+        """Do the work in one transaction: committed when it returns, rolled back when it raises.
+
+        Raises DatabaseUnavailableError when PostgreSQL is gone, else what the work raises.
+        """
+        with database_errors(), self._sessions.begin() as session:
+            return work(session)
+
+    async def run(self, work: Callable[[Session], T]) -> T:
+        """As `run_sync`, in a thread. Waits for a free one when `pool_size` pieces of work are going on.
+
+        A caller that is cancelled leaves only when its transaction has ended (or if it never began): nothing
+        of it comes to pass later.
+        """
+        context = contextvars.copy_context()
+        job = self._threads.submit(context.run, self.run_sync, work)
+        future = asyncio.wrap_future(job)
+        future.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # seen, even if left behind
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await asyncio.wait({future})
+            raise
+        return future.result()
+
+    async def ping(self) -> float:
+        """Milliseconds that a `SELECT 1` takes. Raises DatabaseUnavailableError."""
+        started = time.perf_counter()
+        await self.run(lambda session: session.execute(text("SELECT 1")))
+        return (time.perf_counter() - started) * 1000
+
+    def close(self) -> None:
+        """Wait for work that has begun, drop what has not, close the connections."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._engine.dispose()
