@@ -10,6 +10,10 @@ from flows.engine.errors import InvalidInputError
 
 PRIORITIES = ("high", "normal", "low")
 OVERLAPS = ("queue", "skip")
+KINDS = ("email", "database")
+STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+LIVE = ("pending", "running")
+"""The statuses of a run that is not over; all others are closed."""
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -35,7 +39,7 @@ def client_slug(text: str) -> str:
     if not _SLUG.fullmatch(text):
         raise invalid(
             "slug",
-            "must be 1 to 64 lowercase letters, digits, hyphens or underscores, a letter or digit first",
+            "must be 1 to 64 of a-z, 0-9, hyphen and underscore, the first a letter or a digit",
         )
     return text
 

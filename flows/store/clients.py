@@ -5,18 +5,15 @@ A client's `credentials` are loaded on every Client that this module returns.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
-from typing_extensions import Unpack
 
 from flows.engine.errors import ConflictError, NotFoundError
 from flows.store import checks
 from flows.store.models import Client, Credential, utcnow
-
-_KINDS = ("email", "database")
 
 
 class ClientFields(TypedDict, total=False):
@@ -91,7 +88,7 @@ def put_credential(
     Of each kind that a client has exactly one is primary: the first becomes it, a new one takes it over,
     and the one that is stays it until another takes over. Raises NotFoundError, InvalidInputError.
     """
-    checks.one_of("kind", kind, _KINDS)
+    checks.one_of("kind", kind, checks.KINDS)
     checks.plain("label", label, 64)
     client = _locked(session, slug)
     same_kind = [credential for credential in client.credentials if credential.kind == kind]

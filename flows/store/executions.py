@@ -13,12 +13,9 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from flows.engine.errors import ConflictError, ExecutionClosedError, NotFoundError
 from flows.store import checks, values
+from flows.store.metrics import metrics as metrics
 from flows.store.models import Client, Execution, Workflow, WorkflowVersion, utcnow
 from flows.store.values import Stored
-
-STATUSES = ("pending", "running", "completed", "failed", "cancelled")
-LIVE = ("pending", "running")
-"""The statuses of a run that is not over; all others are closed."""
 
 
 def create_pending(
@@ -107,7 +104,7 @@ def finish(
     return _close(
         session,
         execution_id,
-        LIVE,
+        checks.LIVE,
         status=status,
         error=error,
         error_kind=error_kind,
@@ -141,7 +138,7 @@ def list_(
     if workflow_id is not None:
         where.append(Execution.workflow_id == workflow_id)
     if status is not None:
-        where.append(Execution.status == checks.one_of("status", status, STATUSES))
+        where.append(Execution.status == checks.one_of("status", status, checks.STATUSES))
     page = session.scalars(
         _select().where(*where).order_by(Execution.id.desc()).offset(skip).limit(limit)
     ).all()
@@ -150,7 +147,7 @@ def list_(
 
 def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
     """The runs that are not over, of one workflow or of all, oldest first."""
-    statement = _select().where(Execution.status.in_(LIVE)).order_by(Execution.id)
+    statement = _select().where(Execution.status.in_(checks.LIVE)).order_by(Execution.id)
     if workflow_id is not None:
         statement = statement.where(Execution.workflow_id == workflow_id)
     return list(session.scalars(statement))

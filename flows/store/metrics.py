@@ -8,18 +8,18 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from flows.store.executions import LIVE
+from flows.store import checks
 from flows.store.models import Execution, Workflow, utcnow
 
 _INFRASTRUCTURE = ("infrastructure", "crashed")
 """Kinds of error that say something about the machinery, not about a workflow."""
 
 
-def read(session: Session, now: datetime | None = None) -> dict[str, Any]:
+def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
     """What the database knows of the contract's `/metrics`.
 
-    - `executions`: those made in the last 24 hours: `total`, `completed`, `failed`, `pending` (not over, running
-      ones included), `success_rate`: completed of total in percent, 0 to 100, two decimals.
+    - `executions`: those made in the last 24 hours: `total`, `completed`, `failed`, `pending` (not over, so
+      running ones count), `success_rate`: completed of total in percent, 0 to 100, two decimals.
     - `error_rate`: those made in the last hour: `period_hours`, `total_executions`, `failed_executions`,
       `error_rate`: failed of total, in percent as well.
     - `workflows`: `total_workflows`, `active_workflows`: with an execution made in the last 24 hours.
@@ -37,7 +37,7 @@ def read(session: Session, now: datetime | None = None) -> dict[str, Any]:
             "total": sum(day.values()),
             "completed": day.get("completed", 0),
             "failed": day.get("failed", 0),
-            "pending": sum(day.get(status, 0) for status in LIVE),
+            "pending": sum(day.get(status, 0) for status in checks.LIVE),
             "success_rate": _percent(day, "completed"),
         },
         "error_rate": {
@@ -58,7 +58,7 @@ def _counts(session: Session, since: datetime) -> dict[str, int]:
     rows = session.execute(
         select(Execution.status, func.count()).where(Execution.created_at >= since).group_by(Execution.status)
     )
-    return {status: number for status, number in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def _percent(counts: dict[str, int], status: str) -> float:

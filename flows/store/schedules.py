@@ -5,11 +5,10 @@ Whether a cron line and a time zone make sense is checked by those who know Pref
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from typing_extensions import Unpack
 
 from flows.engine.errors import NotFoundError
 from flows.store import checks, workflows

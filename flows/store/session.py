@@ -89,9 +89,8 @@ class Database:
         context = contextvars.copy_context()
         job = self._threads.submit(context.run, self.run_sync, work)
         future = asyncio.wrap_future(job)
-        future.add_done_callback(
-            lambda done: done.cancelled() or done.exception()
-        )  # seen, even if left behind
+        # An error that nobody is left to receive is no "exception was never retrieved".
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait({future})
         except asyncio.CancelledError:

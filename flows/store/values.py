@@ -9,6 +9,7 @@ import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -34,7 +35,7 @@ class Value:
     data: bytes
     sealed: bool = False
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of `data`, in hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()

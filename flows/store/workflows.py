@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 import unicodedata
 import uuid
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
-from typing_extensions import Unpack
 
 from flows.engine.errors import ConflictError, NotFoundError
 from flows.store import checks
@@ -65,16 +64,19 @@ def create(
 
 def get(session: Session, workflow_id: int) -> Workflow:
     """One workflow. Raises NotFoundError."""
-    return _one(session, _select().where(Workflow.id == workflow_id), workflow_id)
+    session.flush()  # `populate_existing` would throw away what is not written yet
+    found = session.scalars(_select().where(Workflow.id == workflow_id)).one_or_none()
+    if found is None:
+        raise NotFoundError(f"There is no workflow {workflow_id}.")
+    return found
 
 
 def find(session: Session, slug_or_name: str) -> Workflow | None:
     """The workflow with that slug, else the one with that name, else None."""
     if not checks.is_plain(slug_or_name):
         return None
-    found = session.scalars(
-        _select().where(or_(Workflow.slug == slug_or_name, Workflow.name == slug_or_name))
-    ).all()
+    either = or_(Workflow.slug == slug_or_name, Workflow.name == slug_or_name)
+    found = session.scalars(_select().where(either)).all()
     return min(found, key=lambda workflow: workflow.slug != slug_or_name, default=None)
 
 
@@ -89,18 +91,14 @@ def update(session: Session, workflow_id: int, **fields: Unpack[WorkflowFields])
 
     Raises NotFoundError, ConflictError when the name is taken, InvalidInputError for what no column takes.
     """
-    workflow = _one(
-        session, _select().where(Workflow.id == workflow_id).with_for_update(of=Workflow), workflow_id
-    )
+    # Locked before it is read: a joined row read while waiting for the lock would be the one of before.
+    session.execute(select(Workflow.id).where(Workflow.id == workflow_id).with_for_update())
+    workflow = get(session, workflow_id)
     graph = fields.pop("graph", None)
     _assign(workflow, fields)
     if graph is not None and canonical(graph) != canonical(workflow.current.graph):
-        workflow.version = (
-            1
-            + session.scalars(
-                select(func.max(WorkflowVersion.number)).where(WorkflowVersion.workflow_id == workflow_id)
-            ).one()
-        )
+        last = select(func.max(WorkflowVersion.number)).where(WorkflowVersion.workflow_id == workflow_id)
+        workflow.version = session.scalars(last).one() + 1
         session.add(WorkflowVersion(workflow_id=workflow_id, number=workflow.version, graph=graph))
     if session.is_modified(workflow):
         workflow.updated_at = utcnow()
@@ -146,14 +144,6 @@ def _free_slug(session: Session, base: str) -> str:
 
 def _select() -> Select[tuple[Workflow]]:
     return select(Workflow).options(joinedload(Workflow.current)).execution_options(populate_existing=True)
-
-
-def _one(session: Session, statement: Select[tuple[Workflow]], workflow_id: int) -> Workflow:
-    session.flush()  # `populate_existing` would throw away what is not written yet
-    found = session.scalars(statement).one_or_none()
-    if found is None:
-        raise NotFoundError(f"There is no workflow {workflow_id}.")
-    return found
 
 
 def _assign(workflow: Workflow, fields: WorkflowFields) -> None:

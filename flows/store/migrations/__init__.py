@@ -21,6 +21,7 @@ from flows.engine.errors import ConfigurationError
 from flows.store.session import database_errors, make_engine
 
 _LOCK = 0x4E4F5641  # "NOVA": key of the advisory lock, any number that no other program takes
+_WAY = "Bring it up to date: nova migrate (nova up does so by itself)."
 _alembic = threading.Lock()
 """Alembic keeps the migration that runs in module globals: one at a time in this process."""
 
@@ -65,16 +66,12 @@ def check(url: str) -> None:
     if found == scripts.get_current_head():
         return
     if found is None:
-        raise ConfigurationError(
-            "The database has no tables of NOVA yet. Make them: nova migrate (or nova up)."
-        )
+        raise ConfigurationError(f"The database has no tables of NOVA yet. {_WAY}")
     if found not in {script.revision for script in scripts.walk_revisions()}:
         raise ConfigurationError(
-            f"The database is at revision {found}, which this version of NOVA does not know. Install a newer one."
+            f"The database is at revision {found}, which this NOVA does not know. Install a newer NOVA."
         )
-    raise ConfigurationError(
-        f"The database is at revision {found}, behind this version of NOVA. Bring it up: nova migrate (or nova up)."
-    )
+    raise ConfigurationError(f"The database is at revision {found}, behind this NOVA. {_WAY}")
 
 
 @contextmanager

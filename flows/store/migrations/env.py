@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the scripts on the connection, and in the transaction, that `migrations` hands over."""
+"""Alembic's entry: runs the scripts in the transaction that `flows.store.migrations` hands over."""
 
 from alembic import context
 

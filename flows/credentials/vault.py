@@ -1,0 +1,103 @@
+"""The vault: seals what is secret before it is stored, opens it for the sandbox and for nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flows.credentials.cipher import Cipher
+from flows.credentials.fields import DATABASE_FIELDS as DATABASE_FIELDS
+from flows.credentials.fields import EMAIL_FIELDS as EMAIL_FIELDS
+from flows.credentials.fields import FIELDS as FIELDS
+from flows.credentials.fields import KINDS as KINDS
+from flows.credentials.fields import SECRET_NAMES as SECRET_NAMES
+from flows.credentials.fields import split as split
+from flows.credentials.overlay import Overlay as Overlay
+from flows.store.models import Client
+from flows.store.values import SHOWN_SEALED, Stored, Value
+
+
+def seal_credential(cipher: Cipher, secret: Mapping[str, str]) -> bytes:
+    """The ciphertext of a credential's secret fields (from `split`), as `clients.put_credential` takes it."""
+    return cipher.encrypt(json.dumps(dict(secret)).encode("ascii"))
+
+
+def overlay(cipher: Cipher, client: Client | None, extra_secrets: Iterable[str] = ()) -> Overlay:
+    """What the client's primary credentials lay over a context, by the contract's keys, and `client_slug`.
+
+    Without a client nothing is laid over. `extra_secrets` (see `secrets_of`) are kept from sight like the
+    client's own. The client's credentials must be loaded. Raises ConfigurationError when no key opens them.
+    """
+    public: dict[str, Any] = {}
+    secrets: dict[str, str] = {}
+    if client is not None:
+        public["client_slug"] = client.slug
+        for credential in client.credentials:
+            if credential.is_primary:
+                public.update(credential.public)
+                secrets.update(json.loads(cipher.decrypt(credential.secret)))
+    return Overlay(public, secrets, extra_secrets)
+
+
+def secrets_of(fragments: Mapping[str, bytes]) -> list[str]:
+    """Secrets that a caller gave in a context: the values of `email_password` and `db_password` (JSON texts).
+
+    For `overlay(extra_secrets=…)`. A number counts by its digits; of a list or an object each text and number.
+    """
+    return [text for name in sorted(SECRET_NAMES & fragments.keys()) for text in _texts(fragments[name])]
+
+
+def store_initial(cipher: Cipher, initial: Mapping[str, bytes]) -> Stored:
+    """A run's first context (key → JSON text) as it is stored.
+
+    Sealed are the values of the secret names, and those that contain one of these.
+    """
+    return store_changes(cipher, Overlay({}, {}, secrets_of(initial)), initial)
+
+
+def store_changes(cipher: Cipher, overlay: Overlay, changes: Mapping[str, bytes]) -> Stored:
+    """What a node changed (key → JSON text) as it is stored.
+
+    Keys of the overlay are dropped: what a node makes of them holds in its sandbox only. Sealed are the
+    values of the secret names, and those that contain a secret.
+    """
+    return {
+        overlay.redact_key(key): _value(
+            cipher, fragment, key in SECRET_NAMES or overlay.contains_secret(fragment)
+        )
+        for key, fragment in changes.items()
+        if key not in overlay.keys
+    }
+
+
+def open_values(cipher: Cipher, stored: Stored) -> dict[str, bytes]:
+    """Key → JSON text in clear, for the sandbox. Raises ConfigurationError when no key opens a sealed one."""
+    return {key: cipher.decrypt(value.data) if value.sealed else value.data for key, value in stored.items()}
+
+
+def show(value: Value) -> bytes:
+    """The JSON text that an answer may contain: `"***"` when the value is sealed."""
+    return SHOWN_SEALED if value.sealed else value.data
+
+
+def _value(cipher: Cipher, fragment: bytes, secret: bool) -> Value:
+    return Value(cipher.encrypt(fragment), sealed=True) if secret else Value(fragment)
+
+
+def _texts(fragment: bytes) -> list[str]:
+    found: list[str] = []
+    waiting = [json.loads(fragment)]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, bool) or item is None:
+            continue
+        elif isinstance(item, list):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        else:
+            found.append(json.dumps(item))
+    return found
