@@ -26,10 +26,12 @@ MAX_DIGITS: Final = 1000
 """Decimal digits that an integer may have."""
 
 _T = TypeVar("_T")
-_BOUND: Final = 10**MAX_DIGITS
+_HIGH: Final = 10**MAX_DIGITS
+_LOW: Final = -_HIGH
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _HARMLESS: Final = frozenset((str, bool, type(None)))
 _SHOWN_KEY: Final = 40
+_SHOWN_STEPS: Final = 12
 
 
 class _LongInteger:
@@ -37,9 +39,9 @@ class _LongInteger:
 
 
 class _RefusedError(Exception):
-    """What is wrong with a value; collects the way to it while the stack unwinds."""
+    """What is wrong with a value ("": it is too deep); collects the way to it while the stack unwinds."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
         self.steps: list[str | int] = []
@@ -55,7 +57,8 @@ def check_value(value: object, path: str = "", max_depth: int = MAX_DEPTH) -> No
         _check(value, max_depth)
     except _RefusedError as refused:
         where = _join_path(path, reversed_steps=refused.steps)
-        raise InvalidValueError(f"{where or 'The value'} {refused.problem}", where) from None
+        problem = refused.problem or f"lies deeper than {max_depth} levels."
+        raise InvalidValueError(f"{where or 'The value'} {problem}", where) from None
 
 
 def loads(data: bytes | str, path: str = "", max_depth: int = MAX_DEPTH) -> Any:
@@ -72,7 +75,8 @@ def loads(data: bytes | str, path: str = "", max_depth: int = MAX_DEPTH) -> Any:
 
     def integer(text: str) -> object:
         # Python itself refuses more than 4300 digits, with a plain ValueError.
-        return int(text) if len(text) - (text[0] == "-") <= MAX_DIGITS else suspect(_LongInteger())
+        short = len(text) <= MAX_DIGITS or len(text.removeprefix("-")) <= MAX_DIGITS
+        return int(text) if short else suspect(_LongInteger())
 
     def real(text: str) -> object:
         number = float(text)
@@ -142,23 +146,25 @@ def merge(context: Mapping[str, _T], changes: Mapping[str, _T]) -> dict[str, _T]
 
 
 def _check(value: object, levels: int) -> None:
-    """Raise _RefusedError at the first fault; recursion is bounded by `levels`, cycles included."""
-    kind = type(value)
-    if kind in _HARMLESS:
-        return
+    """Raise _RefusedError at the first fault; recursion is bounded by `levels`, cycles included.
+
+    Strings and small integers get no call of their own: a context may hold millions of them.
+    """
     if isinstance(value, dict):
         if levels < 1:
-            raise _RefusedError("is nested too deep.")
+            raise _RefusedError
         for key, item in value.items():
             if not isinstance(key, str):
                 raise _RefusedError(f"has a key that is {_a(key)}; keys are strings.")
-            if type(item) not in _HARMLESS:
+            kind = type(item)
+            if kind not in _HARMLESS and not (kind is int and _LOW < item < _HIGH):
                 _check_below(item, levels - 1, key)
     elif isinstance(value, (list, tuple)):
         if levels < 1:
-            raise _RefusedError("is nested too deep.")
+            raise _RefusedError
         for index, item in enumerate(value):
-            if type(item) not in _HARMLESS:
+            kind = type(item)
+            if kind not in _HARMLESS and not (kind is int and _LOW < item < _HIGH):
                 _check_below(item, levels - 1, index)
     else:
         _check_scalar(value)
@@ -176,9 +182,9 @@ def _check_scalar(value: object) -> None:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise _RefusedError("is NaN or infinite, which JSON lacks.")
-    elif isinstance(value, _LongInteger) or (isinstance(value, int) and not -_BOUND < value < _BOUND):
+    elif isinstance(value, _LongInteger) or (isinstance(value, int) and not _LOW < value < _HIGH):
         raise _RefusedError(f"is an integer of more than {MAX_DIGITS} digits.")
-    elif not isinstance(value, (int, str)):
+    elif value is not None and not isinstance(value, (int, str)):
         raise _RefusedError(f"is {_a(value)}, which JSON lacks.")
 
 
@@ -200,6 +206,9 @@ def _is_deep(value: object, max_depth: int) -> bool:
 def _join_path(path: str, reversed_steps: list[str | int] | list[str]) -> str:
     parts = [path] if path else []
     for step in reversed(reversed_steps):
+        if len(parts) > _SHOWN_STEPS:
+            parts.append("…")
+            break
         if isinstance(step, int):
             parts.append(f"[{step}]")
         elif _PLAIN_KEY.fullmatch(step):

@@ -6,23 +6,20 @@ A graph is `{"nodes": [...], "edges": [{"from", "to", "condition"?}], "max_steps
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flows.engine.errors import Fault, InvalidGraphError, NotFoundError
 from flows.engine.names import one_line, quoted
+from flows.engine.validation import MAX_STEPS, MAX_TIMEOUT, MIN_TIMEOUT, edge_condition, find_faults
 
 NodeType = Literal["start", "action", "decision", "end"]
 
 DEFAULT_TIMEOUT: Final = 10.0
 """Seconds that a node may run where it does not say."""
-MIN_TIMEOUT: Final = 1
-MAX_TIMEOUT: Final = 60
-"""Seconds; the old build's bounds of a node's `timeout`."""
-MAX_STEPS: Final = 1_000_000
-"""The most that a graph's own `max_steps` may say."""
 
 
 class _Part(BaseModel):
@@ -78,13 +75,6 @@ class Edge(_Part):
         return edge_condition(value)
 
 
-def edge_condition(value: object) -> object:
-    """Read a condition as it stands in JSON: true and false are "true" and "false", "" is none."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return None if value == "" else value
-
-
 class Graph(_Part):
     """A graph that can be walked: from a caller by `parse_graph`, from the store by `load_graph`."""
 
@@ -127,7 +117,38 @@ class Graph(_Part):
         return self._ways.get(node_id, ())
 
 
-def load_graph(data: Any) -> Graph:
+@dataclass(frozen=True)
+class Validation:
+    """What came of looking at a graph: `graph` is None exactly where there are faults."""
+
+    graph: Graph | None
+    faults: list[Fault]
+    warnings: list[Fault]
+
+
+def validate_graph(data: object) -> Validation:
+    """Look at a graph as a caller sent it and name everything that is wrong; never raises.
+
+    Warnings are no reason to refuse it: fields that NOVA does not know, or does not use where they stand.
+    """
+    faults, warnings = find_faults(data)
+    if faults:
+        return Validation(None, faults, warnings)
+    try:
+        return Validation(load_graph(data), [], warnings)
+    except InvalidGraphError as error:
+        return Validation(None, error.faults, warnings)
+
+
+def parse_graph(data: object) -> Graph:
+    """Read a graph as a caller sent it; raises InvalidGraphError that names every fault."""
+    validation = validate_graph(data)
+    if validation.graph is None:
+        raise InvalidGraphError(validation.faults)
+    return validation.graph
+
+
+def load_graph(data: object) -> Graph:
     """Read a stored graph: one that was validated when it was saved, so its code is not looked at again.
 
     Raises InvalidGraphError where it cannot be read all the same.
@@ -135,10 +156,10 @@ def load_graph(data: Any) -> Graph:
     try:
         return Graph.model_validate(data)
     except ValidationError as error:
-        raise InvalidGraphError(unreadable(error)) from None
+        raise InvalidGraphError(_unreadable(error)) from None
 
 
-def unreadable(error: ValidationError) -> list[Fault]:
+def _unreadable(error: ValidationError) -> list[Fault]:
     """Say what pydantic found, as faults."""
     return [
         Fault("unreadable-graph", f"{'.'.join(map(str, found['loc'])) or 'The graph'}: {found['msg']}.")

@@ -20,7 +20,7 @@ def quoted(text: str) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether text holds neither control characters nor lone surrogates, which break logs and other servers."""
+    """Whether text holds neither control characters nor lone surrogates, which break logs and servers."""
     return _UNPRINTABLE.search(text) is None
 
 
