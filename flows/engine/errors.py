@@ -62,14 +62,17 @@ class Fault:
 
 
 class InvalidGraphError(InvalidInputError):
-    """A graph with faults; all of them are named at once."""
+    """A graph with faults: `faults` and `problems` have all of them, the sentence the first few."""
+
+    SHOWN: ClassVar[int] = 10
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = list(faults)
-        count = len(self.faults)
+        count, left = len(self.faults), len(self.faults) - self.SHOWN
         super().__init__(
             f"The graph has {count} fault{'s' if count != 1 else ''}: "
-            + "; ".join(f.message for f in self.faults),
+            + " ".join(fault.message for fault in self.faults[: self.SHOWN])
+            + (f" And {left} more." if left > 0 else ""),
             [{k: v for k, v in vars(f).items() if v is not None} for f in self.faults],
         )
 
