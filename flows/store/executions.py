@@ -125,6 +125,11 @@ def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
     return session.scalars(_select().where(Execution.flow_run_id == flow_run_id)).one_or_none()
 
 
+def by_public_id(session: Session, public_id: uuid.UUID) -> Execution | None:
+    """The execution that the API handed to Prefect under this id, with its `workflow` loaded."""
+    return session.scalars(_select().where(Execution.public_id == public_id)).one_or_none()
+
+
 def list_(
     session: Session,
     *,

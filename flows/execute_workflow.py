@@ -1,0 +1,254 @@
+"""The flow that every workflow's deployment runs: take the execution over, walk the graph, finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from typing import Any, cast
+from uuid import UUID
+
+import anyio
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Completed, Failed
+from sqlalchemy.orm import Session
+
+from flows.config.settings import Settings, get_settings
+from flows.credentials.cipher import Cipher
+from flows.engine.errors import ExecutionClosedError, NodeError, NovaError, RunTimeoutError
+from flows.engine.graph import Node
+from flows.engine.traversal import Visit, next_node
+from flows.execution.loading import LoadedRun, RunRequest, load_run
+from flows.node import NodeRunner, run_node
+from flows.orchestration.client import Orchestration
+from flows.sandbox import Sandbox, SandboxProvider, SandboxSpec
+from flows.sandbox.providers import provider
+from flows.store import executions
+from flows.store.session import Database
+
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+MESSAGE_LIMIT = 2000
+"""Characters of an error that are shown in Prefect; the Chain of Work has all of it."""
+
+
+async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
+    """Close the row of a run that was cancelled and end its sandbox: its process did not live to do it."""
+    await _close_from_outside(
+        flow_run.id, "cancelled", state.message or "The run was cancelled.", "cancelled"
+    )
+
+
+async def close_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
+    """Close the row of a run whose process died, and end its sandbox."""
+    message = state.message or "The process of the run died."
+    await _close_from_outside(flow_run.id, "failed", message, "crashed")
+
+
+@flow(
+    name="execute-workflow",
+    persist_result=False,
+    log_prints=False,
+    on_cancellation=[close_cancelled],
+    on_crashed=[close_crashed],
+)
+async def execute_workflow(
+    workflow_id: int,
+    client_slug: str | None = None,
+    initial_context: dict[str, Any] | None = None,
+    execution: UUID | None = None,
+) -> State[Any]:
+    """Run a workflow for a client.
+
+    `execution` is given by the API, whose row holds everything else; a run that was started in the UI, by
+    the CLI or by a schedule has no row yet and gets one here, under its flow run's id.
+
+    `initial_context` is visible to everybody who can see Prefect: keep it small and free of secrets.
+    """
+    settings, log = get_settings(), get_run_logger()
+    flow_run = _flow_run()
+    database = _database(settings.sqlalchemy_url, settings.database_pool_size)
+    cipher = Cipher(settings.encryption_key.get_secret_value())
+    request = RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {})
+    try:
+        run = await database.run(lambda session: load_run(session, request, cipher, settings.max_steps))
+    except ExecutionClosedError as error:
+        log.warning("Nothing is run: %s", error)
+        return Cancelled(message=str(error))
+    except NovaError as error:
+        await _close(database, request.find, error)
+        return _failed(error)
+    if execution is None:
+        await _label(settings, flow_run.id, run, log)
+    return await _execute(settings, database, cipher, run, log)
+
+
+async def _execute(
+    settings: Settings, database: Database, cipher: Cipher, run: LoadedRun, log: Log
+) -> State[Any]:
+    """Walk the run to its end within its time and close its row, however it ends."""
+    places = provider(settings)
+    sandbox: Sandbox | None = None
+    watch = asyncio.get_running_loop().call_later(settings.run_warning, _warn, log, settings)
+    try:
+        async with asyncio.timeout(settings.run_timeout) as limit:
+            sandbox = await _open_sandbox(places, run, settings, database)
+            runner = NodeRunner(
+                database=database,
+                execution_id=run.execution_id,
+                attempt=run.attempt,
+                graph=run.graph,
+                sandbox=sandbox,
+                cipher=cipher,
+                overlay=run.overlay,
+            )
+            steps = await _walk(run, runner, log)
+    except Exception as error:
+        if isinstance(error, TimeoutError) and limit.expired():
+            error = RunTimeoutError(f"The run took longer than {settings.run_timeout:g} s and was stopped.")
+        # A fault of NOVA's own must not leave an open row either; Prefect's log has its traceback.
+        if not isinstance(error, NovaError):
+            log.exception("NOVA itself failed")
+            error = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
+        await _close(database, lambda session: run.execution_id, error)
+        return _failed(error)
+    finally:
+        watch.cancel()
+        if sandbox is not None:
+            with anyio.CancelScope(shield=True):
+                await sandbox.kill()
+    await database.run(lambda session: executions.finish(session, run.execution_id, status="completed"))
+    return Completed(message=f"{steps} nodes executed")
+
+
+async def _open_sandbox(
+    places: SandboxProvider, run: LoadedRun, settings: Settings, database: Database
+) -> Sandbox:
+    """Make the run's sandbox and load its context and credentials; kill it if that fails."""
+    sandbox = await places.create(
+        SandboxSpec(
+            execution_id=run.execution_id,
+            workflow=run.workflow_slug,
+            client=run.client_slug,
+            timeout=settings.run_timeout,
+            output_limit=settings.output_limit,
+        )
+    )
+    try:
+        await database.run(
+            lambda session: executions.set_progress(session, run.execution_id, sandbox_id=sandbox.id)
+        )
+        await sandbox.load({**run.context, **run.overlay.fragments()})
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await sandbox.kill()
+        raise
+    return sandbox
+
+
+async def _walk(run: LoadedRun, runner: NodeRunner, log: Log) -> int:
+    """Run node after node until an end; return how many steps the whole run has."""
+    visits = list(run.visits)
+    previous: State[Visit] | None = None
+    while (node := next_node(run.graph, visits, run.max_steps)) is not None:
+        step = len(visits)
+        if node.type in ("start", "end"):
+            visits.append(await runner.pass_through(node, step))
+            continue
+        previous = await _run_task(runner, node, step, previous)
+        visit = await previous.aresult()
+        visits.append(visit)
+        log.info("Step %d, %s: done%s", step, _shown(node), f" → {visit.branch}" if visit.branch else "")
+    return len(visits)
+
+
+async def _run_task(runner: NodeRunner, node: Node, step: int, previous: State[Visit] | None) -> State[Visit]:
+    """Run a node as a task named after it; waiting for the one before draws the arrow in the UI."""
+    name = _shown(node)
+    named = run_node.with_options(task_run_name=lambda: name)
+    wait_for = [previous] if previous is not None else None
+    # Prefect types the call of an async task as if it were a sync one.
+    call = cast(Awaitable[State[Visit]], named(runner, node.id, step, return_state=True, wait_for=wait_for))
+    return await call
+
+
+async def _close(database: Database, find: Callable[[Session], int | None], error: NovaError) -> None:
+    """Close the row of a run that failed."""
+    node = error.node_id if isinstance(error, NodeError) else None
+
+    def write(session: Session) -> None:
+        execution_id = find(session)
+        if execution_id is not None:
+            executions.finish(
+                session,
+                execution_id,
+                status="failed",
+                error=str(error),
+                error_kind=error.kind,
+                failed_at_node=node,
+            )
+
+    await database.run(write)
+
+
+async def _close_from_outside(flow_run_id: UUID, status: str, message: str, kind: str) -> None:
+    settings = get_settings()
+    database = _database(settings.sqlalchemy_url, settings.database_pool_size)
+
+    def write(session: Session) -> str | None:
+        row = executions.by_task(session, flow_run_id)
+        if row is None or not executions.finish(
+            session, row.id, status=status, error=message, error_kind=kind
+        ):
+            return None
+        return row.sandbox_id
+
+    if sandbox_id := await database.run(write):
+        await provider(settings).kill(sandbox_id)
+
+
+async def _label(settings: Settings, flow_run_id: UUID, run: LoadedRun, log: Log) -> None:
+    """Give a run that the API did not make its readable name and tags; failing that is no reason to fail."""
+    try:
+        async with Orchestration(settings) as orchestration:
+            await orchestration.runs.label(flow_run_id, name=run.name, tags=run.tags)
+    except NovaError as error:
+        log.warning("The flow run could not be named: %s", error)
+
+
+def _failed(error: NovaError) -> State[Any]:
+    message = str(error)
+    if isinstance(error, NodeError) and error.node_id:
+        message = f"Node {error.node_id!r} failed: {message}"
+    return Failed(message=_printable(message)[:MESSAGE_LIMIT])
+
+
+def _shown(node: Node) -> str:
+    """The node's name as Prefect's database and its UI take it."""
+    return _printable(node.title)[:200] or node.id
+
+
+def _printable(text: str) -> str:
+    """Text without NUL and lone surrogates, which PostgreSQL refuses."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _warn(log: Log, settings: Settings) -> None:
+    log.warning("The run has taken %g s; at %g s it is stopped.", settings.run_warning, settings.run_timeout)
+
+
+def _flow_run() -> FlowRun:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise RuntimeError("execute_workflow needs a flow run")
+    return context.flow_run
+
+
+@lru_cache(maxsize=4)
+def _database(url: str, pool_size: int) -> Database:
+    """Return this process's connections: a worker that runs many flows in one process shares them."""
+    return Database(url, pool_size)
