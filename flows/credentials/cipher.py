@@ -23,7 +23,7 @@ class Cipher:
         parts = [part.strip() for part in keys.split(",") if part.strip()]
         if not parts:
             raise ConfigurationError(
-                "NOVA_ENCRYPTION_KEY is not set, and credentials are never stored without. Make a key: nova key"
+                "NOVA_ENCRYPTION_KEY is not set, and no credential is stored without. Make a key: nova key"
             )
         self._fernet = MultiFernet([_fernet(part, place) for place, part in enumerate(parts, 1)])
 

@@ -14,7 +14,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Field:
-    """One field: `check` says what is wrong with a value (None: nothing); without a default it is required."""
+    """One field: `check` says what is wrong with a value, or None; without a default it is required."""
 
     name: str
     check: Callable[[object], str | None]

@@ -1,4 +1,4 @@
-"""What a client's credentials lay over the context in the sandbox, and the means to keep it out of all else."""
+"""What a client's credentials lay over the context in the sandbox, and how it is kept out of all else."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def overlay(cipher: Cipher, client: Client | None, extra_secrets: Iterable[str] 
 def secrets_of(fragments: Mapping[str, bytes]) -> list[str]:
     """Secrets that a caller gave in a context: the values of `email_password` and `db_password` (JSON texts).
 
-    For `overlay(extra_secrets=…)`. A number counts by its digits; of a list or an object each text and number.
+    For `overlay(extra_secrets=…)`. A number counts by its digits, a list or an object by what is in it.
     """
     return [text for name in sorted(SECRET_NAMES & fragments.keys()) for text in _texts(fragments[name])]
 
@@ -63,9 +63,7 @@ def store_changes(cipher: Cipher, overlay: Overlay, changes: Mapping[str, bytes]
     values of the secret names, and those that contain a secret.
     """
     return {
-        overlay.redact_key(key): _value(
-            cipher, fragment, key in SECRET_NAMES or overlay.contains_secret(fragment)
-        )
+        overlay.redact_key(key): _value(cipher, overlay, key, fragment)
         for key, fragment in changes.items()
         if key not in overlay.keys
     }
@@ -81,8 +79,10 @@ def show(value: Value) -> bytes:
     return SHOWN_SEALED if value.sealed else value.data
 
 
-def _value(cipher: Cipher, fragment: bytes, secret: bool) -> Value:
-    return Value(cipher.encrypt(fragment), sealed=True) if secret else Value(fragment)
+def _value(cipher: Cipher, overlay: Overlay, key: str, fragment: bytes) -> Value:
+    if key in SECRET_NAMES or overlay.contains_secret(fragment):
+        return Value(cipher.encrypt(fragment), sealed=True)
+    return Value(fragment)
 
 
 def _texts(fragment: bytes) -> list[str]:

@@ -1,0 +1,149 @@
+"""Migrations: up, down, up again, and the same tables as the models describe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, NullPool, create_engine, text
+
+from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
+from flows.store import migrations
+from flows.store.models import Base
+
+EVERYTHING = """
+    SELECT 'relation', relname::text, relkind::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT 'type', typname::text, typtype::text FROM pg_type WHERE typnamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT 'function', proname::text, prokind::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+"""
+DEFINITIONS = """
+    SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+    UNION ALL
+    SELECT tablename::text, indexname::text, indexdef FROM pg_indexes
+    WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+    UNION ALL
+    SELECT table_name, column_name, concat_ws(' ', data_type, character_maximum_length, is_nullable,
+                                              column_default)
+    FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    ORDER BY 1, 2, 3
+"""
+UNINDEXED_FOREIGN_KEYS = """
+    SELECT c.conname FROM pg_constraint c
+    WHERE c.contype = 'f' AND NOT EXISTS (
+        SELECT FROM pg_index i
+        WHERE i.indrelid = c.conrelid AND i.indpred IS NULL
+          AND (i.indkey::smallint[])[0:cardinality(c.conkey) - 1] = c.conkey
+    )
+"""
+
+
+@contextmanager
+def connect(url: str) -> Iterator[Connection]:
+    """A connection of the test's own, committed at its end."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        yield connection
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    """What a query answers."""
+    with connect(url) as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def test_up_down_and_up_again(empty_database_url: str) -> None:
+    """Going down to base leaves nothing behind, not even a type, and the way up is open again."""
+    assert migrations.current(empty_database_url) is None
+    migrations.upgrade(empty_database_url)
+    assert migrations.current(empty_database_url) == "0001"
+    before = rows(empty_database_url, DEFINITIONS)
+
+    migrations.downgrade(empty_database_url, "base")
+    assert rows(empty_database_url, EVERYTHING) == []
+    assert migrations.current(empty_database_url) is None
+
+    migrations.upgrade(empty_database_url)
+    assert rows(empty_database_url, DEFINITIONS) == before
+
+
+def test_an_upgrade_of_what_is_up_to_date_changes_nothing(migrated_database_url: str) -> None:
+    """Every start may upgrade: the second time nothing happens."""
+    migrations.upgrade(migrated_database_url)
+    migrations.check(migrated_database_url)
+
+
+def test_alembic_finds_no_difference_to_the_models(migrated_database_url: str) -> None:
+    """Autogenerate has nothing to add to the migrated tables."""
+    with connect(migrated_database_url) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_migrated_tables_are_those_of_the_models(migrated_database_url: str, empty_database_url: str) -> None:
+    """Columns, checks, keys and indexes are word for word the same, which Alembic compares in part only."""
+    with connect(empty_database_url) as connection:
+        Base.metadata.create_all(connection)
+    assert rows(migrated_database_url, DEFINITIONS) == rows(empty_database_url, DEFINITIONS)
+
+
+def test_every_foreign_key_has_an_index(migrated_database_url: str) -> None:
+    """Deleting a row never scans the tables that refer to it."""
+    assert rows(migrated_database_url, UNINDEXED_FOREIGN_KEYS) == []
+    assert len(rows(migrated_database_url, "SELECT 1 FROM pg_constraint WHERE contype = 'f'")) >= 8
+
+
+def test_values_are_not_compressed_twice(migrated_database_url: str) -> None:
+    """PostgreSQL stores the bytes of a value as they are: NOVA has compressed what can be."""
+    query = (
+        "SELECT attstorage::text FROM pg_attribute"
+        " WHERE attrelid = 'context_values'::regclass AND attname = 'data'"
+    )
+    assert rows(migrated_database_url, query) == [("e",)]
+
+
+def test_processes_that_upgrade_at_once_do_not_collide(empty_database_url: str) -> None:
+    """Four processes upgrade an empty database together; all succeed."""
+    program = "import sys; from flows.store import migrations; migrations.upgrade(sys.argv[1])"
+    command = [sys.executable, "-c", program, empty_database_url]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, empty_database_url], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 4
+    migrations.check(empty_database_url)
+
+
+def test_check_says_what_to_do(empty_database_url: str) -> None:
+    """No tables, or another revision than this version's: the error names the command that helps."""
+    with pytest.raises(ConfigurationError, match=r"no tables of NOVA yet.*nova migrate.*nova up"):
+        migrations.check(empty_database_url)
+
+    migrations.upgrade(empty_database_url)
+    with connect(empty_database_url) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match=r"revision 9999.*newer NOVA"):
+        migrations.check(empty_database_url)
+
+
+def test_a_database_that_does_not_answer_is_said_so(free_port: int) -> None:
+    """Nobody listens: DatabaseUnavailableError, not a driver's traceback."""
+    url = f"postgresql://nova:secret-word@127.0.0.1:{free_port}/nova"
+    calls: list[Callable[[], object]] = [
+        lambda: migrations.upgrade(url),
+        lambda: migrations.current(url),
+        lambda: migrations.check(url),
+    ]
+    for call in calls:
+        with pytest.raises(DatabaseUnavailableError) as caught:
+            call()
+        assert "secret-word" not in str(caught.value)
