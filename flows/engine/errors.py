@@ -119,7 +119,15 @@ class InfrastructureError(NovaError):
 
 
 class SandboxError(InfrastructureError):
-    """The sandbox could not be made, vanished, or does not answer."""
+    """The sandbox could not be made, vanished, or does not answer.
+
+    `reason` tells the cases apart for who decides on another try: authentication, rate_limit, busy, gone,
+    space, timeout, unreachable or broken.
+    """
+
+    def __init__(self, message: str, *, reason: str = "broken") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class DatabaseUnavailableError(InfrastructureError):

@@ -1,0 +1,113 @@
+"""A sandbox with a runner in it, whatever carries the bytes: the part that both transports share."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+
+from flows.engine.errors import SandboxError
+from flows.sandbox import Fragments, NodeCall, NodeResult
+from flows.sandbox.protocol import Answers, load_message, run_message
+
+GRACE = 15.0
+"""Seconds beyond a node's timeout in which the runner must have answered; it ends late nodes itself."""
+
+
+class Channel(ABC):
+    """Speaks with one runner. A transport feeds `received`, calls `broke` when the way is gone for good."""
+
+    def __init__(self, grace: float = GRACE) -> None:
+        self._answers = Answers()
+        self._grace = grace
+        self._waiting: dict[str, asyncio.Future[NodeResult]] = {}
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready.add_done_callback(_seen)
+        self._fault: str | None = None
+        self._reason = "broken"
+        self._turn = asyncio.Lock()
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """The provider's name for this sandbox."""
+
+    @abstractmethod
+    async def _send(self, message: bytes) -> None:
+        """Carry a message to the runner; raises SandboxError."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """End the sandbox and everything in it. Never raises; may be called twice."""
+
+    async def load(self, context: Fragments) -> None:
+        """Lay these keys over the context; raises SandboxError."""
+        if context:
+            await self._say(load_message(context))
+
+    async def run(self, call: NodeCall) -> NodeResult:
+        """Run one node and wait for its result; raises SandboxError, after which the sandbox is of no use."""
+        future = self._waiting.get(call.call_id)
+        if future is None:
+            future = self._waiting[call.call_id] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(_seen)
+        try:
+            async with asyncio.timeout(call.timeout + self._grace):
+                await self._say(run_message(call))
+                return await asyncio.shield(future)
+        except TimeoutError:
+            self.broke(
+                f"it did not answer for node {call.node_id} in {call.timeout + self._grace:g} seconds",
+                "timeout",
+            )
+            await self.kill()
+            raise self._error() from None
+        finally:
+            self._waiting.pop(call.call_id, None)
+
+    def received(self, data: bytes) -> None:
+        """Take a piece of the runner's output."""
+        try:
+            for answer in self._answers.feed(data):
+                head = answer.head
+                if "ready" in head:
+                    if not self._ready.done():
+                        self._ready.set_result(None)
+                elif "error" in head:
+                    self.broke(f"its runner gave up: {head['error']}")
+                elif "call_id" in head:
+                    self._settle(head["call_id"], answer.result())
+        except SandboxError as error:
+            self.broke(str(error))
+        except (ValueError, KeyError, TypeError) as error:
+            self.broke(f"its runner said what nobody understands: {error}")
+
+    def broke(self, cause: str, reason: str = "broken") -> None:
+        """Take note that the sandbox is of no use any more and tell who waits. The first cause counts."""
+        if self._fault is None:
+            self._fault, self._reason = cause, reason
+        if not self._ready.done():
+            self._ready.set_exception(self._error())
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(self._error())
+
+    async def _say(self, message: bytes) -> None:
+        """Send one message whole, not mixed with another."""
+        async with self._turn:
+            if self._fault is not None:
+                raise self._error()
+            await self._send(message)
+
+    def _settle(self, call_id: str, result: NodeResult) -> None:
+        future = self._waiting.get(call_id)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def _error(self) -> SandboxError:
+        return SandboxError(f"Sandbox {self.id} broke: {self._fault}.", reason=self._reason)
+
+
+def _seen(future: asyncio.Future[NodeResult] | asyncio.Future[None]) -> None:
+    """Mark a future's exception as seen, for when nobody waits for it any more."""
+    if not future.cancelled():
+        future.exception()

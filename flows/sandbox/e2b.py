@@ -1,0 +1,263 @@
+"""Sandboxes in E2B's cloud, over E2B's own SDK.
+
+The runner is uploaded as one file and started as root; nodes run as E2B's account `user`, so that they can
+neither end nor impersonate it. What the worker says goes through the runner's stdin, what the runner answers
+comes over the command's output stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import shlex
+
+import e2b
+import httpx
+from e2b.sandbox.commands.command_handle import CommandExitException
+from e2b.sandbox_async.commands.command_handle import AsyncCommandHandle
+
+from flows.engine.errors import SandboxError
+from flows.sandbox import NodeCall, NodeResult, Sandbox, SandboxSpec
+from flows.sandbox.channel import GRACE, Channel
+from flows.sandbox.protocol import BOOT, Chunks, mark_message, run_message, runner_zip
+
+log = logging.getLogger(__name__)
+
+CHUNK = 2 * 1024 * 1024
+"""Bytes of stdin sent with one request."""
+MARGIN = 60
+"""Seconds that a sandbox outlives its run's limit: it ends itself if nobody else does."""
+PAUSES = (0.1, 0.5, 1.0, 2.0, 4.0)
+"""Seconds before each new try after a broken connection; then the sandbox is given up."""
+REQUEST = 30.0
+"""Seconds that one request may take."""
+GONE = (e2b.SandboxNotRunningException, e2b.NotFoundException)
+
+
+class E2BProvider:
+    """Makes sandboxes from an E2B template; `""` is E2B's base template.
+
+    Without `api_key` the SDK takes `E2B_API_KEY`; `grace` is in seconds (see Channel).
+    """
+
+    def __init__(self, template: str = "", api_key: str | None = None, *, grace: float = GRACE) -> None:
+        self._template = template or None
+        self._api_key = api_key
+        self._grace = grace
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox and start the runner in it; raises SandboxError, and then leaves none behind."""
+        place = await self._make(spec)
+        sandbox = E2BSandbox(place, self._grace)
+        try:
+            await sandbox.start(spec.output_limit)
+        except BaseException:
+            await sandbox.kill()
+            raise
+        return sandbox
+
+    async def _make(self, spec: SandboxSpec) -> e2b.AsyncSandbox:
+        making = asyncio.create_task(
+            e2b.AsyncSandbox.create(
+                template=self._template,
+                timeout=math.ceil(spec.timeout) + MARGIN,
+                metadata=spec.metadata,
+                idempotency_key=f"nova-{spec.execution_id}-{secrets.token_hex(8)}",
+                api_key=self._api_key,
+            )
+        )
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # The request may have made a sandbox whose name only its answer tells.
+            await asyncio.wait({making}, timeout=REQUEST)
+            if making.done() and not making.cancelled() and making.exception() is None:
+                with contextlib.suppress(Exception):
+                    await making.result().kill()
+            raise
+        except Exception as error:
+            raise sandbox_error(error, "No E2B sandbox could be made") from error
+
+    async def kill(self, sandbox_id: str) -> None:
+        """End a sandbox by its id; one that is gone is no error; raises SandboxError."""
+        try:
+            await e2b.AsyncSandbox.kill(sandbox_id, api_key=self._api_key, request_timeout=REQUEST)
+        except Exception as error:
+            raise sandbox_error(error, f"E2B sandbox {sandbox_id} could not be ended") from error
+
+
+class E2BSandbox(Channel):
+    """One E2B sandbox with the runner in it."""
+
+    def __init__(self, place: e2b.AsyncSandbox, grace: float) -> None:
+        super().__init__(grace)
+        self._place = place
+        self._chunks = Chunks(CHUNK)
+        self._calls: dict[str, NodeCall] = {}
+        self._complaints = ""
+        self._pid = 0
+        self._listener: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """E2B's id of the sandbox."""
+        return self._place.sandbox_id
+
+    async def start(self, output_limit: int) -> None:
+        """Upload the runner and start it; raises SandboxError."""
+        try:
+            uploaded = await self._place.files.write(
+                "nova-runner.zip", runner_zip(), user="root", use_octet_stream=True, request_timeout=REQUEST
+            )
+            program = ["python3", "-u", "-c", BOOT, uploaded.path]
+            options = ["--user", "user", "--output-limit", str(output_limit)]
+            handle = await self._place.commands.run(
+                f"exec {shlex.join([*program, *options])}",  # exec: else a signal would reach only the shell
+                background=True,
+                user="root",
+                stdin=True,
+                timeout=0,
+                request_timeout=REQUEST,
+                on_stdout=self._heard,
+                on_stderr=self._complained,
+                retain_output=False,
+            )
+        except Exception as error:
+            raise sandbox_error(error, f"The runner could not be started in E2B sandbox {self.id}") from error
+        self._pid = handle.pid
+        self._listener = asyncio.create_task(self._listen(handle))
+        try:
+            async with asyncio.timeout(REQUEST):
+                await self._ready
+        except TimeoutError:
+            raise SandboxError(
+                f"The runner in E2B sandbox {self.id} did not start in {REQUEST:g} s."
+            ) from None
+
+    async def run(self, call: NodeCall) -> NodeResult:
+        """Run one node and wait for its result; raises SandboxError, after which the sandbox is of no use."""
+        self._calls[call.call_id] = call
+        try:
+            return await super().run(call)
+        finally:
+            self._calls.pop(call.call_id, None)
+
+    async def kill(self) -> None:
+        """End the sandbox and everything in it. Never raises; may be called twice."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end())
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        self.broke("it was ended")
+        if self._listener is not None:
+            self._listener.cancel()
+        try:
+            await self._place.kill(request_timeout=REQUEST)
+        except Exception as error:  # noqa: BLE001  (E2B ends it at its timeout)
+            log.warning("%s", sandbox_error(error, f"E2B sandbox {self.id} could not be ended"))
+
+    def _heard(self, text: str) -> None:
+        self.received(text.encode("utf-8", "replace"))
+
+    def _complained(self, text: str) -> None:
+        self._complaints = (self._complaints + text)[-2000:]
+
+    async def _send(self, message: bytes) -> None:
+        for chunk in self._chunks.cut(message):
+            await self._send_chunk(chunk)
+
+    async def _send_chunk(self, chunk: bytes) -> None:
+        """Send a chunk, again where it is in doubt whether it arrived: the runner takes it once."""
+        for pause in (*PAUSES, None):
+            if self._fault is not None:
+                raise self._error()
+            try:
+                await self._place.commands.send_stdin(self._pid, chunk, request_timeout=REQUEST)
+                return
+            except Exception as error:
+                if pause is None or isinstance(error, (*GONE, e2b.AuthenticationException)):
+                    reason, why = reason_of(error)
+                    self.broke(why, reason)
+                    raise self._error() from error
+                await asyncio.sleep(pause)
+
+    async def _listen(self, handle: AsyncCommandHandle[None]) -> None:
+        """Follow the runner's output until it ends; a stream that drops is taken up again."""
+        while True:
+            try:
+                await handle.wait()
+                ended = "status 0"
+            except CommandExitException as error:
+                ended = f"status {error.exit_code}"
+            except Exception as error:  # noqa: BLE001  (the stream broke; the SDK has plain exceptions, too)
+                again = await self._listen_again(error)
+                if again is None:
+                    return
+                handle = again
+                continue
+            said = self._complaints.strip()
+            self.broke(f"its runner ended with {ended}" + (f": {said}" if said else ""))
+            return
+
+    async def _listen_again(self, error: Exception) -> AsyncCommandHandle[None] | None:
+        """Connect to the runner's output anew and ask again for what was waited for; None: it is gone."""
+        for pause in PAUSES:
+            if self._fault is not None or isinstance(error, (*GONE, e2b.AuthenticationException)):
+                break
+            await asyncio.sleep(pause)
+            try:
+                mark = secrets.token_hex(16)
+                self._answers.lost(mark)
+                handle = await self._place.commands.connect(
+                    self._pid,
+                    timeout=0,
+                    request_timeout=REQUEST,
+                    on_stdout=self._heard,
+                    on_stderr=self._complained,
+                    retain_output=False,
+                )
+                await self._say(mark_message(mark))
+                for call in list(self._calls.values()):
+                    await self._say(run_message(call))
+                return handle
+            except Exception as next_error:  # noqa: BLE001
+                error = next_error
+        reason, why = reason_of(error)
+        self.broke(why, reason)
+        return None
+
+
+def sandbox_error(error: Exception, what: str) -> SandboxError:
+    """Put an SDK's or transport's exception into words; `reason` tells the cases apart."""
+    if isinstance(error, SandboxError):
+        return error
+    reason, why = reason_of(error)
+    return SandboxError(f"{what}: {why}.", reason=reason)
+
+
+def reason_of(error: Exception) -> tuple[str, str]:
+    """Say in one word and in some why a call of the SDK failed."""
+    said = str(error).strip().rstrip(".") or type(error).__name__
+    match error:
+        case e2b.AuthenticationException():
+            return "authentication", f"E2B_API_KEY was refused ({said})"
+        case e2b.RateLimitException():
+            return "rate_limit", f"E2B's rate limit is reached ({said})"
+        case e2b.ServiceBusyException():
+            return "busy", f"E2B has no place free at the moment ({said})"
+        case e2b.SandboxNotRunningException() | e2b.SandboxNotFoundException():
+            return "gone", f"the sandbox is gone ({said})"
+        case e2b.NotEnoughSpaceException():
+            return "space", f"the sandbox's disk is full ({said})"
+        case CommandExitException():
+            return "broken", f"a command ended with status {error.exit_code}: {error.stderr or said}"
+        case e2b.TimeoutException() | httpx.TimeoutException() | TimeoutError():
+            return "timeout", f"E2B did not answer in time ({said})"
+        case httpx.HTTPError() | OSError():
+            return "unreachable", f"E2B cannot be reached ({said})"
+    return "broken", said

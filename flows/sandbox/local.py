@@ -1,0 +1,188 @@
+"""Sandboxes as child processes of this machine: for development and for code that one trusts.
+
+A node's code runs under the worker's own account. Nothing keeps it from files or the network; it only does
+not see the worker's environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+from flows.engine.errors import SandboxError
+from flows.sandbox import Sandbox, SandboxSpec
+from flows.sandbox.channel import GRACE, Channel
+from flows.sandbox.protocol import BOOT, RUNNER, Chunks
+from flows.sandbox.runner.processes import LINUX, kill_below
+
+CHUNK = 256 * 1024
+PATIENCE = 3.0
+"""Seconds that a runner gets to end by itself before it is killed."""
+START = 30.0
+"""Seconds that a runner may take to start."""
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""All that a node sees of the worker's environment."""
+
+
+class LocalProvider:
+    """Makes sandboxes that are child processes; `grace` is in seconds (see Channel)."""
+
+    def __init__(self, *, grace: float = GRACE) -> None:
+        self._grace = grace
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Start a runner; raises SandboxError when it cannot be started."""
+        folder: Path | None = None
+        sandbox: LocalSandbox | None = None
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="nova-sandbox-"))
+            token = secrets.token_hex(6)
+            process = await _start(folder, token, spec.output_limit)
+            sandbox = LocalSandbox(process, f"local-{process.pid}-{token}", folder, self._grace)
+            await sandbox.started()
+        except BaseException as error:
+            if sandbox is not None:
+                await sandbox.kill()
+            elif folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError | TimeoutError):
+                raise SandboxError(f"The local sandbox could not be started: {error!r}.") from error
+            raise
+        return sandbox
+
+    async def kill(self, sandbox_id: str) -> None:
+        """End a local sandbox of whichever worker on this machine; one that is gone is no error."""
+        kind, _, rest = sandbox_id.partition("-")
+        number, _, token = rest.partition("-")
+        if kind != "local" or not number.isdigit() or not token:
+            raise SandboxError(f"{sandbox_id} is not the id of a local sandbox.")
+        await asyncio.to_thread(_kill_stranger, int(number), token)
+
+
+class LocalSandbox(Channel):
+    """One runner process."""
+
+    def __init__(self, process: Process, name: str, folder: Path, grace: float) -> None:
+        super().__init__(grace)
+        self._process = process
+        self._name = name
+        self._folder = folder
+        self._chunks = Chunks(CHUNK)
+        self._complaints = b""
+        self._readers = [asyncio.create_task(self._read()), asyncio.create_task(self._read_complaints())]
+
+    @property
+    def id(self) -> str:
+        """`local-<process id>-<token>`: a process id alone may come to mean another process."""
+        return self._name
+
+    async def started(self) -> None:
+        """Wait until the runner serves."""
+        async with asyncio.timeout(START):
+            await self._ready
+
+    async def _send(self, message: bytes) -> None:
+        stdin = self._process.stdin
+        try:
+            if stdin is None or stdin.is_closing():
+                raise BrokenPipeError("it was ended")
+            for chunk in self._chunks.cut(message):
+                stdin.write(chunk)
+                await stdin.drain()
+        except (OSError, RuntimeError) as error:
+            self.broke(f"its process is gone ({error})")
+            raise self._error() from None
+
+    async def _read(self) -> None:
+        stdout = self._process.stdout
+        while stdout is not None and (data := await stdout.read(1 << 20)):
+            self.received(data)
+        code = await self._process.wait()
+        said = self._complaints.decode("utf-8", "replace").strip()
+        self.broke(f"its process ended with status {code}" + (f": {said}" if said else ""))
+
+    async def _read_complaints(self) -> None:
+        stderr = self._process.stderr
+        while stderr is not None and (data := await stderr.read(1 << 16)):
+            self._complaints = (self._complaints + data)[-2000:]
+
+    async def kill(self) -> None:
+        """End the runner and all that runs below it. Never raises; may be called twice."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()  # by itself enough for a runner that is well
+        self.broke("it was ended")
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._process.wait()
+        except (TimeoutError, asyncio.CancelledError) as error:
+            _kill_tree(self._process.pid)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            await self._process.wait()
+        finally:
+            for reader in self._readers:
+                reader.cancel()
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+async def _start(folder: Path, token: str, output_limit: int) -> Process:
+    for name in ("home", "tmp"):
+        (folder / name).mkdir()
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment.setdefault("LANG", "C.UTF-8")
+    environment.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"))
+    options = ["--id", token, "--folder", str(folder), "--output-limit", str(output_limit)]
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-u", "-c", BOOT, str(RUNNER.parent), *options),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        limit=1 << 20,
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+    )
+
+
+def _kill_tree(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)
+    kill_below(pid)
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _kill_stranger(pid: int, token: str) -> None:
+    """End a runner by its process id, if it is the one with that token; blocks until it is gone."""
+    if token not in _arguments(pid):
+        return
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGTERM)  # it ends its nodes and itself
+    deadline = time.monotonic() + PATIENCE
+    while token in _arguments(pid):
+        if time.monotonic() > deadline:
+            _kill_tree(pid)
+        time.sleep(0.005)
+
+
+def _arguments(pid: int) -> list[str]:
+    """The arguments of a living process; empty when there is none."""
+    try:
+        if LINUX:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        shown = subprocess.run(
+            ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
+        )
+        return shown.stdout.decode("utf-8", "replace").split()
+    except OSError:
+        return []

@@ -1,0 +1,138 @@
+"""What is said between the worker and the runner: messages out, answers in (see `flows.sandbox.runner`)."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flows.engine.errors import SandboxError
+from flows.sandbox import Fragments, NodeCall, NodeFailure, NodeResult
+
+RUNNER = Path(__file__).parent / "runner"
+BOOT = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from runner.__main__ import main; "
+    "sys.path.pop(0); main()"
+)
+"""Python that starts the runner; its first argument is the folder or zip that holds the package."""
+
+
+@lru_cache(maxsize=1)
+def runner_zip() -> bytes:
+    """Pack the runner into one importable file, for where this package is not installed."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(RUNNER.glob("*.py")):
+            archive.writestr(f"runner/{path.name}", path.read_bytes())
+    return packed.getvalue()
+
+
+def load_message(context: Fragments) -> bytes:
+    """Write the message that lays values over the context."""
+    head = {"do": "load", "keys": [[name, len(text)] for name, text in context.items()]}
+    return b"".join((json.dumps(head).encode("ascii"), b"\n", *context.values()))
+
+
+def run_message(call: NodeCall) -> bytes:
+    """Write the message that runs a node, or asks for its answer again."""
+    return json.dumps({"do": "run", **vars(call)}).encode("ascii") + b"\n"
+
+
+def mark_message(mark: str) -> bytes:
+    """Write the message that makes the runner say `mark`."""
+    return json.dumps({"do": "mark", "mark": mark}).encode("ascii") + b"\n"
+
+
+class Chunks:
+    """Numbers what is sent, so that a chunk sent twice, its first sending being in doubt, is taken once."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._number = 0
+
+    def cut(self, message: bytes) -> Iterator[bytes]:
+        """Cut a message into numbered chunks of at most `size` bytes and a short header."""
+        view = memoryview(message)
+        for at in range(0, len(message), self._size):
+            self._number += 1
+            part = view[at : at + self._size]
+            yield b"".join((b"%d %d\n" % (self._number, len(part)), part))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line from the runner with the bytes that belong to it."""
+
+    head: dict[str, Any]
+    body: bytes
+
+    def result(self) -> NodeResult:
+        """Read it as a node's result; raises SandboxError where the runner no longer holds that."""
+        head = self.head
+        if head.get("forgotten"):
+            raise SandboxError(f"The sandbox ran {head['call_id']} but no longer holds its result.")
+        changes = {}
+        at = 0
+        for name, size in head["keys"]:
+            changes[name] = self.body[at : at + size]
+            at += size
+        failure = head.get("failure")
+        return NodeResult(
+            changes=changes,
+            branch=head.get("branch"),
+            branch_truth=head.get("truth"),
+            stdout=head["stdout"],
+            stderr=head["stderr"],
+            duration=head["duration"],
+            failure=NodeFailure(**failure) if failure else None,
+        )
+
+
+class Answers:
+    """Takes the runner's output apart, however it was cut into pieces."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._head: dict[str, Any] = {}
+        self._size = 0
+        self._mark = b""
+
+    def lost(self, mark: str) -> None:
+        """Some output is missing: skip everything until the runner says `mark`."""
+        self._buffer.clear()
+        self._head = {}
+        self._mark = b'\n{"mark":"%b"}\n' % mark.encode("ascii")
+
+    def feed(self, data: bytes) -> Iterator[Answer]:
+        """Take a piece of output; yields every answer that it completes. Raises ValueError on garbage."""
+        self._buffer += data
+        if self._mark:
+            at = self._buffer.find(self._mark)
+            if at < 0:
+                del self._buffer[: -len(self._mark)]
+                return
+            del self._buffer[: at + len(self._mark)]
+            self._mark = b""
+        while True:
+            if not self._head:
+                at = self._buffer.find(b"\n")
+                if at < 0:
+                    return
+                line = bytes(self._buffer[:at])
+                del self._buffer[: at + 1]
+                if not line:
+                    continue
+                self._head = json.loads(line)
+                self._size = sum(size for _, size in self._head.get("keys", ()))
+            if len(self._buffer) < self._size:
+                return
+            answer = Answer(self._head, bytes(self._buffer[: self._size]))
+            del self._buffer[: self._size]
+            self._head = {}
+            yield answer

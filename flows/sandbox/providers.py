@@ -1,0 +1,23 @@
+"""Which sandboxes to use: E2B's where there is a key, else this machine's."""
+
+from __future__ import annotations
+
+import logging
+
+from flows.config.settings import Settings
+from flows.sandbox import SandboxProvider
+from flows.sandbox.e2b import E2BProvider
+from flows.sandbox.local import LocalProvider
+
+log = logging.getLogger(__name__)
+
+
+def provider(settings: Settings) -> SandboxProvider:
+    """Choose by `E2B_API_KEY`; local sandboxes are warned of, since they do not contain anything."""
+    if settings.uses_e2b:
+        return E2BProvider(settings.e2b_template, settings.e2b_api_key.get_secret_value())
+    log.warning(
+        "E2B_API_KEY is not set: nodes run as child processes of this machine, with its files and "
+        "its network. Run only code that you trust."
+    )
+    return LocalProvider()

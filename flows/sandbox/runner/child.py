@@ -1,0 +1,159 @@
+"""The life of a node's own process, from the fork to the written result."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import linecache
+import os
+import resource
+import signal
+import sys
+import traceback
+import types
+from typing import Any, NoReturn
+
+from .node import Node
+from .processes import LINUX, PR_SET_PDEATHSIG, prctl
+from .values import ENCODER, NOTHING, InvalidValue, changes_of
+
+RESULT = 3
+"""The file descriptor that a node's result goes through."""
+
+
+def failure_of(error: BaseException, filename: str) -> dict[str, str]:
+    """Describe an exception: its type, its message, its traceback from the node's first frame on."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename != filename:
+        frames = frames.tb_next
+    try:
+        message = str(error)
+    except BaseException:  # noqa: BLE001  (node code wrote that __str__)
+        message = "<its message could not be read>"
+    if isinstance(error, SystemExit):
+        message = "exit() was called" + ("" if error.code is None else f" with {error.code!r}")
+    elif isinstance(error, MemoryError):
+        message = message or "out of memory"
+    if isinstance(error, InvalidValue):
+        return {"type": "InvalidValue", "message": message[:65536], "traceback": ""}
+    try:
+        trace = "".join(traceback.TracebackException(type(error), error, frames).format())
+    except BaseException:  # noqa: BLE001
+        trace = ""
+    return {"type": type(error).__name__, "message": message[:65536], "traceback": trace[-65536:]}
+
+
+def execute(
+    job: dict[str, Any], values: dict[str, Any], texts: dict[str, bytes]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Run one node's code on a copy of the context: what to report, and the changes."""
+    filename, code = f"<{job['node_id']}>", job["code"]
+    linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
+    context: Any = dict(values)
+    module = types.ModuleType("__main__")
+    names = module.__dict__
+    names.update(__builtins__=__builtins__, context=context)
+    sys.modules["__main__"] = module
+    head: dict[str, Any] = {}
+    pid, depth = os.getpid(), sys.getrecursionlimit()
+    try:
+        if job["kind"] != "action":
+            context.pop("branch_decision", None)
+        if job["kind"] == "condition":
+            names.update({k: v for k, v in context.items() if k not in ("context", "__builtins__")})
+            answer = eval(compile(code.strip(), filename, "eval", dont_inherit=True), names)
+        else:
+            exec(compile(code, filename, "exec", dont_inherit=True), names)
+            answer = NOTHING
+        if os.getpid() != pid:  # a fork of the node that ran on to here is not the node
+            os._exit(0)
+        sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
+        context = names.get("context", NOTHING)
+        changes = changes_of(context, values, texts)
+        if job["kind"] == "decision":
+            if "branch_decision" not in context:
+                lack = 'the decision did not set context["branch_decision"]'
+                return {"failure": {"type": "NoDecision", "message": lack, "traceback": ""}}, {}
+            answer = context["branch_decision"]
+        if answer is not NOTHING:
+            head["truth"] = bool(answer)
+            head["branch"] = str(answer) if isinstance(answer, str) else "true" if head["truth"] else "false"
+    except BaseException as error:  # noqa: BLE001  (whatever the node did, it is reported)
+        if os.getpid() != pid:
+            os._exit(1)
+        with contextlib.suppress(Exception):
+            sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
+        return {"failure": failure_of(error, filename)}, {}
+    return head, changes
+
+
+def become_node(node: Node, pipes: list[int], account: Any, processes: int) -> None:
+    """Make the forked process a node's: own folder, streams, limits, account; nothing of the runner's."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(pipes[1], 1)
+    os.dup2(pipes[2], 2)
+    os.closerange(4, max(map(int, os.listdir("/proc/self/fd" if LINUX else "/dev/fd"))) + 1)  # noqa: PTH208
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024 if hard < 0 else min(1024, hard), hard))
+    os.chdir(node.folder)
+    if account is not None:
+        resource.setrlimit(
+            resource.RLIMIT_NPROC, (processes, processes)
+        )  # counted per account: only in one of its own
+        os.initgroups(account.pw_name, account.pw_gid)
+        os.setgid(account.pw_gid)
+        os.setuid(account.pw_uid)
+        os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    sys.argv = [""]
+    sys.path.insert(0, "")
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = io.open(number, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115, UP020
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def child(
+    node: Node,
+    values: dict[str, Any],
+    texts: dict[str, bytes],
+    pipes: list[int],
+    account: Any,
+    processes: int,
+) -> NoReturn:
+    """Live a node's life in the forked process, from set-up to the written result; never returns.
+
+    `pipes` are the writing ends for the result, stdout and stderr; `account` is a pwd entry or None.
+    """
+    write, leave = os.write, os._exit
+    try:
+        os.setsid()
+        pipes = [os.dup(end) if end == RESULT else end for end in pipes]
+        os.dup2(pipes[0], RESULT, inheritable=False)
+        become_node(node, pipes, account, processes)
+        head, changes = execute(node.job, values, texts)
+        flush()
+        body = list(changes.values())
+        head["keys"] = [[name, len(text)] for name, text in changes.items()]
+    except BaseException as error:  # noqa: BLE001  (out of memory, say: the runner is told)
+        head, body = {"failure": failure_of(error, ""), "keys": []}, []
+    try:
+        line = ENCODER.encode(head).encode("ascii")
+        for part in (b"%b %d %d\n" % (node.token, len(line), sum(map(len, body))), line, *body):
+            view = memoryview(part)
+            while view:
+                view = view[write(RESULT, view[: 1 << 20]) :]
+    finally:
+        leave(0)
+
+
+def flush() -> None:
+    """Write out what the node printed, whatever it made of its streams."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(BaseException):
+            if stream is not None:
+                stream.flush()

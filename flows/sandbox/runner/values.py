@@ -1,0 +1,109 @@
+"""What a node leaves in its context: whether it is JSON, and what of it changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+MAX_DEPTH = 100
+MAX_DIGITS = 1000
+ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+LONG_NUMBER = re.compile(r"\d{%d}" % (MAX_DIGITS + 1))  # noqa: UP031
+SCALARS = (str, int, float, bool, type(None))
+NOTHING = object()
+
+
+class InvalidValue(Exception):  # noqa: N818
+    """The node left something in the context that JSON does not have; the message names the key."""
+
+
+# -- values ------------------------------------------------------------------------------------------
+
+
+def fault_of(value: Any, path: str, above: tuple[int, ...] = ()) -> str | None:
+    """Say what of `value` JSON does not have, naming the path; None when nothing is wrong."""
+    if value is None or isinstance(value, str):
+        return None
+    if isinstance(value, int):
+        return (
+            None if abs(value) < 10**MAX_DIGITS else f"{path} is an integer of more than {MAX_DIGITS} digits"
+        )
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return None
+        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return f"{path} is {name}, which JSON does not have"
+    if not isinstance(value, (list, tuple, dict)):
+        return f"{path} is of type {type(value).__name__}, which JSON does not have"
+    if id(value) in above:
+        return f"{path} contains itself"
+    if len(above) >= MAX_DEPTH:
+        return f"{path.split(']')[0]}] is nested deeper than {MAX_DEPTH} levels"
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if not isinstance(key, SCALARS):
+            return f"{path} has a key of type {type(key).__name__}, which JSON does not have"
+        found = fault_of(item, f"{path}[{json.dumps(key)[:80]}]", (*above, id(value)))
+        if found:
+            return found
+    return None
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether containers are nested in `value` to more than `limit` levels; fast, for large values."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [item for item in level if isinstance(item, (list, tuple, dict))]
+        if not level:
+            return False
+        level = [i for item in level for i in (item.values() if isinstance(item, dict) else item)]
+    return True
+
+
+def to_json(name: str, value: Any) -> bytes:
+    """Write a context value as compact ASCII JSON; raises InvalidValue that names the key."""
+    path = f"context[{json.dumps(name)[:80]}]"
+    try:
+        text = ENCODER.encode(value)
+        deep = text.count("[") + text.count("{") > MAX_DEPTH and deeper_than(value, MAX_DEPTH)
+        if not deep and not LONG_NUMBER.search(text):
+            return text.encode("ascii")
+        cause = ""
+    except (TypeError, ValueError, RecursionError) as error:
+        text, cause = "", str(error)
+    fault = fault_of(value, path)
+    if fault or not text:
+        raise InvalidValue(fault or f"{path} is not JSON: {cause}")
+    return text.encode("ascii")
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse what `json.loads` would let pass beyond JSON."""
+    raise ValueError(f"{name} is not JSON")
+
+
+def key_name(key: Any) -> str:
+    """Name a context key as json does: numbers, booleans and None become text."""
+    if isinstance(key, str):
+        return str(key)
+    if isinstance(key, SCALARS):
+        name: str = json.loads(ENCODER.encode({key: 0}).partition(":")[0][1:])
+        return name
+    raise InvalidValue(f"context has a key of type {type(key).__name__}, which JSON does not have")
+
+
+def changes_of(context: Any, values: dict[str, Any], texts: dict[str, bytes]) -> dict[str, bytes]:
+    """Find the keys that a node set or changed, in place too: name → JSON text."""
+    if not isinstance(context, dict):
+        what = "was deleted" if context is NOTHING else f"was replaced by a {type(context).__name__}"
+        raise InvalidValue(f"context {what}; a node must leave it a dict")
+    changes = {}
+    for key, value in list(context.items()):
+        if type(value) in SCALARS and value is values.get(key, NOTHING):
+            continue
+        name = key_name(key)
+        text = to_json(name, value)
+        if texts.get(name) != text:
+            changes[name] = text
+    return changes
