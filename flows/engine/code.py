@@ -8,7 +8,7 @@ import warnings
 from typing import Final, Literal
 
 from flows.engine.errors import Fault
-from flows.engine.names import quoted
+from flows.engine.names import plain
 
 MAX_CODE: Final = 1024 * 1024
 """Bytes of UTF-8 that one node's code may have."""
@@ -48,9 +48,9 @@ def _problem(source: str, mode: Literal["exec", "eval"]) -> tuple[str, int | Non
             compile(source, "<node>", mode, dont_inherit=True)
     except SyntaxError as error:
         line = max(error.lineno or 1, 1)
-        return quoted(error.msg or "invalid syntax")[1:-1].rstrip("."), line, max(error.offset or 1, 1)
+        return plain(error.msg or "invalid syntax"), line, max(error.offset or 1, 1)
     except (RecursionError, MemoryError):
         return "it is nested too deep for the compiler", None, None
     except (ValueError, OverflowError) as error:
-        return quoted(str(error))[1:-1].rstrip("."), None, None
+        return plain(str(error)), None, None
     return "", None, None

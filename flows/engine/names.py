@@ -24,6 +24,12 @@ def is_printable(text: str) -> bool:
     return _UNPRINTABLE.search(text) is None
 
 
+def plain(text: str) -> str:
+    """Make another program's message fit for a sentence: one line, printable, cut short."""
+    line = one_line(text[: 4 * _SHOWN])[: 2 * _SHOWN].rstrip(".")
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
 def one_line(text: str) -> str:
     """Make text one line that can be shown and sent anywhere."""
     return " ".join(_UNPRINTABLE.sub(" ", text).split())

@@ -144,8 +144,8 @@ def _decision(node: str, ways: list[Way]) -> Iterator[Fault]:
         others = ", ".join(quoted(label) for label in list(labels)[:10] if label not in TRUTHS)
         message = f"{name} mixes true and false with other labels ({others}). Use the ones or the others."
         yield Fault("mixed-ways", message, node)
-    elif len(labels) < 2 and all(way.condition is not None for way in ways):
-        # With a way that lacks its condition, that one is what is missing.
+    elif len(labels) < 2 and (truths or len(ways) < 2) and all(way.condition is not None for way in ways):
+        # Where a way lacks its condition, or has the label of another one, that is the way that is missing.
         yield Fault("missing-way", f"{name} {_missing(labels)}", node)
 
 
