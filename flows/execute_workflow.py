@@ -23,17 +23,15 @@ from flows.engine.errors import ExecutionClosedError, NodeError, NovaError, RunT
 from flows.engine.graph import Node
 from flows.engine.traversal import Visit, next_node
 from flows.execution.loading import LoadedRun, RunRequest, load_run
-from flows.node import NodeRunner, run_node
+from flows.node import MESSAGE_LIMIT, NodeRunner, run_node
 from flows.orchestration.client import Orchestration
+from flows.orchestration.texts import printable
 from flows.sandbox import Sandbox, SandboxProvider, SandboxSpec
 from flows.sandbox.providers import provider
 from flows.store import executions
 from flows.store.session import Database
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
-
-MESSAGE_LIMIT = 2000
-"""Characters of an error that are shown in Prefect; the Chain of Work has all of it."""
 
 
 async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
@@ -224,17 +222,12 @@ def _failed(error: NovaError) -> State[Any]:
     message = str(error)
     if isinstance(error, NodeError) and error.node_id:
         message = f"Node {error.node_id!r} failed: {message}"
-    return Failed(message=_printable(message)[:MESSAGE_LIMIT])
+    return Failed(message=printable(message)[:MESSAGE_LIMIT])
 
 
 def _shown(node: Node) -> str:
     """The node's name as Prefect's database and its UI take it."""
-    return _printable(node.title)[:200] or node.id
-
-
-def _printable(text: str) -> str:
-    """Text without NUL and lone surrogates, which PostgreSQL refuses."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    return printable(node.title)[:200] or node.id
 
 
 def _warn(log: Log, settings: Settings) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Failed
 from sqlalchemy.orm import Session
 
 from flows.credentials import vault
@@ -14,10 +16,14 @@ from flows.credentials.cipher import Cipher
 from flows.engine.errors import NodeError, NovaError, SandboxError
 from flows.engine.graph import Graph, Node
 from flows.engine.traversal import Visit, branch_label
+from flows.orchestration.texts import printable
 from flows.sandbox import NodeCall, NodeResult, Sandbox
 from flows.store import chain, executions
 from flows.store.models import utcnow
 from flows.store.session import Database
+
+MESSAGE_LIMIT = 2000
+"""Characters of an error that are shown in Prefect; the Chain of Work has all of it."""
 
 
 class NodeRunner:
@@ -166,6 +172,15 @@ def _error_type(failure: NovaError | None) -> str | None:
 
 
 @task(name="node", persist_result=False, cache_policy=NO_CACHE, log_prints=False)
-async def run_node(runner: NodeRunner, node_id: str, step: int) -> Visit:
-    """Run one action or decision as a Prefect task; the flow names it after the node and chains it."""
-    return await runner.run(node_id, step)
+async def run_node(runner: NodeRunner, node_id: str, step: int) -> Visit | State[Visit]:
+    """Run one action or decision as a Prefect task; the flow names it after the node and chains it.
+
+    An expected failure is a Failed state that carries its error: raised, Prefect would log it with a
+    traceback of NOVA's own lines, where the node's are of interest.
+    """
+    try:
+        return await runner.run(node_id, step)
+    except (NodeError, SandboxError) as error:
+        lines = error.traceback if isinstance(error, NodeError) else ""
+        get_run_logger().error("%s", printable(lines or str(error)))
+        return Failed(message=printable(str(error))[:MESSAGE_LIMIT], data=error)

@@ -15,7 +15,7 @@ from flows.engine import context
 from flows.engine.errors import InvalidInputError
 from flows.engine.graph import Graph, load_graph
 from flows.engine.traversal import Visit
-from flows.store import chain, clients, executions, values
+from flows.store import chain, clients, executions, values, workflows
 from flows.store.models import Execution
 
 
@@ -75,6 +75,8 @@ def load_run(session: Session, request: RunRequest, cipher: Cipher, max_steps: i
     is over, NotFoundError for an unknown workflow or an unknown or inactive client, and InvalidInputError
     for an initial context that is not JSON.
     """
+    if request.public_id is None:
+        workflows.get(session, request.workflow_id)  # says which one there is not
     client = clients.active(session, request.client_slug) if request.client_slug else None
     row = executions.begin(
         session,

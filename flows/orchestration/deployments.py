@@ -27,6 +27,7 @@ from flows.orchestration import schedules as sched
 from flows.orchestration.errors import prefect_call
 from flows.orchestration.pool import ensure_pool
 from flows.orchestration.schedules import ScheduleSpec, ScheduleView, validate_cron
+from flows.orchestration.texts import printable
 
 __all__ = ["DeploymentSpec", "Deployments", "ScheduleSpec", "ScheduleView", "SyncReport", "validate_cron"]
 
@@ -112,10 +113,10 @@ def _fields(spec: DeploymentSpec, pool: str) -> dict[str, Any]:
     strategy = (
         ConcurrencyLimitStrategy.CANCEL_NEW if spec.overlap == "skip" else ConcurrencyLimitStrategy.ENQUEUE
     )
-    title = f"**{_printable(spec.name)}**"
+    title = f"**{printable(spec.name)}**"
     return {
         "version": str(spec.version),
-        "description": f"{title}\n\n{_printable(spec.description)}" if spec.description else title,
+        "description": f"{title}\n\n{printable(spec.description)}" if spec.description else title,
         "parameters": {"workflow_id": spec.workflow_id},
         "tags": [WORKFLOW_TAG, f"workflow:{spec.slug}"],
         "work_pool_name": pool,
@@ -128,11 +129,6 @@ def _fields(spec: DeploymentSpec, pool: str) -> dict[str, Any]:
         "concurrency_limit": spec.max_concurrent_runs,
         "concurrency_options": ConcurrencyOptions(collision_strategy=strategy),
     }
-
-
-def _printable(text: str) -> str:
-    """Text as Prefect's database takes it: no NUL, no lone surrogate."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 class Deployments:
