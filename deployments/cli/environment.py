@@ -1,0 +1,77 @@
+"""What the parts of `nova up` get as their environment.
+
+They are to speak to each other, whatever profile, `.env` or variable of the user's points elsewhere: the
+`.env` of the folder that nova was started in is read here, once, and the parts run in a folder without one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows.engine.errors import ConfigurationError
+
+PREFECT_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
+_KEPT = {PREFECT_DATABASE, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"}
+"""Prefect's variables that are the user's to set; all those that say where things are are ours."""
+_KEPT_PREFIXES = (
+    "PREFECT_LOGGING_",
+    "PREFECT_SERVER_LOGGING_",
+    "PREFECT_WORKER_",
+    "PREFECT_SERVER_SERVICES_",
+)
+
+
+def outside() -> dict[str, str]:
+    """The user's environment over the `.env` of the working folder, without Prefect's addresses."""
+    from dotenv import dotenv_values
+
+    try:
+        file = {key: value for key, value in dotenv_values(".env").items() if value is not None}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"The file .env cannot be read: {error}") from None
+    return {
+        key: value
+        for key, value in {**file, **os.environ}.items()
+        if not key.startswith("PREFECT_") or key in _KEPT or key.startswith(_KEPT_PREFIXES)
+    }
+
+
+def bare() -> dict[str, str]:
+    """What PostgreSQL needs and no more: no variable of libpq's, no locale."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
+
+def parts(
+    base: Mapping[str, str],
+    *,
+    database_url: str,
+    prefect_database_url: str,
+    encryption_key: str,
+    api_port: int,
+    prefect_port: int,
+    prefect_home: Path,
+) -> dict[str, str]:
+    """The environment of Prefect's server, the API, the worker and `nova deploy`."""
+    prefect = f"http://127.0.0.1:{prefect_port}"
+    return {
+        # Defaults, which the user may have set differently.
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "0",  # strict priorities: nothing is taken before it is due
+        **base,
+        "DATABASE_URL": database_url,
+        "NOVA_ENCRYPTION_KEY": encryption_key,
+        "NOVA_API_URL": f"http://127.0.0.1:{api_port}",
+        PREFECT_DATABASE: prefect_database_url,
+        "PREFECT_API_URL": f"{prefect}/api",
+        "PREFECT_UI_URL": prefect,
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_PROFILES_PATH": str(prefect_home / "profiles.toml"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_UI_ENABLED": "true",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",  # events are most of what grows
+        "PYTHONUNBUFFERED": "1",
+    }

@@ -1,0 +1,104 @@
+"""Workflows as files: JSON or YAML, so that they live in git."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deployments.cli.remote import describe_fault
+from flows.engine.errors import InvalidInputError
+
+FIELDS = ("name", "description", "priority", "max_concurrent_runs", "overlap")
+"""What a file says of a workflow beside its graph and schedules."""
+_KNOWN = {*FIELDS, "graph_definition", "schedules"}
+SCHEDULE_FIELDS = {"cron": str, "timezone": str, "parameters": dict, "active": bool}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a workflow file and look at its outer form; the graph is not looked at.
+
+    Raises InvalidInputError that names the file and the fault.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from None
+    data = _parse(path, text)
+    if not isinstance(data, dict):
+        raise InvalidInputError(f"{path} must hold one workflow: name, graph_definition, …")
+    problems = [f"{key}: is not a field of a workflow" for key in data if key not in _KNOWN]
+    if not isinstance(data.get("name"), str) or not data["name"].strip():
+        problems.append("name: must be a text that is not empty")
+    if "graph_definition" not in data:
+        problems.append("graph_definition: is missing")
+    problems += _schedule_problems(data.get("schedules", []))
+    if problems:
+        raise InvalidInputError("\n  ".join([f"{path} is not a workflow file:", *problems]))
+    return data
+
+
+def check_graph(path: Path, data: dict[str, Any]) -> list[str]:
+    """Check the graph of a loaded file, without the API; returns warnings as lines.
+
+    Raises InvalidInputError with every fault, by node, edge and line.
+    """
+    from flows.engine.graph import validate_graph
+
+    found = validate_graph(data["graph_definition"])
+    if found.faults:
+        lines = [describe_fault(vars(fault)) for fault in found.faults]
+        raise InvalidInputError("\n  ".join([f"{path} has {len(lines)} fault(s):", *lines]))
+    return [describe_fault(vars(fault)) for fault in found.warnings]
+
+
+def dump(data: dict[str, Any], as_json: bool) -> str:
+    """A workflow as the text of a file that `load` reads back as the same."""
+    if as_json:
+        return json.dumps(data, indent=2) + "\n"
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True  # anchors are for those who write by hand
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        # Code as a block, where YAML can keep it so.
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        if path.suffix.lower() == ".json":
+            return json.loads(text)
+        import yaml
+
+        data = yaml.safe_load(text)
+        json.dumps(data, allow_nan=False)  # YAML knows dates and sets, JSON does not
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"{path} is not YAML: {error}") from None
+    return data
+
+
+def _schedule_problems(schedules: Any) -> list[str]:
+    if not isinstance(schedules, list):
+        return ["schedules: must be a list"]
+    problems = []
+    for number, schedule in enumerate(schedules):
+        where = f"schedules[{number}]"
+        if not isinstance(schedule, dict):
+            problems.append(f"{where}: must have the fields {', '.join(SCHEDULE_FIELDS)}")
+            continue
+        if "cron" not in schedule:
+            problems.append(f"{where}.cron: is missing")
+        for key, value in schedule.items():
+            if key not in SCHEDULE_FIELDS:
+                problems.append(f"{where}.{key}: is not a field of a schedule")
+            elif not isinstance(value, SCHEDULE_FIELDS[key]):
+                problems.append(f"{where}.{key}: must be a {SCHEDULE_FIELDS[key].__name__}")
+    return problems

@@ -1,0 +1,183 @@
+"""The commands that production runs one by one: `nova api`, `worker`, `deploy`, `migrate` and `key`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from flows.config.settings import Settings
+    from flows.orchestration.deployments import SyncReport
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(api)
+    app.command()(worker)
+    app.command()(deploy)
+    app.command()(migrate)
+    app.command()(key)
+
+
+def api(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", min=0, max=65535, help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve the HTTP API. Needs DATABASE_URL, NOVA_ENCRYPTION_KEY and PREFECT_API_URL."""
+    import uvicorn
+
+    settings = _settings()
+    # By name: deployments do not import the API.
+    uvicorn.run(
+        "api.app:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        log_level=settings.log_level.lower(),
+        access_log=False,  # the API writes its own, with the request's id
+        proxy_headers=True,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def worker(
+    limit: Annotated[int, typer.Option(min=1, help="Runs that it does at once.")] = 2,
+    name: Annotated[str | None, typer.Option(help="Name of this worker; made up when not given.")] = None,
+) -> None:
+    """Run workflows: Prefect's process worker on NOVA's pool.
+
+    Needs DATABASE_URL, NOVA_ENCRYPTION_KEY and PREFECT_API_URL, which the runs inherit. Start as many
+    workers, on as many machines, as the queues need.
+    """
+    settings = _settings()
+    environment = dict(os.environ)
+    # The settings may come from a `.env` that the runs, in folders of their own, do not see.
+    environment |= {
+        "DATABASE_URL": settings.database_url,
+        "NOVA_ENCRYPTION_KEY": settings.encryption_key.get_secret_value(),
+        "E2B_API_KEY": settings.e2b_api_key.get_secret_value(),
+        "E2B_TEMPLATE": settings.e2b_template,
+        "PREFECT_API_URL": settings.prefect_api_url,
+    }
+    environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")  # Prefect's own 10 s are a long wait
+    environment.setdefault("PREFECT_WORKER_PREFETCH_SECONDS", "0")
+    command = ["-m", "prefect", "worker", "start", "--pool", settings.work_pool, "--type", "process"]
+    command += ["--limit", str(limit), "--install-policy", "never", *(["--name", name] if name else [])]
+    sys.stdout.flush()
+    # In place of this process, so that signals reach the worker itself.
+    os.execve(sys.executable, [sys.executable, *command], environment)
+
+
+def deploy() -> None:
+    """Make Prefect match the database: the work pool, its queues, one deployment per workflow.
+
+    May be run at any time, and twice. Schedules made in Prefect's UI, and deployments that are not of a
+    workflow, are left alone. Needs DATABASE_URL and PREFECT_API_URL.
+    """
+    settings = _settings(key=False)
+    # Prefect reads its own variable when it is imported: it may stand in `.env` alone.
+    os.environ.setdefault("PREFECT_API_URL", settings.prefect_api_url)
+    report = asyncio.run(_deploy(settings))
+    for word, slugs in (
+        ("created", report.created),
+        ("updated", report.updated),
+        ("removed", report.removed),
+    ):
+        for slug in slugs:
+            print(f"{word} {slug}")
+    print(f"{len(report.deployment_ids)} deployment(s) match the database; work pool: {settings.work_pool}")
+
+
+async def _deploy(settings: Settings) -> SyncReport:
+    from flows.orchestration.client import Orchestration
+    from flows.orchestration.deployments import DeploymentSpec, ScheduleSpec
+    from flows.store import schedules, workflows
+    from flows.store.session import Database
+
+    def read(session: Session) -> list[DeploymentSpec]:
+        found, skip = [], 0
+        while True:
+            page, total = workflows.list_(session, skip, 500)
+            found += page
+            skip += len(page)
+            if not page or skip >= total:
+                break
+        return [
+            DeploymentSpec(
+                workflow_id=workflow.id,
+                name=workflow.name,
+                slug=workflow.slug,
+                description=workflow.description,
+                priority=workflow.priority,
+                max_concurrent_runs=workflow.max_concurrent_runs,
+                overlap=workflow.overlap,
+                version=workflow.version,
+                deployment_id=workflow.deployment_id,
+                schedules=tuple(
+                    ScheduleSpec(s.id, s.cron, s.timezone, s.parameters, s.active)
+                    for s in schedules.list_(session, workflow.id)
+                ),
+            )
+            for workflow in found
+        ]
+
+    database = Database(settings.sqlalchemy_url, pool_size=2)
+    try:
+        specs = await database.run(read)
+        async with Orchestration(settings) as orchestration:
+            await orchestration.deployments.ensure_pool()
+            report = await orchestration.deployments.sync(specs)
+        known = {spec.workflow_id: spec.deployment_id for spec in specs}
+
+        def note(session: Session) -> None:
+            for workflow_id, deployment_id in report.deployment_ids.items():
+                if known[workflow_id] != deployment_id:
+                    workflows.set_deployment(session, workflow_id, deployment_id)
+
+        await database.run(note)
+    finally:
+        database.close()
+    return report
+
+
+def migrate() -> None:
+    """Bring the tables of NOVA's database to this version's. Safe to run at any time, and twice."""
+    from flows.store import migrations
+
+    url = _settings(key=False).sqlalchemy_url
+    before = migrations.current(url)
+    migrations.upgrade(url)
+    after = migrations.current(url)
+    print(f"The tables are at version {after}" + (", as before." if before == after else "."))
+
+
+def key() -> None:
+    """Print a new encryption key for NOVA_ENCRYPTION_KEY.
+
+    To change keys put the new one before the old, with a comma: the first encrypts, all of them decrypt.
+    """
+    from flows.credentials.cipher import generate_key
+
+    print(generate_key())
+
+
+def _settings(key: bool = True) -> Settings:
+    """The settings, with what such a command cannot do without; raises ConfigurationError."""
+    from flows.config.settings import get_settings
+
+    settings = get_settings()
+    _ = settings.sqlalchemy_url  # complains where it is missing
+    if key and not settings.encryption_key.get_secret_value():
+        raise ConfigurationError(
+            "NOVA_ENCRYPTION_KEY is not set. Make a key with `nova key`, keep it safe, and give the same one "
+            "to the API and all workers (nova up keeps one in its data folder)."
+        )
+    return settings

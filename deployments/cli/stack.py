@@ -1,0 +1,228 @@
+"""All of NOVA on one machine: PostgreSQL, Prefect's server, the API, the deployments and a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deployments.cli import environment
+from deployments.cli.datadir import DataDir
+from deployments.cli.postgres import EmbeddedPostgres
+from deployments.cli.processes import adopt_orphans, dies_with_parent, require_local
+from deployments.cli.supervisor import Part, Pauses, Say, Supervisor
+from flows.engine.errors import ConflictError, InfrastructureError
+
+if TYPE_CHECKING:
+    import httpx
+
+_LOG_SIZE = 20 * 1024 * 1024
+"""Bytes after which a log file is put aside at the next start."""
+_PATIENCE = 120.0
+"""Seconds that a part may take to be ready."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the person who starts it chooses; a port of 0 is any free one."""
+
+    data_dir: Path
+    api_port: int = 8000
+    prefect_port: int = 4200
+    limit: int = 2
+    """Runs that the worker does at once."""
+    verbose: bool = False
+
+
+class Stack:
+    """Starts the parts in order, keeps them running, stops them in the opposite order."""
+
+    def __init__(
+        self,
+        options: Options,
+        say: Say,
+        *,
+        pauses: Pauses | None = None,
+        extra_env: dict[str, str] | None = None,
+    ) -> None:
+        self.options = options
+        self.data = DataDir(options.data_dir)
+        self.postgres: EmbeddedPostgres | None = None
+        """The embedded server; None where both databases are elsewhere."""
+        self.supervisor = Supervisor(say, verbose=options.verbose, pauses=pauses)
+        self.api_port = options.api_port
+        self.prefect_port = options.prefect_port
+        self.env: dict[str, str] = {}
+        """The parts' environment; filled by `start`."""
+        self._extra_env = extra_env or {}
+        self._say = say
+
+    @property
+    def api_url(self) -> str:
+        """Address of the API, without a slash at its end."""
+        return f"http://127.0.0.1:{self.api_port}"
+
+    @property
+    def prefect_url(self) -> str:
+        """Address of the Prefect UI, without a slash at its end."""
+        return f"http://127.0.0.1:{self.prefect_port}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Stack]:
+        """Hold the data folder and run all parts; everything is stopped on the way out, whatever happens.
+
+        Raises ConflictError (a port or the folder is taken), ConfigurationError and InfrastructureError.
+        """
+        require_local()
+        self.api_port = _usable_port(self.options.api_port, "--api-port")
+        self.prefect_port = _usable_port(self.options.prefect_port, "--prefect-port")
+        with self.data:
+            adopt_orphans()
+            try:
+                await self._start()
+                yield self
+            finally:
+                # Shielded: a second Ctrl-C must not leave half of it running.
+                await asyncio.shield(asyncio.ensure_future(self.supervisor.stop_all()))
+
+    async def _start(self) -> None:
+        await self._start_databases()
+        # The slowest comes up while the rest gets ready.
+        await self.supervisor.start(self._python("Prefect server", *self._prefect_arguments()))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._start_api())
+            group.create_task(self._start_worker())
+        await self._timed("everything", self._all_well())
+
+    async def _start_databases(self) -> None:
+        base = environment.outside() | self._extra_env
+        database_url = base.get("DATABASE_URL", "")
+        prefect_database_url = base.get(environment.PREFECT_DATABASE, "")
+        if not (database_url and prefect_database_url):
+            postgres = self.postgres = EmbeddedPostgres(self.data.postgres)
+            await self._timed("PostgreSQL", self._start_postgres(postgres))
+            for name in [] if database_url else ["nova"]:
+                await asyncio.to_thread(postgres.make_database, name)
+                database_url = postgres.url(name)
+            for name in [] if prefect_database_url else ["prefect"]:
+                await asyncio.to_thread(postgres.make_database, name)
+                prefect_database_url = postgres.prefect_url(name)
+        self.env = environment.parts(
+            base,
+            database_url=database_url,
+            prefect_database_url=prefect_database_url,
+            encryption_key=base.get("NOVA_ENCRYPTION_KEY") or self.data.encryption_key(),
+            api_port=self.api_port,
+            prefect_port=self.prefect_port,
+            prefect_home=self.data.prefect,
+        )
+
+    async def _start_postgres(self, postgres: EmbeddedPostgres) -> None:
+        await asyncio.to_thread(postgres.prepare)
+        await self.supervisor.start(postgres.part(self._log("postgresql"), environment.bare()))
+        await postgres.wait()
+
+    async def _start_api(self) -> None:
+        await self._timed("tables", self._run_once("migrate"))
+        part = self._python(
+            "API", "-m", "deployments.cli", "api", "--host", "127.0.0.1", "--port", str(self.api_port)
+        )
+        await self.supervisor.start(part)
+
+    async def _start_worker(self) -> None:
+        await self._timed("Prefect server", self._answers(f"{self.prefect_url}/api/ready"))
+        await self._timed("deployments", self._run_once("deploy"))
+        await self.supervisor.start(
+            self._python("worker", "-m", "deployments.cli", "worker", "--limit", str(self.options.limit))
+        )
+
+    def _prefect_arguments(self) -> list[str]:
+        port = str(self.prefect_port)
+        return ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+
+    def _python(self, name: str, *arguments: str) -> Part:
+        return Part(
+            name=name,
+            command=[sys.executable, *arguments],
+            env=self.env,
+            log=self._log(name.lower().replace(" ", "-")),
+            cwd=self.data.work,
+        )
+
+    def _log(self, name: str) -> Path:
+        log = self.data.logs / f"{name}.log"
+        if log.exists() and log.stat().st_size > _LOG_SIZE:
+            log.replace(log.with_suffix(".log.1"))
+        return log
+
+    async def _run_once(self, command: str) -> None:
+        """Run a nova command with the parts' environment; raises InfrastructureError with what it said."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "deployments.cli", command),
+            env=self.env,
+            cwd=self.data.work,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=dies_with_parent(),
+        )
+        try:
+            output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        with self._log(command).open("ab") as log:
+            log.write(output)
+        if process.returncode:
+            raise InfrastructureError(f"nova {command} failed: {output.decode(errors='replace').strip()}")
+
+    async def _answers(self, url: str, good: Callable[[httpx.Response], bool] | None = None) -> None:
+        """Wait until `url` answers 200 and, where given, `good` holds of the answer."""
+        import httpx
+
+        deadline = time.monotonic() + _PATIENCE
+        last = "no answer"
+        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                try:
+                    response = await client.get(url)
+                    if response.status_code == 200 and (good is None or good(response)):
+                        return
+                    last = f"{response.status_code} {response.text[:300]}"
+                except httpx.HTTPError as error:
+                    last = f"no answer ({type(error).__name__})"
+                await asyncio.sleep(0.1)
+        raise InfrastructureError(
+            f"{url} is not ready after {_PATIENCE:g} s: {last}. The parts' logs are in {self.data.logs}."
+        )
+
+    async def _all_well(self) -> None:
+        await self._answers(f"{self.api_url}/health", lambda response: response.json().get("workers", 0) >= 1)
+
+    async def _timed(self, what: str, work: Awaitable[None]) -> None:
+        since = time.monotonic()
+        await work
+        self._say(f"  {what:<15} {time.monotonic() - since:5.1f} s")
+
+
+def _usable_port(port: int, option: str) -> int:
+    """`port` itself, or a free one for 0; raises ConflictError, naming the option, when it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise ConflictError(f"Port {port} needs more rights. Choose another with {option}.") from None
+        except OSError:
+            raise ConflictError(
+                f"Port {port} is in use. Stop what uses it, or choose another with {option} (0: any free one)."
+            ) from None
+        return int(probe.getsockname()[1])

@@ -1,0 +1,238 @@
+"""Keeps long-running programs alive: starts them, writes their output to files, starts them again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from deployments.cli.processes import dies_with_parent, family, kill_all
+
+_TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL|FATAL|PANIC|Traceback)\b")
+_LINE = 65_536
+"""Bytes that a line may have before it is cut in two."""
+
+Say = Callable[[str], None]
+"""Tells the person at the terminal one line."""
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """How long to wait before a part is started again: seconds that double up to a bound."""
+
+    first: float = 1.0
+    longest: float = 30.0
+    healthy_after: float = 60.0
+    """Seconds that a part must have lived for the next pause to be the first again."""
+
+    def after(self, deaths: int) -> float:
+        """The pause after so many deaths in a row (1 or more)."""
+        return min(self.first * 2.0 ** min(deaths - 1, 30), self.longest)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One program to keep running."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str]
+    log: Path
+    cwd: Path
+    user: str | None = None
+    """System user that it runs as; None is ours."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    grace: float = 10.0
+    """Seconds that it has to stop by itself."""
+    shows_trouble: bool = True
+    """Whether warnings and errors in its output are repeated on the terminal."""
+
+
+@dataclass
+class _Running:
+    part: Part
+    process: asyncio.subprocess.Process | None = None
+    task: asyncio.Task[None] | None = None
+    deaths: int = 0
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Supervisor:
+    """Owns the processes of the parts that it was given; knows nothing of what they do.
+
+    Use it from one event loop, in the main thread (see `dies_with_parent`).
+    """
+
+    def __init__(self, say: Say, *, verbose: bool = False, pauses: Pauses | None = None) -> None:
+        self._say = say
+        self._verbose = verbose
+        self._pauses = pauses or Pauses()
+        self._running: dict[str, _Running] = {}
+
+    async def start(self, part: Part) -> None:
+        """Start a part and keep it running; returns when its process exists.
+
+        Raises OSError when the program cannot be started at all.
+        """
+        running = _Running(part)
+        self._running[part.name] = running
+        running.task = asyncio.create_task(self._keep(running), name=f"keep {part.name}")
+        started = asyncio.create_task(running.started.wait())
+        try:
+            await asyncio.wait({started, running.task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            started.cancel()
+        if running.task.done():
+            del self._running[part.name]
+            running.task.result()
+
+    def pid(self, name: str) -> int | None:
+        """Process id of a part; None between a death and the next start."""
+        running = self._running.get(name)
+        return running.process.pid if running and running.process else None
+
+    def deaths(self, name: str) -> int:
+        """How often in a row a part has died without having lived for long enough in between."""
+        running = self._running.get(name)
+        return running.deaths if running else 0
+
+    async def stop(self, name: str) -> None:
+        """Stop a part and all its descendants; one that is not running is no error."""
+        running = self._running.pop(name, None)
+        if running is None or running.task is None:
+            return
+        process = running.process
+        running.process = None
+        # First the loop that would start it again, then the process itself.
+        running.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running.task
+        if process is not None:
+            await self._end(running.part, process)
+
+    async def stop_all(self) -> None:
+        """Stop every part, the last one started first, and then whatever else descends from this process."""
+        for name in reversed(list(self._running)):
+            await self.stop(name)
+        await asyncio.to_thread(kill_all, family(os.getpid()))
+
+    async def _keep(self, running: _Running) -> None:
+        part = running.part
+        loop = asyncio.get_running_loop()
+        with part.log.open("ab", buffering=0) as log:
+            while True:
+                since = loop.time()
+                try:
+                    process = running.process = await _spawn(part)
+                except OSError as error:
+                    if not running.started.is_set():
+                        raise
+                    ending = str(error)
+                else:
+                    running.started.set()
+                    await self._pump(part, process, log)
+                    ending = _ending(await process.wait())
+                    running.process = None
+                # What it started goes on (a dead worker's runs come to their end); stop_all finds the rest.
+                lived = loop.time() - since
+                running.deaths = 1 if lived >= self._pauses.healthy_after else running.deaths + 1
+                pause = self._pauses.after(running.deaths)
+                self._say(
+                    f"{part.name} ended ({ending}); it is started again in {pause:g} s. Log: {part.log}"
+                )
+                await asyncio.sleep(pause)
+
+    async def _pump(self, part: Part, process: asyncio.subprocess.Process, log: IO[bytes]) -> None:
+        """Write what the process prints to its log, and what matters to the terminal, until it ends.
+
+        A descendant may hold the pipe open after the process is gone, so its end counts too.
+        """
+        ended = asyncio.create_task(process.wait())
+        reading = asyncio.create_task(self._read(part, process, log))
+        try:
+            await asyncio.wait({ended, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                await asyncio.wait({reading}, timeout=0.5)
+        finally:
+            reading.cancel()
+            ended.cancel()
+
+    async def _read(self, part: Part, process: asyncio.subprocess.Process, log: IO[bytes]) -> None:
+        stream = process.stdout
+        if stream is None:
+            return
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:  # longer than a line may be: the stream dropped it
+                continue
+            if not line:
+                return
+            log.write(line)
+            text = line.decode(errors="replace").rstrip()
+            if text and (self._verbose or (part.shows_trouble and _TROUBLE.search(text))):
+                self._say(f"{part.name}: {text}")
+
+    async def _end(self, part: Part, process: asyncio.subprocess.Process) -> None:
+        members = family(process.pid)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(part.stop_signal)
+            # It may write more than a pipe holds while it stops: somebody must read on.
+            draining = asyncio.create_task(_drain(process))
+            try:
+                await asyncio.wait_for(process.wait(), part.grace)
+            except TimeoutError:
+                members += family(process.pid)
+                self._say(f"{part.name} did not stop in {part.grace:g} s and is killed.")
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+            finally:
+                draining.cancel()
+        await asyncio.to_thread(kill_all, members)
+        await asyncio.to_thread(_sweep_group, process.pid)
+
+
+async def _drain(process: asyncio.subprocess.Process) -> None:
+    if process.stdout is not None:
+        while await process.stdout.read(_LINE):
+            pass
+
+
+async def _spawn(part: Part) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *part.command,
+        env=dict(part.env),
+        cwd=part.cwd,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=_LINE,
+        start_new_session=True,  # Ctrl-C at the terminal reaches only us; we stop the parts in order
+        preexec_fn=dies_with_parent(part.stop_signal),
+        user=part.user,
+        group=part.user,
+        extra_groups=[] if part.user else None,
+    )
+
+
+def _sweep_group(group: int) -> None:
+    """Kill what is left of a process group whose leader is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,166 @@
+"""What `nova demo` tells: an invoice comes in, a workflow handles it, and this is what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from deployments.cli.remote import Api
+from deployments.demo.mail import MailServers
+from deployments.demo.sample import CLIENT, DATABASE, MAILBOX, Sample
+from flows.engine.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deployments.cli.stack import Stack
+
+AMOUNT = 845.50
+"""Euros of the sample invoice: below the limit, so that it is stored."""
+_FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
+_PATIENCE = 600.0
+"""Seconds that the run may take."""
+
+
+class Demo:
+    """The sample client's world on a running stack."""
+
+    def __init__(self, stack: Stack, mail: MailServers, console: Console) -> None:
+        if stack.postgres is None:
+            raise InfrastructureError("The demo needs the embedded PostgreSQL for the client's own database.")
+        self._stack = stack
+        self._mail = mail
+        self._console = console
+        self._sample = Sample(mail, stack.postgres)
+
+    async def run(self) -> bool:
+        """Set the scene, run the workflow once, show what came of it; returns whether it succeeded."""
+        with Api(self._stack.api_url) as api:
+            workflow = await asyncio.to_thread(self._set_scene, api)
+            number = await asyncio.to_thread(self._sample.deliver_invoice, AMOUNT)
+            self._print(f"\nA mail with invoice {number} over {AMOUNT:,.2f} EUR is in the mailbox {MAILBOX}.")
+            queued = await asyncio.to_thread(
+                api.post, f"/workflows/{workflow['id']}/execute", {"client_slug": CLIENT}
+            )
+            self._print(f"POST /workflows/{workflow['id']}/execute: task {queued['task_id']} is queued.")
+            task = await self._follow(api, queued["task_id"])
+            await self._show(api, task, number)
+        self._print(f"\nThis run        {self._stack.prefect_url}/runs/flow-run/{queued['task_id']}")
+        return bool(task["status"] == "SUCCESS")
+
+    def _set_scene(self, api: Api) -> dict[str, Any]:
+        self._sample.set_up()
+        workflow = self._sample.register(api)
+        self._print(
+            f"\nSample client   {CLIENT}, with a mailbox (IMAP, SMTP) and a PostgreSQL database of its own"
+        )
+        self._print(f"Workflow        {workflow['name']}, deployed as execute-workflow/{workflow['slug']}")
+        return workflow
+
+    async def _follow(self, api: Api, task_id: str) -> dict[str, Any]:
+        """Poll the task as any client does, showing each node when it is done, until its final state."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PATIENCE
+        shown = 0
+        with self._console.status("Waiting for the worker …") as status:
+            while loop.time() < deadline:
+                task: dict[str, Any] = await asyncio.to_thread(api.get, f"/tasks/{task_id}")
+                meta = task.get("meta") or {}
+                if current := (meta.get("progress") or {}).get("current_node"):
+                    status.update(f"Running {current} …")
+                if execution_id := task.get("execution_id") or meta.get("execution_id"):
+                    shown += await self._show_steps(api, execution_id, shown)
+                if task["status"] in _FINAL:
+                    return task
+                await asyncio.sleep(0.3)
+        raise InfrastructureError(
+            f"The run has not ended after {_PATIENCE:g} s. Logs: {self._stack.data.logs}"
+        )
+
+    async def _show_steps(self, api: Api, execution_id: int, skip: int) -> int:
+        chain = await asyncio.to_thread(
+            api.get, f"/executions/{execution_id}/chain", skip=skip, limit=100, contexts="none"
+        )
+        for entry in chain["entries"]:
+            mark = "✓" if entry["status"] == "success" else "✗"
+            way = f" → {entry['decision_result']}" if entry["decision_result"] is not None else ""
+            self._print(f"  {mark} {entry['label'] or entry['node_id']}{way}")
+        return len(chain["entries"])
+
+    async def _show(self, api: Api, task: dict[str, Any], number: str) -> None:
+        execution_id = task.get("execution_id")
+        if execution_id is not None:
+            chain = await asyncio.to_thread(
+                api.get, f"/executions/{execution_id}/chain", limit=1000, contexts="changes"
+            )
+            self._print(f"\nChain of Work of execution {execution_id}, task {task['status']}:")
+            self._table(chain["entries"])
+        if task.get("error"):
+            self._print(f"Error: {task['error']}")
+        if row := await asyncio.to_thread(self._sample.stored, number):
+            self._print(f"In the client's database {DATABASE!r}: " + " · ".join(map(str, row)))
+        for reply in self._mail.sent:
+            self._print(f"Mail sent to {reply['To']}: {reply['Subject']}")
+
+    def _table(self, entries: list[dict[str, Any]]) -> None:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("step", "node", "type", "status", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("seconds", justify="right")
+        table.add_column("way")
+        table.add_column("result", overflow="fold")
+        for entry in entries:
+            colour = "green" if entry["status"] == "success" else "red"
+            way = (
+                ""
+                if entry["decision_result"] is None
+                else f"{entry['decision_result']} → {entry['path_taken']}"
+            )
+            table.add_row(
+                str(entry["step"]),
+                Text(entry["label"] or entry["node_id"]),
+                entry["node_type"],
+                Text(entry["status"], style=colour),
+                f"{entry['execution_time']:.3f}",
+                Text(way),
+                Text(_result(entry)),
+            )
+        self._console.print(table)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+async def tell(stack: Stack, *, stays: bool) -> bool:
+    """Run the demo on a stack that is up; with `stays`, go on until it is cancelled.
+
+    Returns whether the run succeeded. Raises what the API and the databases raise.
+    """
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    with MailServers() as mail:
+        demo = Demo(stack, mail, console)
+        succeeded = await demo.run()
+        console.print(f"API docs        {stack.api_url}/docs", highlight=False)
+        console.print(f"Prefect UI      {stack.prefect_url}", highlight=False)
+        if stays:
+            console.print("NOVA is ready\nCtrl-C stops everything.", highlight=False)
+            await asyncio.Event().wait()
+    return succeeded
+
+
+def _result(entry: dict[str, Any], width: int = 40) -> str:
+    """What a node changed, each value cut to `width` characters, or why it failed."""
+    if entry["error_message"]:
+        return str(entry["error_message"])
+    changes = entry["output_result"] or {}
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in changes.items()}
+    return "\n".join(
+        f"{key} = {text if len(text) <= width else text[: width - 1] + '…'}" for key, text in texts.items()
+    )
