@@ -97,6 +97,16 @@ def count(session: Session, execution_id: int) -> int:
     )
 
 
+def counts(session: Session, execution_ids: Sequence[int]) -> dict[int, int]:
+    """Execution id → how many of its steps succeeded; one without any is left out."""
+    rows = session.execute(
+        select(ChainEntry.execution_id, func.count())
+        .where(ChainEntry.execution_id.in_(execution_ids), ChainEntry.status == "success")
+        .group_by(ChainEntry.execution_id)
+    )
+    return {execution_id: number for execution_id, number in rows}
+
+
 def entries(session: Session, execution_id: int, skip: int = 0, limit: int = 100) -> list[ChainEntry]:
     """A page of the chain, in the order of steps and attempts."""
     return list(

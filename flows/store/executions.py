@@ -113,16 +113,16 @@ def finish(
 
 
 def get(session: Session, execution_id: int) -> Execution:
-    """One execution with its `workflow` loaded. Raises NotFoundError."""
-    found = session.scalars(_select().where(Execution.id == execution_id)).one_or_none()
+    """One execution with its `workflow` and its version's number loaded. Raises NotFoundError."""
+    found = session.scalars(_numbered().where(Execution.id == execution_id)).one_or_none()
     if found is None:
         raise NotFoundError(f"There is no execution {execution_id}.")
     return found
 
 
 def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
-    """The execution of a task id, which is the flow run's, with its `workflow` loaded."""
-    return session.scalars(_select().where(Execution.flow_run_id == flow_run_id)).one_or_none()
+    """The execution of a task id, which is the flow run's, loaded like `get`'s."""
+    return session.scalars(_numbered().where(Execution.flow_run_id == flow_run_id)).one_or_none()
 
 
 def by_public_id(session: Session, public_id: uuid.UUID) -> Execution | None:
@@ -145,7 +145,7 @@ def list_(
     if status is not None:
         where.append(Execution.status == checks.one_of("status", status, checks.STATUSES))
     page = session.scalars(
-        _select().where(*where).order_by(Execution.id.desc()).offset(skip).limit(limit)
+        _numbered().where(*where).order_by(Execution.id.desc()).offset(skip).limit(limit)
     ).all()
     return list(page), session.scalar(select(func.count()).select_from(Execution).where(*where)) or 0
 
@@ -160,6 +160,11 @@ def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
 
 def _select() -> Select[tuple[Execution]]:
     return select(Execution).options(joinedload(Execution.workflow)).execution_options(populate_existing=True)
+
+
+def _numbered() -> Select[tuple[Execution]]:
+    """With `version` as well, but of it the number alone: the graph may be large."""
+    return _select().options(joinedload(Execution.version).load_only(WorkflowVersion.number))
 
 
 def _insert(
