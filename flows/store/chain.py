@@ -104,7 +104,7 @@ def counts(session: Session, execution_ids: Sequence[int]) -> dict[int, int]:
         .where(ChainEntry.execution_id.in_(execution_ids), ChainEntry.status == "success")
         .group_by(ChainEntry.execution_id)
     )
-    return {execution_id: number for execution_id, number in rows}
+    return dict(rows.tuples().all())
 
 
 def entries(session: Session, execution_id: int, skip: int = 0, limit: int = 100) -> list[ChainEntry]:

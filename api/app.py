@@ -1,0 +1,125 @@
+"""The application: `uvicorn api.app:create_app --factory`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from api import errors
+from api.middleware import BodyLimitMiddleware, RequestIdMiddleware
+from api.responses import JsonResponse
+from api.routers import clients, executions, health, schedules, tasks, workflows
+from api.services import Services
+from api.version import VERSION
+from flows.config.logging import setup_logging
+from flows.config.settings import Settings, get_settings
+from flows.credentials.cipher import Cipher
+from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
+from flows.orchestration.client import Orchestration
+from flows.store import migrations
+from flows.store.session import Database
+
+log = logging.getLogger(__name__)
+
+_DRAIN = 30.0
+"""Seconds that work which was begun gets at the end."""
+
+_DESCRIPTION = """
+NOVA runs workflows: graphs of small Python programs, on Prefect and E2B.
+
+Make a workflow, `POST /workflows/{id}/execute` it, poll `GET /tasks/{task_id}` until it is `SUCCESS`,
+`FAILURE` or `REVOKED`, and read what each node did at `GET /executions/{id}/chain`. The task's id is the flow
+run's in Prefect.
+
+Every error has the same body; a 503 says in `Retry-After` when to come back. Fields that are not known are
+ignored.
+"""
+
+
+class NovaApi(FastAPI):
+    """FastAPI, but for one thing: a wrong setting is told in a sentence, not in a traceback."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection, or the application's start and end."""
+        if scope["type"] != "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        reason: ConfigurationError | None = None
+
+        async def send_sentence(message: Message) -> None:
+            nonlocal reason
+            reason = getattr(self.state, "refusal", None)
+            if reason is not None and message["type"] == "lifespan.startup.failed":
+                message = {"type": message["type"], "message": str(reason)}
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_sentence)
+        except ConfigurationError:
+            if reason is None:
+                raise
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the application; connections are opened when it starts.
+
+    It refuses to start, with ConfigurationError's sentence, when a setting is missing or wrong or the
+    database's tables are not up to date.
+    """
+    app = NovaApi(
+        title="NOVA",
+        version=VERSION,
+        description=_DESCRIPTION,
+        lifespan=_lifespan(settings),
+        default_response_class=JsonResponse,
+        generate_unique_id_function=_operation_id,
+        strict_content_type=False,  # api/body.py looks at it, more closely
+    )
+    errors.install(app)
+    app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(RequestIdMiddleware)
+    for module in (health, workflows, schedules, tasks, executions, clients):
+        app.include_router(module.router)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            chosen = settings or get_settings()
+            setup_logging(chosen.log_level)
+            cipher = Cipher(chosen.encryption_key.get_secret_value())
+            await _check_tables(chosen.sqlalchemy_url)
+        except ConfigurationError as error:
+            app.state.refusal = error
+            raise
+        database = Database(chosen.sqlalchemy_url, chosen.database_pool_size)
+        try:
+            async with Orchestration(chosen) as orchestration:
+                services = Services(chosen, database, orchestration, cipher)
+                app.state.services = services
+                yield
+                await services.background.drain(_DRAIN)
+        finally:
+            await asyncio.to_thread(database.close)
+
+    return lifespan
+
+
+async def _check_tables(url: str) -> None:
+    """Refuse tables that are behind this code; a database that is away for now is no reason not to start."""
+    try:
+        await asyncio.to_thread(migrations.check, url)
+    except DatabaseUnavailableError as error:
+        log.warning("Starting without the database: %s", error)

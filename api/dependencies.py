@@ -1,0 +1,79 @@
+"""What endpoints ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Query, Request
+from pydantic import BeforeValidator
+
+from api.schemas import ExecutionStatus
+from api.services import Services, services_of
+from flows.engine.errors import NotFoundError
+from flows.orchestration.client import Orchestration
+from flows.store.session import Database
+
+_MAX_ID = 2**31 - 1
+
+
+async def services(request: Request) -> Services:
+    """Everything that the API holds."""
+    return services_of(request.app)
+
+
+async def database(request: Request) -> Database:
+    """NOVA's database."""
+    return services_of(request.app).database
+
+
+async def orchestration(request: Request) -> Orchestration:
+    """Prefect."""
+    return services_of(request.app).orchestration
+
+
+def existing_id(number: int, what: str) -> int:
+    """The id, if a row can have it; else NotFoundError."""
+    if not 0 < number <= _MAX_ID:
+        raise NotFoundError(f"There is no such {what}.")
+    return number
+
+
+async def workflow_id(
+    workflow_id: Annotated[int, Path(description="Id of a workflow.", examples=[1])],
+) -> int:
+    """Id of a workflow; NotFoundError for a number that no row can have."""
+    return existing_id(workflow_id, "workflow")
+
+
+async def execution_id(
+    execution_id: Annotated[int, Path(description="Id of an execution.", examples=[8])],
+) -> int:
+    """Id of an execution; NotFoundError for a number that no row can have."""
+    return existing_id(execution_id, "execution")
+
+
+async def schedule_id(
+    schedule_id: Annotated[int, Path(description="Id of a schedule.", examples=[1])],
+) -> int:
+    """Id of a schedule; NotFoundError for a number that no row can have."""
+    return existing_id(schedule_id, "schedule")
+
+
+def _blank_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+DatabaseDep = Annotated[Database, Depends(database)]
+OrchestrationDep = Annotated[Orchestration, Depends(orchestration)]
+WorkflowId = Annotated[int, Depends(workflow_id)]
+ExecutionId = Annotated[int, Depends(execution_id)]
+ScheduleId = Annotated[int, Depends(schedule_id)]
+Skip = Annotated[int, Query(ge=0, lt=2**63, description="How many to leave out.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
+OfWorkflow = Annotated[
+    int | None, BeforeValidator(_blank_is_none), Query(description="Only those of this workflow.")
+]
+WithStatus = Annotated[
+    ExecutionStatus | None, BeforeValidator(_blank_is_none), Query(description="Only those in this status.")
+]

@@ -1,0 +1,74 @@
+"""What OpenAPI says of an operation beyond its parameters: each answer, with an example."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from api import schemas
+from api.errors import body_of
+
+_SENTENCES = {
+    400: "There is a workflow named 'Invoice Processing V3' already.",
+    404: "There is no workflow 7.",
+    409: "1 run(s) were told to stop but still go on.",
+    413: "The request is larger than 67108864 bytes, the most that is read.",
+    415: "The body must be JSON; send the header Content-Type: application/json.",
+    422: "The request is not valid: name: Field required",
+    500: "Something went wrong in NOVA. The log tells more under request 6f1c….",
+    503: "Prefect's server cannot be reached.",
+}
+ALWAYS = (500, 503)
+"""Errors that any operation may answer with."""
+
+
+def documented(status: int, model: type[BaseModel], *errors: int) -> dict[str, Any]:
+    """Arguments for a route: its status and answer, and these errors, all with examples."""
+    responses: dict[int, dict[str, Any]] = {status: {"content": _content(example(model))}}
+    for code in sorted({*errors, *ALWAYS}):
+        problems = [{"field": "name", "message": "Field required"}] if code == 422 else None
+        responses[code] = {
+            "model": schemas.Error,
+            "description": HTTPStatus(code).phrase,
+            "content": _content(body_of(code, _SENTENCES[code], problems)),
+        }
+        if code == 503:
+            responses[code]["headers"] = {
+                "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+            }
+    return {"status_code": status, "response_model": model, "responses": responses}
+
+
+def example(model: type[BaseModel]) -> dict[str, Any]:
+    """An instance of a model as JSON, from the examples of its fields."""
+    return {name: _field_example(field) for name, field in model.model_fields.items()}
+
+
+def _field_example(field: FieldInfo) -> Any:
+    if field.examples:
+        return field.examples[0]
+    return _type_example(field.annotation)
+
+
+def _type_example(kind: Any) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _type_example(next(argument for argument in arguments if argument is not NoneType))
+    if origin is Literal:
+        return arguments[0]
+    if origin is list:
+        return [_type_example(arguments[0])]
+    if hasattr(kind, "__metadata__"):  # Annotated: its own examples, else its type's
+        given = next((m.examples for m in kind.__metadata__ if getattr(m, "examples", None)), None)
+        return given[0] if given else _type_example(arguments[0])
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return example(kind)
+    return {str: "", int: 1, float: 0.0, bool: True, dict: {}}.get(origin or kind)
+
+
+def _content(body: Any) -> dict[str, Any]:
+    return {"application/json": {"example": body}}

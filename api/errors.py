@@ -1,0 +1,152 @@
+"""Errors as answers: the one place where NOVA's exceptions get HTTP statuses.
+
+Every error has the same body: the old build's `error` and `status_code`, RFC 9457's `type`, `title` and
+`detail`, and `errors`, which names each bad field. No body repeats what was sent: it may hold a secret.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api.responses import JsonResponse
+from flows.config.logging import request_id
+from flows.engine.errors import (
+    ConfigurationError,
+    ConflictError,
+    ExecutionClosedError,
+    InfrastructureError,
+    InvalidInputError,
+    NotFoundError,
+    NovaError,
+)
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER = 5
+"""Seconds after which a client may ask again when the database or Prefect is gone."""
+
+
+class NameTakenError(ConflictError):
+    """A name that must be unique exists; 400, as the old build answered."""
+
+
+class BodyTooLargeError(InvalidInputError):
+    """The request is larger than NOVA reads."""
+
+
+class MediaTypeError(InvalidInputError):
+    """The request's body is not declared as JSON."""
+
+
+_STATUS: dict[type[NovaError], int] = {
+    NameTakenError: 400,
+    NotFoundError: 404,
+    ConflictError: 409,
+    ExecutionClosedError: 409,
+    BodyTooLargeError: 413,
+    MediaTypeError: 415,
+    InvalidInputError: 422,
+    InfrastructureError: 503,
+    ConfigurationError: 500,
+    NovaError: 500,
+}
+
+
+def status_of(error: NovaError) -> int:
+    """The HTTP status of an error: that of its nearest ancestor in the table."""
+    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+
+
+def body_of(
+    status: int, sentence: str, problems: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The body of an error; `problems` becomes `errors`, each with `field` and `message`."""
+    title = HTTPStatus(status).phrase
+    body: dict[str, Any] = {
+        "error": sentence,
+        "status_code": status,
+        "type": f"urn:nova:error:{title.lower().replace(' ', '-')}",
+        "title": title,
+        "detail": sentence,
+    }
+    if problems is not None:
+        body["errors"] = list(problems)
+    return body
+
+
+def answer(
+    status: int,
+    sentence: str,
+    problems: Sequence[Mapping[str, Any]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JsonResponse:
+    """An error as a response; every 503 says when to come back, a 413 reads no more of the body."""
+    headers = dict(headers or {})
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.setdefault("Retry-After", str(RETRY_AFTER))
+    elif status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        headers["Connection"] = "close"
+    return JsonResponse(body_of(status, sentence, problems), status, headers)
+
+
+def internal_error() -> JsonResponse:
+    """What a client is told of a fault of ours: nothing but the id to look it up by."""
+    return answer(500, f"Something went wrong in NOVA. The log tells more under request {request_id.get()}.")
+
+
+def _nova_error(_: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, NovaError)
+    status = status_of(error)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("%s: %s", type(error).__name__, error, exc_info=error)
+        return internal_error()
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        log.warning("%s: %s", type(error).__name__, error)
+    problems = error.problems if isinstance(error, InvalidInputError) else None
+    return answer(status, str(error), problems if status == HTTPStatus.UNPROCESSABLE_ENTITY else None)
+
+
+def _invalid_request(_: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = field_problems(error.errors())
+    return answer(422, sentence_of(problems), problems)
+
+
+def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pydantic's errors as `field` and `message`: what was sent is left out."""
+    return [
+        {
+            # The first part says where it was: body, query or path.
+            "field": ".".join(str(part) for part in e["loc"][1:]) or "body",
+            "message": str(e["msg"]).removeprefix("Value error, "),
+        }
+        for e in errors
+    ]
+
+
+def sentence_of(problems: Sequence[Mapping[str, Any]]) -> str:
+    """All problems as one sentence."""
+    return "The request is not valid: " + "; ".join(f"{p['field']}: {p['message']}" for p in problems)
+
+
+def _http_error(request: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, HTTPException)
+    sentences = {
+        404: "There is nothing at this address. /docs lists what there is.",
+        405: f"{request.method} is not allowed here.",
+    }
+    return answer(error.status_code, sentences.get(error.status_code, error.detail), headers=error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application answer in this shape; the rest falls to the middleware."""
+    app.add_exception_handler(NovaError, _nova_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)

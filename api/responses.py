@@ -1,0 +1,36 @@
+"""The one response class: JSON as NOVA carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.responses import Response
+
+from flows.engine.context import dumps
+
+JSON = "application/json"
+
+
+class JsonResponse(Response):
+    """An answer as ASCII-escaped JSON without NaN: NUL and lone surrogates survive it.
+
+    `content` is JSON data, or bytes that are JSON text already.
+    """
+
+    media_type = JSON
+
+    def __init__(
+        self, content: Any = None, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(content, status_code, headers)
+
+    def render(self, content: Any) -> bytes:
+        """Write the body."""
+        return content if isinstance(content, bytes) else dumps(content)
+
+
+def timestamp(moment: datetime | None) -> str | None:
+    """A time as ISO 8601 in UTC with a `Z`; None stays None."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None

@@ -1,0 +1,143 @@
+"""Whether NOVA is well, and how it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+
+from api import schemas
+from api.dependencies import ServicesDep
+from api.documentation import documented
+from api.errors import RETRY_AFTER
+from api.responses import JsonResponse
+from api.services import Services
+from api.version import VERSION
+from flows.engine.errors import DatabaseUnavailableError, PrefectUnavailableError
+from flows.store import executions
+
+router = APIRouter(tags=["health"])
+
+_PATIENCE = 5.0
+"""Seconds that a health check waits for each part."""
+_FAILURE_THRESHOLD = 5
+"""Runs lost by the machinery in a row from which the circuit breaker reads open."""
+_ERROR_RATE = 50.0
+"""Percent of failed runs in the last hour from which the error rate is an issue."""
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", **documented(200, schemas.Root))
+async def root() -> JsonResponse:
+    """What this is, and where its documentation is."""
+    return JsonResponse(
+        {"name": "NOVA", "version": VERSION, "status": "running", "docs": "/docs", "redoc": "/redoc"}
+    )
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", **documented(200, schemas.Health))
+async def health(services: ServicesDep) -> JsonResponse:
+    """Whether runs can be taken in; 503 with the same body when the database or Prefect is down."""
+    response_time, prefect, workers = await _look(services)
+    well = response_time is not None and prefect
+    return _answer(
+        {
+            "status": "healthy" if well else "unhealthy",
+            "database": "connected" if response_time is not None else "disconnected",
+            "e2b": "configured" if services.settings.uses_e2b else "not_configured",
+            "prefect": "connected" if prefect else "disconnected",
+            "workers": workers,
+        },
+        well,
+    )
+
+
+@router.get("/health/detailed", **documented(200, schemas.DetailedHealth))
+async def detailed_health(services: ServicesDep) -> JsonResponse:
+    """Each part by itself, and what is wrong; 503 with the same body when the database or Prefect is down."""
+    response_time, prefect, workers = await _look(services)
+    figures: dict[str, Any] = {}
+    if response_time is not None:
+        try:
+            figures = await asyncio.wait_for(services.database.run(executions.metrics), _PATIENCE)
+        except (DatabaseUnavailableError, TimeoutError):
+            response_time = None
+    rate = figures.get("error_rate", {}).get("error_rate", 0.0)
+    breaker = _circuit_breaker(figures.get("infrastructure_failures", 0))
+    mode = "e2b" if services.settings.uses_e2b else "local"
+    components = {
+        "database": {"healthy": response_time is not None, "response_time_ms": response_time},
+        "executor": {"healthy": breaker["is_healthy"], "mode": mode, "circuit_breaker": breaker},
+        "error_rate": {"healthy": rate < _ERROR_RATE, "error_rate": rate},
+        "prefect": {"healthy": prefect},
+        "workers": {"healthy": workers > 0, "online": workers},
+    }
+    sentences = {
+        "database": "The database does not answer.",
+        "executor": f"The last {breaker['failure_count']} runs were lost by the machinery.",
+        "error_rate": f"{rate:g} % of the last hour's runs failed.",
+        "prefect": "Prefect's server does not answer.",
+        "workers": "No worker is online: runs wait.",
+    }
+    issues = [sentences[name] for name, part in components.items() if not part["healthy"]]
+    figures.pop("infrastructure_failures", None)
+    body = {"healthy": not issues, "components": components, "issues": issues, "metrics": figures}
+    return _answer(body, response_time is not None and prefect)
+
+
+@router.get("/metrics", **documented(200, schemas.Metrics))
+async def metrics(services: ServicesDep) -> JsonResponse:
+    """Figures of the last day and hour.
+
+    `circuit_breaker` counts the runs that the machinery lost since the last one that completed, and reads
+    `open` from five on. It reports; it does not hold runs back.
+    """
+    response_time = await services.database.ping()
+    figures = await services.database.run(executions.metrics)
+    return JsonResponse(
+        {
+            "executions": figures["executions"],
+            "error_rate": figures["error_rate"],
+            "circuit_breaker": _circuit_breaker(figures["infrastructure_failures"]),
+            "workflows": figures["workflows"],
+            "database": {"connected": True, "response_time_ms": round(response_time, 2)},
+        }
+    )
+
+
+async def _look(services: Services) -> tuple[float | None, bool, int]:
+    """The database's response time in ms (None: down), whether Prefect answers, and how many workers."""
+    response_time, prefect, workers = await asyncio.gather(
+        _database(services), services.orchestration.healthy(), _workers(services)
+    )
+    return response_time, prefect, workers
+
+
+async def _database(services: Services) -> float | None:
+    try:
+        return round(await asyncio.wait_for(services.database.ping(), _PATIENCE), 2)
+    except (DatabaseUnavailableError, TimeoutError):
+        return None
+
+
+async def _workers(services: Services) -> int:
+    try:
+        return await asyncio.wait_for(services.orchestration.workers(), _PATIENCE)
+    except (PrefectUnavailableError, TimeoutError):
+        return 0
+
+
+def _circuit_breaker(failures: int) -> dict[str, Any]:
+    closed = failures < _FAILURE_THRESHOLD
+    return {
+        "state": "closed" if closed else "open",
+        "failure_count": failures,
+        "failure_threshold": _FAILURE_THRESHOLD,
+        "is_healthy": closed,
+    }
+
+
+def _answer(body: dict[str, Any], well: bool) -> JsonResponse:
+    return JsonResponse(body) if well else JsonResponse(body, 503, {"Retry-After": str(RETRY_AFTER)})

@@ -1,0 +1,68 @@
+"""What the API holds while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from starlette.applications import Starlette
+
+from flows.config.settings import Settings
+from flows.credentials.cipher import Cipher
+from flows.orchestration.client import Orchestration
+from flows.store.session import Database
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Background:
+    """Work that must come to its end though the request that began it may not."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work and return its result; where the caller is cancelled it goes on all the same."""
+        return await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin the work and hold on to it until it has ended."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even where the one who waited is gone
+
+    async def drain(self, timeout: float) -> None:
+        """Wait for all work, at most `timeout` seconds, then cancel what is left."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=timeout)
+        for task in late:
+            log.warning("Work that did not end in %g s is given up: %s", timeout, task.get_coro())
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class Services:
+    """The settings and the two connections of a running API."""
+
+    settings: Settings
+    database: Database
+    orchestration: Orchestration
+    cipher: Cipher
+    background: Background = field(default_factory=Background)
+
+
+def services_of(app: Starlette) -> Services:
+    """Return what the application's lifespan opened."""
+    return cast(Services, app.state.services)

@@ -1,0 +1,214 @@
+"""Handing a run to Prefect: never lost, never run twice, and nothing promised that did not happen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from api import views
+from api.services import Services
+from flows.credentials import vault
+from flows.engine.context import to_fragments
+from flows.engine.errors import (
+    DatabaseUnavailableError,
+    InfrastructureError,
+    NotFoundError,
+    PrefectUnavailableError,
+)
+from flows.orchestration.deployments import DeploymentSpec
+from flows.store import clients, executions, schedules, workflows
+
+log = logging.getLogger(__name__)
+
+_PAUSES = (0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts to close a row while the database is away; the last one again and again."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An execution that has its row and is on its way to Prefect."""
+
+    execution_id: int
+    public_id: UUID
+    workflow_id: int
+    workflow_name: str
+    slug: str
+    deployment_id: UUID | None
+    client_slug: str | None
+    priority: str
+
+    @property
+    def name(self) -> str:
+        """What Prefect shows: `invoice-processing-v3 #8 idom`."""
+        return " ".join(part for part in (self.slug, f"#{self.execution_id}", self.client_slug) if part)
+
+    @property
+    def tags(self) -> list[str]:
+        """By which runs are found in Prefect."""
+        return [f"workflow:{self.slug}", *([f"client:{self.client_slug}"] if self.client_slug else [])]
+
+
+async def execute(
+    services: Services,
+    workflow_id: int,
+    *,
+    client_slug: str | None,
+    initial_context: dict[str, Any],
+    priority: str | None,
+) -> tuple[Pending, UUID]:
+    """Write the execution, have Prefect make its flow run, and return both when Prefect has confirmed it.
+
+    Raises NotFoundError (workflow; client unknown or not active), InvalidValueError (context), and
+    PrefectUnavailableError or DatabaseUnavailableError: then the run was not, and will not be, started.
+    """
+
+    def write(session: Session) -> Pending:
+        workflow = workflows.get(session, workflow_id)
+        client = clients.active(session, client_slug) if client_slug is not None else None
+        row = executions.create_pending(
+            session,
+            workflow_id=workflow.id,
+            client=client,
+            priority=priority or workflow.priority,
+            initial=vault.store_initial(services.cipher, to_fragments(initial_context)),
+        )
+        return Pending(
+            execution_id=row.id,
+            public_id=row.public_id,
+            workflow_id=workflow.id,
+            workflow_name=workflow.name,
+            slug=workflow.slug,
+            deployment_id=workflow.deployment_id,
+            client_slug=row.client_slug,
+            priority=row.priority,
+        )
+
+    pending = await services.database.run(write)
+    # From here on it comes to an end even if the client hangs up or the server stops.
+    return pending, await services.background.finish(_submit(services, pending))
+
+
+async def _submit(services: Services, pending: Pending) -> UUID:
+    try:
+        flow_run_id = await _create_flow_run(services, pending)
+    except Exception as error:
+        started = await _reject(services, pending, error)
+        if started is not None:
+            return started
+        if isinstance(error, NotFoundError):
+            # The workflow was deleted meanwhile, and with it this execution.
+            raise
+        if isinstance(error, PrefectUnavailableError):
+            raise PrefectUnavailableError(f"{error} The run was never started; ask again later.") from error
+        raise
+    try:
+        await services.database.run(
+            lambda session: executions.confirm(session, pending.execution_id, flow_run_id)
+        )
+    except DatabaseUnavailableError as error:
+        # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
+        log.warning("Execution %d is confirmed by Prefect but not noted: %s", pending.execution_id, error)
+    return flow_run_id
+
+
+async def _create_flow_run(services: Services, pending: Pending) -> UUID:
+    runs = services.orchestration.runs
+
+    async def submit(deployment_id: UUID) -> UUID:
+        return await runs.submit(
+            deployment_id=deployment_id,
+            public_id=pending.public_id,
+            name=pending.name,
+            tags=pending.tags,
+            priority=pending.priority,
+        )
+
+    if pending.deployment_id is not None:
+        try:
+            return await submit(pending.deployment_id)
+        except NotFoundError:
+            log.warning("The deployment of %s is gone from Prefect; it is made again.", pending.slug)
+    deployment_id = await deploy(services, pending.workflow_id)
+    try:
+        return await submit(deployment_id)
+    except NotFoundError as error:
+        raise PrefectUnavailableError(f"Prefect does not keep the deployment of {pending.slug}.") from error
+
+
+async def deploy(services: Services, workflow_id: int) -> UUID:
+    """Make the workflow's deployment equal to its row, and note its id.
+
+    Raises NotFoundError when the workflow is gone (then no deployment is left behind) and
+    PrefectUnavailableError.
+    """
+
+    def read(session: Session) -> DeploymentSpec:
+        return views.deployment_spec(
+            workflows.get(session, workflow_id), schedules.list_(session, workflow_id)
+        )
+
+    spec = await services.database.run(read)
+    deployments = services.orchestration.deployments
+    try:
+        deployment_id = await deployments.apply(spec)
+    except NotFoundError:
+        # Nobody ran `nova deploy` yet: there is no work pool.
+        await deployments.ensure_pool()
+        deployment_id = await deployments.apply(spec)
+    if deployment_id != spec.deployment_id:
+        try:
+            await services.database.run(
+                lambda session: workflows.set_deployment(session, workflow_id, deployment_id)
+            )
+        except NotFoundError:
+            await deployments.remove(deployment_id)
+            raise
+    return deployment_id
+
+
+async def _reject(services: Services, pending: Pending, error: Exception) -> UUID | None:
+    """Close the row as never started; the flow run's id where it started in spite of the error.
+
+    Where the database is away too, this goes on in the background: a late flow run must not start it.
+    """
+    reason = (
+        f"The run was never started: {error}"
+        if isinstance(error, InfrastructureError)
+        else ("The run was never started: something went wrong in NOVA.")
+    )
+
+    def close(session: Session) -> UUID | None:
+        if executions.reject(session, pending.execution_id, reason):
+            return None
+        try:
+            return executions.get(session, pending.execution_id).flow_run_id
+        except NotFoundError:
+            return None
+
+    try:
+        return await services.database.run(close)
+    except DatabaseUnavailableError:
+        services.background.start(_close_later(services, pending, reason))
+        raise
+
+
+async def _close_later(services: Services, pending: Pending, reason: str) -> None:
+    attempt = 0
+    while True:
+        await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+        attempt += 1
+        try:
+            closed = await services.database.run(
+                lambda session: executions.reject(session, pending.execution_id, reason)
+            )
+        except DatabaseUnavailableError:
+            continue
+        log.warning(
+            "Execution %d %s", pending.execution_id, "is closed as never started" if closed else "had started"
+        )
+        return

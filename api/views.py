@@ -1,0 +1,127 @@
+"""Rows as answers: the contract's fields, and ours behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api.responses import timestamp
+from flows.credentials import vault
+from flows.engine.errors import Fault
+from flows.orchestration.deployments import DeploymentSpec, ScheduleSpec, ScheduleView
+from flows.store.models import Client, Credential, Execution, Schedule, Workflow
+
+
+def workflow(row: Workflow) -> dict[str, Any]:
+    """A workflow with its current graph."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "description": row.description,
+        "graph_definition": row.current.graph,
+        "created_at": timestamp(row.created_at),
+        "updated_at": timestamp(row.updated_at),
+        "slug": row.slug,
+        "version": row.version,
+        "priority": row.priority,
+        "max_concurrent_runs": row.max_concurrent_runs,
+        "overlap": row.overlap,
+    }
+
+
+def fault(found: Fault) -> dict[str, Any]:
+    """A fault or a warning of a graph: what applies of code, message, node, edge, line and column."""
+    return {key: value for key, value in vars(found).items() if value is not None}
+
+
+def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
+    """An execution as lists show it: its result without the final context."""
+    result = None
+    if row.status == "completed":
+        result = {"execution_id": row.id, "status": "success", "nodes_executed": nodes_executed}
+    return {
+        "id": row.id,
+        "workflow_id": row.workflow_id,
+        "status": row.status,
+        "started_at": timestamp(row.started_at),
+        "completed_at": timestamp(row.completed_at),
+        "result": result,
+        "error": row.error,
+        "created_at": timestamp(row.created_at),
+        "client_slug": row.client_slug,
+        "task_id": str(row.flow_run_id) if row.flow_run_id else None,
+        "failed_at_node": row.failed_at_node,
+        "workflow_version": row.version.number if row.version else None,
+    }
+
+
+def client(row: Client) -> dict[str, Any]:
+    """A client with its credentials."""
+    return {
+        "id": row.id,
+        "slug": row.slug,
+        "name": row.name,
+        "active": row.active,
+        "credentials": [credential(c) for c in row.credentials],
+        "created_at": timestamp(row.created_at),
+        "updated_at": timestamp(row.updated_at),
+    }
+
+
+def credential(row: Credential) -> dict[str, Any]:
+    """Credentials without what is secret in them: the ciphertext is not even opened."""
+    return {
+        "kind": row.kind,
+        "label": row.label,
+        "primary": row.is_primary,
+        "fields": row.public | {field.name: "***" for field in vault.FIELDS[row.kind] if field.secret},
+        "created_at": timestamp(row.created_at),
+        "updated_at": timestamp(row.updated_at),
+    }
+
+
+def schedule(row: Schedule) -> dict[str, Any]:
+    """A schedule of NOVA's."""
+    return {
+        "id": row.id,
+        "cron": row.cron,
+        "timezone": row.timezone,
+        "parameters": row.parameters,
+        "active": row.active,
+        "source": "nova",
+    }
+
+
+def prefect_schedule(found: ScheduleView) -> dict[str, Any]:
+    """A schedule as Prefect has it, whoever made it."""
+    return {
+        "id": found.id,
+        "cron": found.cron,
+        "timezone": found.timezone,
+        "parameters": found.parameters,
+        "active": found.active,
+        "source": "prefect" if found.id is None else "nova",
+        "rule": found.rule,
+    }
+
+
+def schedule_spec(row: Schedule) -> ScheduleSpec:
+    """A schedule as Prefect is to have it."""
+    return ScheduleSpec(
+        id=row.id, cron=row.cron, timezone=row.timezone, parameters=row.parameters, active=row.active
+    )
+
+
+def deployment_spec(row: Workflow, schedules: list[Schedule]) -> DeploymentSpec:
+    """A workflow as its deployment is to be."""
+    return DeploymentSpec(
+        workflow_id=row.id,
+        name=row.name,
+        slug=row.slug,
+        description=row.description,
+        priority=row.priority,
+        max_concurrent_runs=row.max_concurrent_runs,
+        overlap=row.overlap,
+        version=row.version,
+        deployment_id=row.deployment_id,
+        schedules=tuple(schedule_spec(s) for s in schedules),
+    )

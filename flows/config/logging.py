@@ -1,0 +1,67 @@
+"""Logging: plain lines on stderr, each with the id of the request that it belongs to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextvars import ContextVar
+from typing import TextIO
+
+NO_REQUEST = "-"
+
+request_id: ContextVar[str] = ContextVar("nova_request_id", default=NO_REQUEST)
+"""Id of the HTTP request that the running task or thread works for; `-` outside of one."""
+
+_CHATTY = ("httpx", "httpcore", "hpack", "asyncio", "urllib3")
+"""Libraries that write a line per call at INFO."""
+
+
+class RequestIdFilter(logging.Filter):
+    """Puts `request_id` on every record, whichever logger made it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, labelled."""
+        record.request_id = request_id.get()
+        return True
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment, so that a replaced stream is no closed file."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        raise AttributeError("The stream is always sys.stderr.")
+
+
+def setup_logging(level: str = "INFO") -> None:
+    """Send this process's log lines to stderr in one format; calling it again only sets the level.
+
+    Handlers of others on the root logger stay. Uvicorn's own are taken off, so that its lines carry the
+    request's id as well.
+    """
+    root = logging.getLogger()
+    if not any(isinstance(handler, _StderrHandler) for handler in root.handlers):
+        handler = _StderrHandler()
+        handler.addFilter(RequestIdFilter())
+        formatter = logging.Formatter(
+            "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s [%(request_id)s] %(message)s",
+            "%Y-%m-%dT%H:%M:%S",
+        )
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(level)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
