@@ -33,6 +33,12 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
         time.sleep(0.05)
 
 
+def running(words: str) -> bool:
+    """Whether a process of this machine has these words in its command line."""
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return words in listing.stdout
+
+
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment of this process without what would point a child at other servers."""
     foreign = ("PREFECT_", "NOVA_", "E2B_", "DATABASE_URL")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import string
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from sqlalchemy.orm import Session
 from flows.store import executions
 from tests.builders import action, decision, expression, fork, line
 from tests.flows.conftest import Nova, Outcome
+from tests.servers import running
 from tests.waiting import eventually
 
 
@@ -267,10 +267,7 @@ async def test_run_that_takes_too_long_is_stopped(nova: Nova, limits: Callable[.
     assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "limit")
     assert "1.5 s" in (outcome.execution.error or "")
     assert "1.5 s" in (outcome.state.message or "")
-    assert (
-        "54.321"
-        not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    )
+    assert not running("54.321")
 
 
 async def test_long_run_is_warned_of(
