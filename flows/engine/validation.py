@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from flows.engine.code import check_code
-from flows.engine.context import check_value
-from flows.engine.errors import Fault, InvalidValueError
+from flows.engine.errors import Fault
+from flows.engine.findings import Findings, JsonObject, capital
 from flows.engine.names import MAX_NAME, is_printable, quoted
 from flows.engine.shape import TRUTHS, Shape, Way
 
@@ -25,20 +25,26 @@ MAX_TIMEOUT: Final = 60
 MAX_STEPS: Final = 1_000_000
 """The most that a graph's own `max_steps` may say."""
 
-NODE_TYPES: Final = ("start", "action", "decision", "end")
+_PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
+    "start": (),
+    "action": ("code",),
+    "decision": ("code", "condition"),
+    "end": (),
+}
+"""Type of a node → the fields that may say what it runs."""
 _GRAPH_FIELDS: Final = frozenset(("nodes", "edges", "max_steps"))
 _NODE_FIELDS: Final = frozenset(("id", "type", "label", "code", "condition", "timeout", "executor"))
 _EDGE_FIELDS: Final = frozenset(("from", "to", "condition"))
-_NAMED_FIELDS: Final = 10
-
-_JsonObject = dict[Any, Any]
 
 
-def edge_condition(value: object) -> object:
-    """Read an edge's condition as it stands in JSON: true and false are "true" and "false", "" is none."""
+def edge_condition(value: object) -> str | None:
+    """Read an edge's condition as it stands in JSON: true and false are "true" and "false", "" is none.
+
+    So is whatever cannot be a condition, which only stands where no decision reads it.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
-    return None if value == "" else value
+    return value if isinstance(value, str) and _name_problem(value) is None else None
 
 
 def find_faults(data: object) -> tuple[list[Fault], list[Fault]]:
@@ -48,12 +54,11 @@ def find_faults(data: object) -> tuple[list[Fault], list[Fault]]:
     return inspection.faults, inspection.warnings
 
 
-class _Inspection:
-    """One look at one graph. Owns the lists of faults and warnings; changes nothing that it is given."""
+class _Inspection(Findings):
+    """One look at one graph; changes nothing that it is given."""
 
     def __init__(self) -> None:
-        self.faults: list[Fault] = []
-        self.warnings: list[Fault] = []
+        super().__init__()
         self._shape = Shape()
         self._odd_ids: set[object] = set()
         """Ids that are a fault: strings name no other fault, numbers explain the edges that have them."""
@@ -61,10 +66,10 @@ class _Inspection:
 
     def graph(self, data: object) -> None:
         if not isinstance(data, dict):
-            self._fault("not-an-object", "A graph is a JSON object with the lists nodes and edges.")
+            self.fault("not-an-object", "A graph is a JSON object with the lists nodes and edges.")
             return
         self._max_steps(data.get("max_steps"))
-        self._unknown_fields(data, _GRAPH_FIELDS, "the graph")
+        self.unknown_fields(data, _GRAPH_FIELDS, "the graph")
         nodes = self._list(data, "nodes", MAX_NODES)
         edges = self._list(data, "edges", MAX_EDGES)
         for index, node in enumerate(nodes or ()):
@@ -73,7 +78,7 @@ class _Inspection:
             message = (
                 f"The nodes' code is longer than {MAX_GRAPH_CODE:,} characters in all. Move data out of it."
             )
-            self._fault("code-too-long", message)
+            self.fault("code-too-long", message)
         if nodes is None:
             return  # every edge would lead to nowhere
         for index, edge in enumerate(edges or ()):
@@ -87,13 +92,13 @@ class _Inspection:
 
     # -- the graph's own fields ----------------------------------------------------------------------
 
-    def _list(self, data: _JsonObject, name: str, most: int) -> list[Any] | None:
+    def _list(self, data: JsonObject, name: str, most: int) -> list[Any] | None:
         value = data.get(name)
         if not isinstance(value, list):
-            self._fault(f"no-{name}", f"The graph's {name} are missing or not a list.")
+            self.fault(f"no-{name}", f"The graph's {name} are missing or not a list.")
             return None
         if len(value) > most:
-            self._fault(f"too-many-{name}", f"The graph has {len(value):,} {name}; {most:,} are allowed.")
+            self.fault(f"too-many-{name}", f"The graph has {len(value):,} {name}; {most:,} are allowed.")
             return None
         return value
 
@@ -101,14 +106,14 @@ class _Inspection:
         if value is None:
             return
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_STEPS:
-            self._fault("invalid-max-steps", f"max_steps must be a whole number from 1 to {MAX_STEPS:,}.")
+            self.fault("invalid-max-steps", f"max_steps must be a whole number from 1 to {MAX_STEPS:,}.")
 
     # -- nodes ---------------------------------------------------------------------------------------
 
     def _node(self, index: int, node: object) -> None:
         place = f"nodes[{index}]"
         if not isinstance(node, dict):
-            self._fault("node-not-an-object", f"{place} is not an object. A node has at least id and type.")
+            self.fault("node-not-an-object", f"{place} is not an object. A node has at least id and type.")
             self._shape.nameless.add(None)
             return
         node_id = self._id(place, node.get("id"))
@@ -126,42 +131,42 @@ class _Inspection:
             message = (
                 f'The executor of {name} is ignored: a setting says where nodes run. Write "e2b" or nothing.'
             )
-            self._warn("ignored-executor", message, node=node_id)
-            self._value(executor, f"The executor of {name}", node=node_id)
-        self._unknown_fields(node, _NODE_FIELDS, name, node=node_id)
+            self.warn("ignored-executor", message, node=node_id)
+            self.value(executor, f"The executor of {name}", node=node_id)
+        self.unknown_fields(node, _NODE_FIELDS, name, node=node_id)
 
     def _id(self, place: str, value: object) -> str | None:
         """Check an id; None where it is not fit to name its node."""
         if value is None:
-            self._fault("missing-id", f"{place} has no id. Give it a string that no other node has.")
+            self.fault("missing-id", f"{place} has no id. Give it a string that no other node has.")
             return None
         if not isinstance(value, str):
             if isinstance(value, (int, float)):
                 self._odd_ids.add(value)
-            self._fault("invalid-id", f"The id of {place} is no string. Give it one that no other node has.")
+            self.fault("invalid-id", f"The id of {place} is no string. Give it one that no other node has.")
             return None
         problem = _name_problem(value)
         if problem:
             self._odd_ids.add(value)
-            self._fault("invalid-id", f"The id of {place} {problem}.")
+            self.fault("invalid-id", f"The id of {place} {problem}.")
             return None
         if value in self._shape.types:
             message = f"The id {quoted(value)} is taken twice: {place} has it too. Rename one and its edges."
-            self._fault("duplicate-id", message, node=value)
+            self.fault("duplicate-id", message, node=value)
         return value
 
     def _type(self, value: object, name: str, node_id: str | None) -> str | None:
         """Check a type; returns the one that is meant, None where that cannot be told."""
-        if isinstance(value, str) and value in NODE_TYPES:
+        if isinstance(value, str) and value in _PROGRAMS:
             return value
-        types = f"Types are {', '.join(NODE_TYPES)}"
+        types = f"Types are {', '.join(_PROGRAMS)}"
         if value is None:
-            self._fault("missing-type", f"{_upper(name)} has no type. {types}.", node=node_id)
+            self.fault("missing-type", f"{capital(name)} has no type. {types}.", node=node_id)
             return None
         shown = f"the type {quoted(value)} is unknown" if isinstance(value, str) else "the type is no string"
-        self._fault("unknown-type", f"{_upper(name)}: {shown}. {types}, written so.", node=node_id)
+        self.fault("unknown-type", f"{capital(name)}: {shown}. {types}, written so.", node=node_id)
         meant = value.strip().lower() if isinstance(value, str) else ""
-        return meant if meant in NODE_TYPES else None
+        return meant if meant in _PROGRAMS else None
 
     def _timeout(self, value: object, name: str, node_id: str | None) -> None:
         if value is None:
@@ -171,7 +176,7 @@ class _Inspection:
             message = (
                 f"The timeout of {name} must be a number of seconds from {MIN_TIMEOUT} to {MAX_TIMEOUT}."
             )
-            self._fault("invalid-timeout", message, node=node_id)
+            self.fault("invalid-timeout", message, node=node_id)
 
     def _label(self, value: object, name: str, node_id: str | None) -> None:
         if value is None:
@@ -179,9 +184,9 @@ class _Inspection:
         # Line breaks are fine in a label, what else cannot be printed is not.
         if not isinstance(value, str) or len(value) > MAX_NAME or not is_printable(" ".join(value.split())):
             message = f"The label of {name} must be a string of at most {MAX_NAME} printable characters."
-            self._fault("invalid-label", message, node=node_id)
+            self.fault("invalid-label", message, node=node_id)
 
-    def _program(self, kind: str | None, node: _JsonObject, name: str, node_id: str | None) -> None:
+    def _program(self, kind: str | None, node: JsonObject, name: str, node_id: str | None) -> None:
         """Check what a node runs: code, or in a decision a condition instead."""
         texts: dict[str, str] = {}
         for field in ("code", "condition"):
@@ -190,21 +195,21 @@ class _Inspection:
                 if value.strip():
                     texts[field] = value
             elif value is not None:
-                self._fault(f"invalid-{field}", f"The {field} of {name} must be a string.", node=node_id)
+                self.fault(f"invalid-{field}", f"The {field} of {name} must be a string.", node=node_id)
                 texts[field] = ""
-        wanted = {"action": ("code",), "decision": ("code", "condition")}.get(kind or "", ())
-        if kind is not None:
-            for field in (field for field in texts if field not in wanted):
-                message = f"The {field} of {name} is ignored: a node of type {kind} does not run it."
-                self._warn(f"ignored-{field}", message, node=node_id)
+        # Where the type is unknown, so is what is missing; what is there is checked all the same.
+        wanted = tuple(texts) if kind is None else _PROGRAMS[kind]
+        for field in (field for field in texts if field not in wanted):
+            message = f"The {field} of {name} is ignored: a node of type {kind} does not run it."
+            self.warn(f"ignored-{field}", message, node=node_id)
         if wanted and not any(field in texts for field in wanted):
             instead = ", or a condition (a Python expression)" if kind == "decision" else ""
-            self._fault(
-                "missing-code", f"{_upper(name)} has no code. Give it Python code{instead}.", node=node_id
+            self.fault(
+                "missing-code", f"{capital(name)} has no code. Give it Python code{instead}.", node=node_id
             )
         if kind == "decision" and len(texts) == 2:
-            message = f"{_upper(name)} has both code and a condition. Keep the one that is to decide."
-            self._fault("code-and-condition", message, node=node_id)
+            message = f"{capital(name)} has both code and a condition. Keep the one that is to decide."
+            self.fault("code-and-condition", message, node=node_id)
         for field in wanted:
             self._compile(field, texts.get(field, ""), name, node_id)
 
@@ -226,35 +231,38 @@ class _Inspection:
             message = (
                 f"edges[{index}] is not an object. An edge has from and to, and a condition after a decision."
             )
-            self._fault("edge-not-an-object", message, edge=index)
+            self.fault("edge-not-an-object", message, edge=index)
             return
         source = self._edge_end(index, edge, "from")
         target = self._edge_end(index, edge, "to")
-        condition, readable = self._condition(index, edge.get("condition"))
+        kind = self._shape.types[source] if source is not None else None
+        condition, readable = None, True
+        if kind in (None, "decision"):
+            condition, readable = self._condition(index, edge.get("condition"))
+        elif edge.get("condition") not in (None, ""):
+            message = f"The condition of edge {index} is ignored: {quoted(source or '')} is not a decision."
+            self.warn("ignored-condition", message, edge=index)
+            self.value(edge["condition"], f"The condition of edge {index}", edge=index)
         if source is not None or target is not None:
             self._shape.ways.append(Way(index, source, target, condition, readable))
-        kind = self._shape.types[source] if source is not None else None
-        if kind not in (None, "decision") and condition is not None:
-            message = f"The condition of edge {index} is ignored: {quoted(source or '')} is not a decision."
-            self._warn("ignored-condition", message, edge=index)
-        self._unknown_fields(edge, _EDGE_FIELDS, f"edge {index}", edge=index)
+        self.unknown_fields(edge, _EDGE_FIELDS, f"edge {index}", edge=index)
 
-    def _edge_end(self, index: int, edge: _JsonObject, field: str) -> str | None:
+    def _edge_end(self, index: int, edge: JsonObject, field: str) -> str | None:
         value = edge.get(field)
         if isinstance(value, str):
             if value in self._shape.types:
                 return value
             node = value if _name_problem(value) is None else None
             message = f'Edge {index} has {quoted(value)} as its "{field}", but there is no such node.'
-            self._fault(f"edge-{field}-nowhere", message, node=node, edge=index)
+            self.fault(f"edge-{field}-nowhere", message, node=node, edge=index)
         elif value is None:
-            self._fault(
+            self.fault(
                 f"edge-without-{field}",
                 f'Edge {index} has no "{field}". Give it the id of a node.',
                 edge=index,
             )
         elif not isinstance(value, (int, float)) or value not in self._odd_ids:
-            self._fault(
+            self.fault(
                 f"invalid-edge-{field}",
                 f'The "{field}" of edge {index} must be a string: a node\'s id.',
                 edge=index,
@@ -263,61 +271,21 @@ class _Inspection:
 
     def _condition(self, index: int, value: object) -> tuple[str | None, bool]:
         """Read a condition; returns it and whether it was in order."""
-        condition = edge_condition(value)
-        if condition is None:
+        if value is None or value == "":
             return None, True
         name = f"The condition of edge {index}"
-        if not isinstance(condition, str):
-            message = f'{name} must be "true", "false" or a string label.'
-            self._fault("invalid-edge-condition", message, edge=index)
-            return None, False
-        problem = _name_problem(condition)
-        if problem:
-            self._fault("invalid-edge-condition", f"{name} {problem}.", edge=index)
+        condition = edge_condition(value)
+        if condition is None:
+            problem = _name_problem(value) if isinstance(value, str) else None
+            must = 'must be "true", "false" or a string label'
+            self.fault("invalid-edge-condition", f"{name} {problem or must}.", edge=index)
             return None, False
         meant = condition.strip().lower()
         if meant in TRUTHS and condition != meant:
             message = f'{name} is {quoted(condition)}. Write "{meant}": the answer must match it exactly.'
-            self._fault("invalid-edge-condition", message, edge=index)
+            self.fault("invalid-edge-condition", message, edge=index)
             return meant, True
         return condition, True
-
-    # -- both ----------------------------------------------------------------------------------------
-
-    def _unknown_fields(
-        self,
-        data: _JsonObject,
-        known: frozenset[str],
-        name: str,
-        node: str | None = None,
-        edge: int | None = None,
-    ) -> None:
-        unknown = [field for field in data if isinstance(field, str) and field not in known]
-        if len(unknown) + len(known & data.keys()) < len(data):
-            self._fault("invalid-value", f"{_upper(name)} has a field whose name is no string.", node, edge)
-        if not unknown:
-            return
-        names = ", ".join(quoted(field) for field in unknown[:_NAMED_FIELDS])
-        more = f" and {len(unknown) - _NAMED_FIELDS} more" if len(unknown) > _NAMED_FIELDS else ""
-        message = (
-            f"{_upper(name)} has fields that NOVA does not know: {names}{more}. They are kept, and not used."
-        )
-        self._warn("unknown-fields", message, node, edge)
-        for field in unknown:
-            self._value(data[field], f"The field {quoted(field)} of {name}", node, edge)
-
-    def _value(self, value: object, name: str, node: str | None = None, edge: int | None = None) -> None:
-        """Check that a field which is only kept can be kept."""
-        try:
-            check_value(value)
-        except InvalidValueError as error:
-            self._fault("invalid-value", f"{name} cannot be kept: {error}", node, edge)
-
-    def _fault(self, code: str, message: str, node: str | None = None, edge: int | None = None) -> None:
-        self.faults.append(Fault(code, message, node, edge))
-
-    def _warn(self, code: str, message: str, node: str | None = None, edge: int | None = None) -> None:
-        self.warnings.append(Fault(code, message, node, edge))
 
 
 def _name_problem(value: str) -> str | None:
@@ -328,7 +296,3 @@ def _name_problem(value: str) -> str | None:
     if not is_printable(value):
         return "holds control characters or lone surrogates"
     return None
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:] if not text.startswith("nodes[") else text

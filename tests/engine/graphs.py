@@ -154,3 +154,31 @@ def sound_graphs(draw: st.DrawFn) -> Json:
         ]
     nodes.append({"id": "end", "type": "end"})
     return {"nodes": draw(st.permutations(nodes)), "edges": draw(st.permutations(edges))}
+
+
+@st.composite
+def damaged_graphs(draw: st.DrawFn) -> Json:
+    """A sound graph with a few fields lost or replaced, and a few parts lost or doubled."""
+    graph = draw(sound_graphs())
+    for _ in range(draw(st.integers(1, 5))):
+        parts = graph[draw(st.sampled_from(["nodes", "edges"]))]
+        if not parts:
+            continue
+        index = draw(st.integers(0, len(parts) - 1))
+        part = parts[index]
+        match draw(st.sampled_from(["field", "field", "lost field", "lost", "doubled", "odd"])):
+            case "field" if isinstance(part, dict):
+                name = draw(
+                    st.sampled_from(["id", "type", "code", "condition", "timeout", "from", "to", "label"])
+                )
+                parts[index] = {**part, name: draw(_ids | _types | _codes | _odd)}
+            case "lost field" if isinstance(part, dict):
+                name = draw(st.sampled_from(list(part) or [""]))
+                parts[index] = {key: value for key, value in part.items() if key != name}
+            case "lost":
+                del parts[index]
+            case "doubled":
+                parts.append(part)
+            case _:
+                parts[index] = draw(_odd)
+    return graph

@@ -15,7 +15,16 @@ from flows.engine import validation
 from flows.engine.code import MAX_CODE
 from flows.engine.errors import Fault, InvalidGraphError
 from flows.engine.graph import parse_graph, validate_graph
-from tests.engine.graphs import Json, broken_graphs, invoice_graph, line_graph, nested, node, sound_graphs
+from tests.engine.graphs import (
+    Json,
+    broken_graphs,
+    damaged_graphs,
+    invoice_graph,
+    line_graph,
+    nested,
+    node,
+    sound_graphs,
+)
 
 Place = tuple[str, str | None, int | None]
 """A fault's code, node and edge."""
@@ -186,6 +195,10 @@ FAULTS: dict[str, tuple[Callable[[], object], list[Place]]] = {
         with_node("mail", code="#" + "é" * (MAX_CODE // 2)),
         [("code-too-long", "mail", None)],
     ),
+    "code of a node without a type": (
+        with_node("mail", type=None, code="def"),
+        [("missing-type", "mail", None), ("invalid-code", "mail", None)],
+    ),
     "a condition that is a number": (with_node("pdf?", condition=1), [("invalid-condition", "pdf?", None)]),
     "a condition that is a statement": (
         with_node("pdf?", condition="x = 1"),
@@ -279,6 +292,10 @@ WARNINGS: dict[str, tuple[Callable[[], object], list[Place]]] = {
     ),
     "an editor's fields in an edge": (with_edge(0, animated=True), [("unknown-fields", None, 0)]),
     "an edge's condition after an action": (with_edge(1, condition="true"), [("ignored-condition", None, 1)]),
+    "an edge's odd condition after an action": (
+        with_edge(1, condition={"always": 1}),
+        [("ignored-condition", None, 1)],
+    ),
     "code in an end": (with_node("end", code="pass"), [("ignored-code", "end", None)]),
     "a condition in an action": (with_node("mail", condition="True"), [("ignored-condition", "mail", None)]),
     "another executor": (with_node("mail", executor="docker"), [("ignored-executor", "mail", None)]),
@@ -442,7 +459,7 @@ def test_a_graph_that_holds_itself_is_refused() -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(broken_graphs)
+@given(broken_graphs | damaged_graphs())
 def test_validation_never_raises(data: object) -> None:
     """Whatever is sent, it is either a graph or has faults, each with a slug and a sentence."""
     result = validate_graph(data)
