@@ -60,6 +60,7 @@ def parts(
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",  # strict priorities: nothing is taken before it is due
         **base,
+        "NOVA_WORK_POOL": base.get("NOVA_WORK_POOL") or "nova",
         "DATABASE_URL": database_url,
         "NOVA_ENCRYPTION_KEY": encryption_key,
         "NOVA_API_URL": f"http://127.0.0.1:{api_port}",

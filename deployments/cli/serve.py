@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from flows.config.settings import Settings
+    from flows.orchestration.client import Orchestration
     from flows.orchestration.deployments import SyncReport
 
 
@@ -76,7 +77,9 @@ def worker(
     os.execve(sys.executable, [sys.executable, *command], environment)
 
 
-def deploy() -> None:
+def deploy(
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for Prefect's server to answer.")] = 0,
+) -> None:
     """Make Prefect match the database: the work pool, its queues, one deployment per workflow.
 
     May be run at any time, and twice. Schedules made in Prefect's UI, and deployments that are not of a
@@ -85,7 +88,10 @@ def deploy() -> None:
     settings = _settings(key=False)
     # Prefect reads its own variable when it is imported: it may stand in `.env` alone.
     os.environ.setdefault("PREFECT_API_URL", settings.prefect_api_url)
-    report = asyncio.run(_deploy(settings))
+    from flows.store import migrations
+
+    migrations.check(settings.sqlalchemy_url)
+    report = asyncio.run(_deploy(settings, wait))
     for word, slugs in (
         ("created", report.created),
         ("updated", report.updated),
@@ -96,7 +102,7 @@ def deploy() -> None:
     print(f"{len(report.deployment_ids)} deployment(s) match the database; work pool: {settings.work_pool}")
 
 
-async def _deploy(settings: Settings) -> SyncReport:
+async def _deploy(settings: Settings, wait: float) -> SyncReport:
     from flows.orchestration.client import Orchestration
     from flows.orchestration.deployments import DeploymentSpec, ScheduleSpec
     from flows.store import schedules, workflows
@@ -131,8 +137,9 @@ async def _deploy(settings: Settings) -> SyncReport:
 
     database = Database(settings.sqlalchemy_url, pool_size=2)
     try:
-        specs = await database.run(read)
         async with Orchestration(settings) as orchestration:
+            await _wait_for(orchestration, wait)
+            specs = await database.run(read)
             await orchestration.deployments.ensure_pool()
             report = await orchestration.deployments.sync(specs)
         known = {spec.workflow_id: spec.deployment_id for spec in specs}
@@ -146,6 +153,15 @@ async def _deploy(settings: Settings) -> SyncReport:
     finally:
         database.close()
     return report
+
+
+async def _wait_for(orchestration: Orchestration, seconds: float) -> None:
+    """Return when Prefect's server is healthy or the time is over: the first call then says what is wrong."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < deadline:
+        if await orchestration.healthy():
+            return
+        await asyncio.sleep(0.2)
 
 
 def migrate() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ _LOG_SIZE = 20 * 1024 * 1024
 """Bytes after which a log file is put aside at the next start."""
 _PATIENCE = 120.0
 """Seconds that a part may take to be ready."""
+_WORKER = "nova-up"
+"""Name of our worker: the same at every start, else each would stay in Prefect's list."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ class Stack:
         await self._start_databases()
         # The slowest comes up while the rest gets ready.
         await self.supervisor.start(self._python("Prefect server", *self._prefect_arguments()))
+        ready = self._answers(f"{self.prefect_url}/api/ready")
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._timed("Prefect server", ready))
             group.create_task(self._start_api())
-            group.create_task(self._start_worker())
-        await self._timed("everything", self._all_well())
+        await self._timed("worker", self._start_worker())
 
     async def _start_databases(self) -> None:
         base = environment.outside() | self._extra_env
@@ -134,12 +138,25 @@ class Stack:
             "API", "-m", "deployments.cli", "api", "--host", "127.0.0.1", "--port", str(self.api_port)
         )
         await self.supervisor.start(part)
+        # It loads what it needs while it waits for Prefect's server.
+        await self._timed("deployments", self._run_once("deploy", "--wait", f"{_PATIENCE:g}"))
+        await self._timed("API", self._answers(f"{self.api_url}/health"))
 
     async def _start_worker(self) -> None:
-        await self._timed("Prefect server", self._answers(f"{self.prefect_url}/api/ready"))
-        await self._timed("deployments", self._run_once("deploy"))
+        since = datetime.now(UTC)
+
+        def is_online(response: httpx.Response) -> bool:
+            # One of an earlier start counts as online for a while after it has ended.
+            beats = [w["last_heartbeat_time"] for w in response.json() if w["name"] == _WORKER]
+            return any(datetime.fromisoformat(beat) >= since for beat in beats)
+
+        limit = str(self.options.limit)
         await self.supervisor.start(
-            self._python("worker", "-m", "deployments.cli", "worker", "--limit", str(self.options.limit))
+            self._python("worker", "-m", "deployments.cli", "worker", "--name", _WORKER, "--limit", limit)
+        )
+        pool = self.env["NOVA_WORK_POOL"]
+        await self._answers(
+            f"{self.prefect_url}/api/work_pools/{pool}/workers/filter", is_online, method="POST"
         )
 
     def _prefect_arguments(self) -> list[str]:
@@ -161,10 +178,10 @@ class Stack:
             log.replace(log.with_suffix(".log.1"))
         return log
 
-    async def _run_once(self, command: str) -> None:
+    async def _run_once(self, command: str, *arguments: str) -> None:
         """Run a nova command with the parts' environment; raises InfrastructureError with what it said."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "deployments.cli", command),
+            *(sys.executable, "-m", "deployments.cli", command, *arguments),
             env=self.env,
             cwd=self.data.work,
             stdin=asyncio.subprocess.DEVNULL,
@@ -184,7 +201,13 @@ class Stack:
         if process.returncode:
             raise InfrastructureError(f"nova {command} failed: {output.decode(errors='replace').strip()}")
 
-    async def _answers(self, url: str, good: Callable[[httpx.Response], bool] | None = None) -> None:
+    async def _answers(
+        self,
+        url: str,
+        good: Callable[[httpx.Response], bool] | None = None,
+        *,
+        method: str = "GET",
+    ) -> None:
         """Wait until `url` answers 200 and, where given, `good` holds of the answer."""
         import httpx
 
@@ -193,7 +216,7 @@ class Stack:
         async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
             while time.monotonic() < deadline:
                 try:
-                    response = await client.get(url)
+                    response = await client.request(method, url, json={} if method == "POST" else None)
                     if response.status_code == 200 and (good is None or good(response)):
                         return
                     last = f"{response.status_code} {response.text[:300]}"
@@ -203,9 +226,6 @@ class Stack:
         raise InfrastructureError(
             f"{url} is not ready after {_PATIENCE:g} s: {last}. The parts' logs are in {self.data.logs}."
         )
-
-    async def _all_well(self) -> None:
-        await self._answers(f"{self.api_url}/health", lambda response: response.json().get("workers", 0) >= 1)
 
     async def _timed(self, what: str, work: Awaitable[None]) -> None:
         since = time.monotonic()
@@ -223,6 +243,6 @@ def _usable_port(port: int, option: str) -> int:
             raise ConflictError(f"Port {port} needs more rights. Choose another with {option}.") from None
         except OSError:
             raise ConflictError(
-                f"Port {port} is in use. Stop what uses it, or choose another with {option} (0: any free one)."
+                f"Port {port} is in use. Free it, or choose another with {option} (0 is a free one)."
             ) from None
         return int(probe.getsockname()[1])
