@@ -113,12 +113,7 @@ def test_processes_that_upgrade_at_once_do_not_collide(empty_database_url: str) 
     """Four processes upgrade an empty database together; all succeed."""
     program = "import sys; from flows.store import migrations; migrations.upgrade(sys.argv[1])"
     command = [sys.executable, "-c", program, empty_database_url]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, empty_database_url], stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 4
     migrations.check(empty_database_url)
 
