@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from flows.engine.errors import ConflictError, NotFoundError
 from flows.store import values
 from flows.store.models import ChainEntry, Execution, utcnow
+from flows.store.session import constraint
 from flows.store.values import Stored
 
 
@@ -54,9 +55,9 @@ def append(session: Session, execution_id: int, step: Step) -> ChainEntry:
         session.add(entry)
         session.flush()
     except IntegrityError as error:
-        if "fk_" in str(error.orig):
+        if constraint(error).startswith("fk_"):
             raise NotFoundError(f"There is no execution {execution_id}.") from None
-        if "uq_" in str(error.orig):
+        if constraint(error).startswith("uq_"):
             raise ConflictError(
                 f"Step {step.step} of execution {execution_id} was written by another run already."
             ) from None

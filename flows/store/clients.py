@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, selectinload
 from flows.engine.errors import ConflictError, NotFoundError
 from flows.store import checks
 from flows.store.models import Client, Credential, utcnow
+from flows.store.session import constraint
 
 
 class ClientFields(TypedDict, total=False):
@@ -29,7 +30,7 @@ def create(session: Session, *, slug: str, name: str, active: bool = True) -> Cl
     try:
         session.flush()
     except IntegrityError as error:
-        if "uq_clients_slug" in str(error.orig):
+        if constraint(error) == "uq_clients_slug":
             raise ConflictError(f"There is a client {slug!r} already.") from None
         raise
     return get(session, slug)

@@ -15,6 +15,7 @@ from flows.engine.errors import ConflictError, ExecutionClosedError, NotFoundErr
 from flows.store import checks, values
 from flows.store.metrics import metrics as metrics
 from flows.store.models import Client, Execution, Workflow, WorkflowVersion, utcnow
+from flows.store.session import constraint
 from flows.store.values import Stored
 
 
@@ -196,7 +197,7 @@ def _insert(
     try:
         execution_id = session.scalar(statement)
     except IntegrityError as error:
-        gone = "client" if "fk_executions_client_id" in str(error.orig) else "workflow"
+        gone = "client" if constraint(error).startswith("fk_executions_client_id") else "workflow"
         raise NotFoundError(f"There is no such {gone} any more.") from None
     if execution_id is None:
         return session.scalars(_select().where(Execution.flow_run_id == flow_run_id)).one()

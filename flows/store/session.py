@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -59,6 +59,12 @@ def database_errors() -> Iterator[None]:
 def _sentence(error: Exception) -> str:
     cause = str(getattr(error, "orig", None) or error).strip()
     return f"PostgreSQL does not answer: {cause.splitlines()[0] if cause else type(error).__name__}"
+
+
+def constraint(error: IntegrityError) -> str:
+    """Name of the constraint that a statement ran against."""
+    diagnosis = getattr(error.orig, "diag", None)
+    return getattr(diagnosis, "constraint_name", None) or ""
 
 
 class Database:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, joinedload
 from flows.engine.errors import ConflictError, NotFoundError
 from flows.store import checks
 from flows.store.models import Workflow, WorkflowVersion, canonical, utcnow
+from flows.store.session import constraint
 
 _SLUG_LENGTH = 60
 _SLUG_LOCK = 0x534C5547  # "SLUG": workflows are made one after the other, so that slugs are unique
@@ -166,6 +167,6 @@ def _flush(session: Session, name: str) -> None:
     try:
         session.flush()
     except IntegrityError as error:
-        if "uq_workflows_name" in str(error.orig):
+        if constraint(error) == "uq_workflows_name":
             raise ConflictError(f"There is a workflow named {name!r} already.") from None
         raise
