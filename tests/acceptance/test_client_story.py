@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from tests.acceptance.conftest import FINAL, NovaUp
 from tests.builders import action, decision, fork
@@ -36,7 +37,7 @@ def test_old_client(nova: NovaUp) -> None:
         "message": f"Workflow queued for execution. Use GET /tasks/{task_id} to check status.",
     }
 
-    seen = []
+    seen: list[dict[str, Any]] = []
     while not seen or seen[-1]["status"] not in FINAL:
         time.sleep(0.2)  # the old client's own pause, shortened
         seen.append(nova.task(task_id))
@@ -68,14 +69,13 @@ def test_old_client(nova: NovaUp) -> None:
 
 def test_final_state_is_answered_without_prefect_and_stays(nova: NovaUp) -> None:
     """Asked again, a finished task gives the same answer; one that was never issued is 404."""
-    workflow = nova.workflow(
-        fork(
-            action("a", "pass"),
-            decision("d", "raise KeyError('x')"),
-            true=action("t", "pass"),
-            false=action("f", "pass"),
-        )
+    graph = fork(
+        action("a", "pass"),
+        decision("d", "raise KeyError('x')"),
+        true=action("t", "pass"),
+        false=action("f", "pass"),
     )
+    workflow = nova.workflow(graph)
     task = nova.finished(nova.execute(workflow))
     assert task["status"] == "FAILURE"
     assert "KeyError" in task["error"]

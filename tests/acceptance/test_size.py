@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Callable
 
 import psycopg2
 
@@ -24,7 +25,7 @@ def database_size(url: str) -> int:
         return int(cursor.fetchone()[0])  # type: ignore[index]
 
 
-def test_ten_runs_of_ten_megabytes(nova: NovaUp) -> None:
+def test_ten_runs_of_ten_megabytes(nova: NovaUp, record_property: Callable[[str, object], None]) -> None:
     """Ten runs with 10 MB of incompressible context each, through ten nodes, cost at most 1.2 times that."""
     workflow = nova.workflow(line(*(action(f"n{i}", f"context['step'] = {i}") for i in range(10))))
     alphabet = "".join(set(string.printable) - set('"\\\n\r\t\x0b\x0c'))
@@ -38,5 +39,5 @@ def test_ten_runs_of_ten_megabytes(nova: NovaUp) -> None:
         assert task["status"] == "SUCCESS", task["error"]
         assert task["result"]["final_context"] == {"blob": blob, "step": 9}
     grown = database_size(nova.database_url) - before
-    print(f"database grew by {grown / 1e6:.1f} MB for {RUNS} runs of {MEGABYTES} MB")
+    record_property("database_growth_bytes", grown)
     assert grown <= 1.2 * RUNS * MEGABYTES * 1_000_000
