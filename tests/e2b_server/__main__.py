@@ -1,0 +1,32 @@
+"""`python -m tests.e2b_server --port 0`: runs the server and prints its address, until it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+
+from tests.e2b_server.fixture import E2BServer
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m tests.e2b_server", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument(
+        "--start-delay", type=float, default=0.0, help="seconds that a sandbox takes to start"
+    )
+    parser.add_argument("--api-key", default=None, help="the only key that is let in; else any is")
+    options = parser.parse_args()
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    with E2BServer(port=options.port, start_delay=options.start_delay, api_key=options.api_key) as server:
+        sys.stdout.write(f"{server.url}\n")
+        sys.stdout.flush()
+        done.wait()
+
+
+if __name__ == "__main__":
+    main()

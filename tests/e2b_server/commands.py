@@ -1,0 +1,161 @@
+"""`process.Process`: starting, following, feeding and ending programs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from tests.e2b_server.places import Place
+from tests.e2b_server.processes import CUT_OFF, Event, Process
+from tests.e2b_server.wire import RpcError, frame, frames, only
+
+LONGEST = 128 * 1024
+"""Bytes that one argument or environment value may have in Linux."""
+
+
+def chosen(place: Place, body: dict[str, Any]) -> Process:
+    """Find the process that a request names by pid or tag; raises RpcError."""
+    selector = body.get("process", {})
+    for process in place.processes.values():
+        if process.pid == selector.get("pid") or (process.tag and process.tag == selector.get("tag")):
+            return process
+    raise RpcError("not_found", f"process with {selector} not found")
+
+
+async def start(place: Place, request: Request, user: str) -> Response:
+    """Start a program and follow it."""
+    body = await only(request)
+    config = body["process"]
+    arguments = [a for a in config.get("args", ()) if a != "-l"]  # a login shell would reset PATH
+    envs = {str(k): str(v) for k, v in config.get("envs", {}).items()}
+    if any(len(text.encode("utf-8")) > LONGEST for text in [*arguments, *envs.values()]):
+        return failed(RpcError("internal", "fork/exec /bin/bash: argument list too long"))
+    cwd = config.get("cwd") or place.mounted_home
+    if not place.path(cwd).is_dir():
+        return failed(RpcError("invalid_argument", f"cwd '{cwd}' does not exist"))
+    prefix = place.prefix()
+    command = [*prefix, *([place.shown(place.path(cwd))] if prefix else []), config["cmd"], *arguments]
+    process = await Process.start(
+        command,
+        config,
+        {**place.environment(user), **envs},
+        place.path(cwd),
+        stdin=bool(body.get("stdin", True)),
+        tag=body.get("tag"),
+    )
+    place.processes[process.pid] = process
+    return follow(process, request, kill_late=True)
+
+
+async def connect(place: Place, request: Request, user: str) -> Response:
+    """Follow a program that was started before."""
+    body = await only(request)
+    try:
+        return follow(chosen(place, body), request, kill_late=False)
+    except RpcError as error:
+        return failed(error)
+
+
+def follow(process: Process, request: Request, *, kill_late: bool) -> Response:
+    """Stream a process's events until its end or the request's deadline."""
+    limit = request.headers.get("connect-timeout-ms")
+    deadline = asyncio.get_running_loop().time() + int(limit) / 1000 if limit else None
+
+    async def stream() -> AsyncIterator[bytes]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                async for event in process.follow():
+                    if event is CUT_OFF:
+                        break
+                    yield frame({"event": event})
+        except TimeoutError:
+            if kill_late:
+                process.kill(signal.SIGKILL)
+            yield frame(
+                {"error": RpcError("deadline_exceeded", "context deadline exceeded").body()}, last=True
+            )
+            return
+        if process.over:
+            yield frame({}, last=True)
+        else:
+            text = "the connection to sandbox ended before the stream completed"
+            yield frame({"error": RpcError("unavailable", text).body()}, last=True)
+
+    return StreamingResponse(stream(), media_type="application/connect+json")
+
+
+def failed(error: RpcError) -> Response:
+    """Answer a streaming call with an error alone."""
+    return Response(frame({"error": error.body()}, last=True), media_type="application/connect+json")
+
+
+async def list_(place: Place, request: Request, user: str) -> Response:
+    """Name the programs that run."""
+    await request.body()
+    running = [p for p in place.processes.values() if not p.over]
+    return JSONResponse({"processes": [{"pid": p.pid, "config": p.config, "tag": p.tag} for p in running]})
+
+
+async def send_input(place: Place, request: Request, user: str) -> Response:
+    """Write to a program's stdin."""
+    body = await request.json()
+    await feed(chosen(place, body), body["input"])
+    return JSONResponse({})
+
+
+async def stream_input(place: Place, request: Request, user: str) -> Response:
+    """Write a stream to a program's stdin, in order."""
+    process: Process | None = None
+    try:
+        async for message in frames(request):
+            if "start" in message:
+                process = chosen(place, message["start"])
+            elif "data" in message and process is not None:
+                await feed(process, message["data"]["input"])
+    except RpcError as error:
+        with contextlib.suppress(Exception):
+            await request.body()
+        return failed(error)
+    return Response(frame({}) + frame({}, last=True), media_type="application/connect+json")
+
+
+async def feed(process: Process, piece: Event) -> None:
+    """Write one piece of input; raises RpcError."""
+    try:
+        await process.write(base64.b64decode(piece.get("stdin", "")))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise RpcError("internal", f"error writing to stdin: {error}") from None
+
+
+async def close_stdin(place: Place, request: Request, user: str) -> Response:
+    """End a program's stdin."""
+    chosen(place, await request.json()).close_stdin()
+    return JSONResponse({})
+
+
+async def send_signal(place: Place, request: Request, user: str) -> Response:
+    """Send a program a signal."""
+    body = await request.json()
+    process = chosen(place, body)
+    number = signal.SIGKILL if body.get("signal") in ("SIGNAL_SIGKILL", 9) else signal.SIGTERM
+    if not process.kill(number):
+        raise RpcError("not_found", f"process {process.pid} is not running")
+    return JSONResponse({})
+
+
+METHODS = {
+    "Start": start,
+    "Connect": connect,
+    "List": list_,
+    "SendInput": send_input,
+    "StreamInput": stream_input,
+    "CloseStdin": close_stdin,
+    "SendSignal": send_signal,
+}

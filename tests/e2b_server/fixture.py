@@ -1,0 +1,102 @@
+"""The server as a pytest fixture: `from tests.e2b_server.fixture import e2b_server`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+import pytest
+import uvicorn
+
+from tests.e2b_server.app import application
+from tests.e2b_server.places import Place, Places
+
+
+class E2BServer:
+    """A running server. `sandboxes` can be looked at while it runs and after."""
+
+    def __init__(self, *, port: int = 0, start_delay: float = 0.0, api_key: str | None = None) -> None:
+        self.places = Places(start_delay)
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
+        config = uvicorn.Config(
+            application(self.places, api_key),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="e2b server")
+
+    @property
+    def url(self) -> str:
+        """Its address: control plane and sandboxes alike."""
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes E2B's SDK speak to it, in this process or in one that a test starts."""
+        return {"E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url, "E2B_API_KEY": "e2b_" + "0" * 40}
+
+    @property
+    def sandboxes(self) -> list[Place]:
+        """Every sandbox that was ever made, in order."""
+        return list(self.places.all)
+
+    def vanish(self, sandbox_id: str) -> None:
+        """Make a sandbox disappear without anybody's doing, as a few do."""
+        place = self.places.find(sandbox_id)
+        if place is not None:
+            self._call(lambda: self.places.kill(place, "vanished"))
+
+    def cut_streams(self, sandbox_id: str) -> None:
+        """Break the connections to a sandbox's programs; the programs run on."""
+        place = self.places.find(sandbox_id)
+        if place is not None:
+            self._call(place.cut_off)
+
+    def _call(self, work: Callable[[], object]) -> None:
+        async def called() -> None:
+            work()
+
+        asyncio.run_coroutine_threadsafe(called(), self._loop).result(timeout=30)
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._server.serve(sockets=[self._socket]))
+
+    def start(self) -> None:
+        """Start serving; the address answers from then on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every sandbox, then the server."""
+        for place in self.sandboxes:
+            self._call(functools.partial(self.places.kill, place, "stop"))
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> E2BServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@pytest.fixture
+def e2b_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[E2BServer]:
+    """A server of E2B's protocol on this machine, and the SDK's variables set for it."""
+    with E2BServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("E2B_DEBUG", raising=False)
+        yield server
