@@ -164,7 +164,6 @@ def frames(session: Session, execution_id: int, page: Sequence[ChainEntry]) -> I
 
 def _walk(context: Mapping[str, str], page: Sequence[ChainEntry]) -> Iterator[Frame]:
     for entry in page:
-        changed = entry.status == "success" and entry.changes
-        after = {**context, **entry.changes} if changed else context
+        after = {**context, **entry.changes} if entry.changes else context
         yield Frame(entry, context, after)
         context = after

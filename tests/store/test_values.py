@@ -6,8 +6,9 @@ import hashlib
 import random
 import uuid
 from functools import partial
+from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.orm import Session
 
 from flows.store import chain, executions, values
@@ -66,6 +67,22 @@ def test_a_value_is_stored_once_per_execution(
     assert database.run_sync(lambda s: values.load(s, other.id, [Value(b"2").digest])) == {}
 
 
+def test_a_value_that_is_there_is_not_sent_again(database: Database, execution: Execution) -> None:
+    """A PDF that a node hands back unchanged costs its hash, and no way to the server."""
+    sent: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        sent.append(arguments[2])
+
+    put(database, execution, {"a": Value(b"1"), "b": Value(b"2")})
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        put(database, execution, {"a": Value(b"1"), "c": Value(b"2")})
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert [statement.split()[0] for statement in sent] == ["SELECT"]
+
+
 def test_only_what_pays_is_compressed(database: Database, execution: Execution) -> None:
     """A repetitive text shrinks; noise and short texts are stored as they are."""
     put(
@@ -97,12 +114,9 @@ def test_runs_with_large_contexts_cost_their_size_once(database: Database, workf
     """Two runs of 10 MB through ten nodes that hand it all back take 1.2 × 20 MB of disk at most."""
 
     def size(session: Session) -> int:
-        tables = "('executions'), ('chain_entries'), ('context_values')"
-        return int(
-            session.scalar(
-                text(f"SELECT sum(pg_total_relation_size(t::regclass)) FROM (VALUES {tables}) v(t)")
-            )
-        )
+        tables = ("executions", "chain_entries", "context_values")
+        total = func.pg_total_relation_size
+        return sum(session.scalar(select(total(text(f"'{table}'::regclass")))) or 0 for table in tables)
 
     def run(session: Session, initial: dict[str, Value]) -> int:
         return executions.begin(
@@ -116,14 +130,11 @@ def test_runs_with_large_contexts_cost_their_size_once(database: Database, workf
 
     before = database.run_sync(size)
     for number in range(2):
-        parts = {
-            f"part{part}": Value(incompressible(2 * MEGABYTE, seed=10 * number + part)) for part in range(5)
-        }
+        parts = {f"p{i}": Value(incompressible(2 * MEGABYTE, seed=10 * number + i)) for i in range(5)}
         execution_id = database.run_sync(partial(run, initial=parts))
         for step in range(10):
-            work = Step(
-                step, 1, f"n{step}", "action", "success", changes={**parts, "n": Value(str(step).encode())}
-            )
+            changes = {**parts, "n": Value(str(step).encode())}
+            work = Step(step, 1, f"n{step}", "action", "success", changes=changes)
             database.run_sync(partial(chain.append, execution_id=execution_id, step=work))
     assert 20 * MEGABYTE < database.run_sync(size) - before <= 1.2 * 20 * MEGABYTE
 

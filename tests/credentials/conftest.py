@@ -1,0 +1,13 @@
+"""Fixtures of the credentials' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.credentials.cipher import Cipher, generate_key
+
+
+@pytest.fixture
+def cipher() -> Cipher:
+    """A cipher with a key of its own."""
+    return Cipher(generate_key())

@@ -1,0 +1,305 @@
+"""The vault: secrets reach the sandbox, and nothing that is stored, shown or said."""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from functools import partial
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from flows.credentials import vault
+from flows.credentials.cipher import Cipher, generate_key
+from flows.engine.errors import ConfigurationError
+from flows.store import clients, executions, values, workflows
+from flows.store.models import Client, Credential
+from flows.store.session import Database
+from flows.store.values import Value
+
+MAIL_PASSWORD = 'p@ss "wörd"/\\1'
+DB_PASSWORD = "corr3ct+horse"
+EMAIL = {
+    "email_user": "robot@idom.example",
+    "email_password": MAIL_PASSWORD,
+    "imap_host": "imap.idom.example",
+}
+DATABASE = {"db_host": "db.example", "db_name": "idom", "db_user": "nova", "db_password": DB_PASSWORD}
+
+
+def put(
+    session: Session, cipher: Cipher, kind: str, label: str, fields: dict[str, Any], primary: bool = False
+) -> None:
+    """Give client idom a credential."""
+    public, secret = vault.split(kind, fields)
+    clients.put_credential(
+        session,
+        "idom",
+        kind=kind,
+        label=label,
+        primary=primary,
+        public=public,
+        secret=vault.seal_credential(cipher, secret),
+    )
+
+
+@pytest.fixture
+def client(database: Database, cipher: Cipher) -> Client:
+    """Client idom with a mailbox, a second mailbox, and a database."""
+
+    def make(session: Session) -> Client:
+        clients.create(session, slug="idom", name="Idom")
+        put(session, cipher, "email", "main", EMAIL)
+        put(
+            session,
+            cipher,
+            "email",
+            "other",
+            EMAIL | {"email_user": "other@idom.example", "email_password": "x1y2"},
+        )
+        put(session, cipher, "database", "main", DATABASE)
+        return clients.active(session, "idom")
+
+    return database.run_sync(make)
+
+
+@pytest.fixture
+def overlay(cipher: Cipher, client: Client) -> vault.Overlay:
+    """What idom's credentials lay over a context."""
+    return vault.overlay(cipher, client)
+
+
+def dumps(value: object) -> bytes:
+    """A fragment of a context."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def written(password: str) -> dict[str, str]:
+    """The ways in which a password is written in texts."""
+    return {
+        "plain": password,
+        "in a URL": f"postgresql://nova:{quote(password, safe='')}@db/idom",
+        "in a URL, slash left": f"imap://{quote(password)}@host",
+        "in a form": f"user=x&password={quote_plus(password)}",
+        "in lowercase percents": re.sub("%..", lambda code: code[0].lower(), quote(password, safe="")),
+        "in JSON": json.dumps({"password": password}),
+        "in JSON with its own letters": json.dumps([password], ensure_ascii=False),
+        "in a repr": repr({"password": password}),
+        "in bytes": repr(password.encode()),
+    }
+
+
+# -- the overlay -------------------------------------------------------------------------------------
+
+
+def test_the_overlay_has_the_keys_of_the_contract(overlay: vault.Overlay) -> None:
+    """The primary credentials of both kinds, and the slug, as a node reads them."""
+    context = {key: json.loads(fragment) for key, fragment in overlay.fragments().items()}
+    assert context == {
+        "client_slug": "idom",
+        "email_user": "robot@idom.example",
+        "email_password": MAIL_PASSWORD,
+        "imap_host": "imap.idom.example",
+        "imap_port": 993,
+        "smtp_host": None,
+        "smtp_port": 587,
+        "sender_whitelist": [],
+        "db_host": "db.example",
+        "db_port": 5432,
+        "db_name": "idom",
+        "db_user": "nova",
+        "db_password": DB_PASSWORD,
+    }
+    assert overlay.keys == context.keys()
+
+
+def test_another_primary_credential_changes_the_overlay(
+    database: Database, cipher: Cipher, client: Client
+) -> None:
+    """Only the primary one of a kind counts."""
+    database.run_sync(
+        lambda s: put(s, cipher, "email", "third", EMAIL | {"email_user": "third@x"}, primary=True)
+    )
+    now = database.run_sync(lambda s: clients.active(s, "idom"))
+    assert vault.overlay(cipher, now).public["email_user"] == "third@x"
+
+
+def test_without_a_client_nothing_is_laid_over(cipher: Cipher) -> None:
+    """No keys, nothing redacted, nothing sealed."""
+    empty = vault.overlay(cipher, None)
+    assert (empty.fragments(), empty.keys) == ({}, frozenset())
+    assert empty.redact("text") == "text"
+    assert not empty.contains_secret(b'"text"')
+
+
+def test_a_client_without_credentials_has_a_slug(database: Database, cipher: Cipher) -> None:
+    """The slug alone is laid over."""
+    bare = database.run_sync(lambda s: clients.create(s, slug="bare", name="Bare"))
+    assert vault.overlay(cipher, bare).fragments() == {"client_slug": b'"bare"'}
+
+
+def test_another_key_does_not_open_the_credentials(client: Client) -> None:
+    """The error names the variable, and holds nothing of what is stored."""
+    with pytest.raises(ConfigurationError, match="NOVA_ENCRYPTION_KEY") as caught:
+        vault.overlay(Cipher(generate_key()), client)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert all(bytes(one.secret).decode() not in shown for one in client.credentials)
+
+
+def test_nothing_shows_a_secret(cipher: Cipher, client: Client, overlay: vault.Overlay) -> None:
+    """No repr or str of what passes through hands."""
+    shown = "".join(map(repr, [cipher, overlay, client, *client.credentials, overlay.public])) + f"{overlay}"
+    assert DB_PASSWORD not in shown
+    assert MAIL_PASSWORD not in shown
+    assert "secrets=***" in repr(overlay)
+
+
+def test_the_database_holds_no_secret(database: Database, client: Client) -> None:
+    """A whole dump of the credentials' table shows no password."""
+    query = text("SELECT string_agg(c::text || encode(c.secret, 'escape'), ' ') FROM credentials c")
+    dump = database.run_sync(lambda s: str(s.scalar(query)))
+    assert "gAAAA" in dump  # the ciphertext, as text
+    assert "robot@idom.example" in dump
+    assert not any(form in dump for form in (DB_PASSWORD, "x1y2", "p@ss", "email_password", "db_password"))
+
+
+# -- redaction ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
+def test_texts_are_redacted_however_the_secret_is_written(overlay: vault.Overlay, password: str) -> None:
+    """Plain, in URLs and forms, escaped by JSON or by repr; the rest of the text stays."""
+    for way, text_ in written(password).items():
+        redacted = overlay.redact(f"before {text_} after")
+        assert "***" in redacted, way
+        assert redacted.startswith("before ")
+        assert redacted.endswith(" after")
+        for form in written(password).values():
+            assert form not in redacted, way
+    assert overlay.redact("nothing of it") == "nothing of it"
+
+
+def test_the_longer_secret_goes_first(cipher: Cipher) -> None:
+    """A secret that holds another leaves no rest of it behind; stars are not redacted again."""
+    overlay = vault.overlay(cipher, None, ["horse", "correct horse", "*"])
+    assert overlay.redact("correct horse, horse, *") == "***, ***, ***"
+
+
+def test_an_empty_password_is_no_secret(cipher: Cipher) -> None:
+    """It is part of every text: nothing is redacted or sealed for it."""
+    overlay = vault.Overlay({}, {"db_password": ""})
+    assert overlay.redact("text") == "text"
+    assert not overlay.contains_secret(b'"text"')
+    assert overlay.fragments() == {"db_password": b'""'}
+
+
+@settings(deadline=None)
+@given(secret=st.text(st.characters(exclude_categories=()), min_size=1), before=st.text(), after=st.text())
+def test_any_secret_is_found(secret: str, before: str, after: str) -> None:
+    """Whatever characters it has: NUL, surrogates, quotes, patterns of regular expressions."""
+    overlay = vault.Overlay({}, {"db_password": secret})
+    assert overlay.contains_secret(dumps({"url": [before + secret + after]}))
+    assert overlay.contains_secret(dumps(json.dumps({"nested": secret})))
+    assert overlay.redact(f"{before}{secret}") != f"{before}{secret}" or secret == "***"
+
+
+# -- what is stored ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
+def test_values_built_from_a_secret_are_sealed(cipher: Cipher, overlay: vault.Overlay, password: str) -> None:
+    """However deep and in whatever writing; they show as stars and open as they were."""
+    changes = {way: dumps({"deep": [1, {"x": text_}]}) for way, text_ in written(password).items()}
+    changes["a key of an object"] = dumps({password: 1})
+    stored = vault.store_changes(cipher, overlay, changes)
+    assert stored.keys() == changes.keys()
+    for way, value in stored.items():
+        assert value.sealed, way
+        assert vault.show(value) == b'"***"'
+    assert vault.open_values(cipher, stored) == changes
+
+
+def test_ordinary_values_are_stored_as_they_are(cipher: Cipher, overlay: vault.Overlay) -> None:
+    """What holds no secret is neither sealed nor changed, the public fields included."""
+    changes = {"a": b"1", "host": dumps("imap.idom.example"), "nul": dumps("\0\ud800")}
+    stored = vault.store_changes(cipher, overlay, changes)
+    assert stored == {key: Value(fragment) for key, fragment in changes.items()}
+    assert [vault.show(value) for value in stored.values()] == list(changes.values())
+
+
+def test_changes_to_the_overlay_are_dropped(cipher: Cipher, overlay: vault.Overlay) -> None:
+    """A node that sets `db_host` or `email_password` does so in its sandbox only."""
+    changes = dict.fromkeys(overlay.keys, b'"changed"') | {"mine": b"1"}
+    assert vault.store_changes(cipher, overlay, changes) == {"mine": Value(b"1")}
+
+
+def test_a_secret_as_the_name_of_a_key_is_not_stored(cipher: Cipher, overlay: vault.Overlay) -> None:
+    """The name is redacted."""
+    stored = vault.store_changes(cipher, overlay, {f"by {DB_PASSWORD}": b"1"})
+    assert stored == {"by ***": Value(b"1")}
+
+
+def test_a_short_secret_renames_no_keys_but_seals(cipher: Cipher) -> None:
+    """`total` as a password must not take the key `total` away; its values are sealed all the same."""
+    overlay = vault.Overlay({}, {"db_password": "total"})
+    stored = vault.store_changes(cipher, overlay, {"total": b"5", "note": b'"the total"'})
+    assert {key: value.sealed for key, value in stored.items()} == {"total": False, "note": True}
+
+
+def test_secrets_that_a_caller_gives_are_sealed(cipher: Cipher) -> None:
+    """Passwords in `initial_context`, and what contains them, are stored sealed and count as secrets."""
+    initial = {
+        "email_password": dumps("hunter2!"),
+        "db_password": dumps({"parts": ["horse-battery", 12345678, None, True]}),
+        "dsn": dumps("postgresql://u:hunter2%21@h/d"),
+        "email_user": dumps("robot@idom.example"),
+    }
+    stored = vault.store_initial(cipher, initial)
+    assert {key: value.sealed for key, value in stored.items()} == {
+        "email_password": True,
+        "db_password": True,
+        "dsn": True,
+        "email_user": False,
+    }
+    opened = vault.open_values(cipher, stored)
+    assert opened == initial
+
+    overlay = vault.overlay(cipher, None, vault.secrets_of(opened))
+    assert overlay.redact("hunter2! horse-battery 12345678 None true") == "*** *** *** None true"
+    assert vault.store_changes(cipher, overlay, {"db_password": b'"new"'})["db_password"].sealed
+
+
+def test_a_run_stores_no_secret(
+    database: Database, cipher: Cipher, client: Client, overlay: vault.Overlay
+) -> None:
+    """First context and a node's changes: no row of the run holds a password, a resume has them all."""
+    initial = {"email_password": dumps("first-word"), "a": b"1"}
+    changes = {"dsn": dumps(f"postgresql://nova:{quote_plus(DB_PASSWORD)}@db/idom"), "b": b"2"}
+
+    def run(session: Session) -> int:
+        workflow = workflows.create(session, name="W", graph={})
+        stored = {**vault.store_initial(cipher, initial), **vault.store_changes(cipher, overlay, changes)}
+        return executions.create_pending(
+            session, workflow_id=workflow.id, client=client, priority="normal", initial=stored
+        ).id
+
+    execution_id = database.run_sync(run)
+    row = database.run_sync(lambda s: executions.get(s, execution_id))
+    held = database.run_sync(partial(values.load, execution_id=execution_id, digests=row.initial.values()))
+    assert all(word not in value.data for value in held.values() for word in (b"first-word", b"corr3ct"))
+    resumed = vault.open_values(cipher, {key: held[digest] for key, digest in row.initial.items()})
+    assert resumed == initial | changes
+
+
+def test_credentials_are_rows_of_the_store(client: Client) -> None:
+    """What is secret is a ciphertext, what is public is readable."""
+    first: Credential = client.credentials[0]
+    assert first.public["email_user"] == "robot@idom.example"
+    assert first.secret != b""
+    assert "email_password" not in first.public
