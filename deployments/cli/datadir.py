@@ -87,22 +87,24 @@ class DataDir:
         return key
 
     def _make(self) -> None:
-        try:
-            for folder in (self.path, self.logs, self.prefect, self.work):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(
-                f"The data folder {self.path} cannot be made ({error.strerror}). "
-                "Choose another with --data-dir."
-            ) from None
         if os.geteuid() == 0 and (private := _private_parent(self.path)) is not None:
             raise ConfigurationError(
                 f"The data folder {self.path} lies in {private}, which other users may not enter, but "
                 "as root PostgreSQL runs as a system user of its own. Choose another with --data-dir, "
                 f"{default_data_dir()} say."
             )
-        if os.geteuid() == 0:
-            self.path.chmod(self.path.stat().st_mode | 0o011)  # to pass through, not to look around
+        try:
+            new = [parent for parent in self.path.parents if not parent.exists()]
+            for folder in (self.path, self.logs, self.prefect, self.work):
+                folder.mkdir(parents=True, exist_ok=True)
+            if os.geteuid() == 0:
+                for folder in (self.path, *new):  # whatever the umask: to pass through, not to look around
+                    folder.chmod(folder.stat().st_mode | 0o011)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The data folder {self.path} cannot be made ({error.strerror}). "
+                "Choose another with --data-dir."
+            ) from None
 
     def _hold(self) -> None:
         import fcntl

@@ -63,8 +63,12 @@ def dump(data: dict[str, Any], as_json: bool) -> str:
             return True  # anchors are for those who write by hand
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        # Code as a block, where YAML can keep it so.
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+        # Code as a block; what YAML would fold or drop (other line ends, control characters) in quotes.
+        plain = value.replace("\n", "").replace("\t", "")
+        style = (
+            ('"' if not plain.isprintable() else "|") if "\n" in value or not plain.isprintable() else None
+        )
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from deployments.cli import environment
 from deployments.cli.datadir import DataDir
 from deployments.cli.postgres import EmbeddedPostgres
-from deployments.cli.processes import adopt_orphans, dies_with_parent, require_local
+from deployments.cli.processes import adopt_orphans, dies_with_parent, family, kill_all, require_local
 from deployments.cli.supervisor import Part, Pauses, Say, Supervisor
 from flows.engine.errors import ConflictError, InfrastructureError
 
@@ -44,7 +45,10 @@ class Options:
 
 
 class Stack:
-    """Starts the parts in order, keeps them running, stops them in the opposite order."""
+    """Starts the parts in order, keeps them running, stops them in the opposite order.
+
+    It takes its process for its own: at the end every descendant of the process is killed.
+    """
 
     def __init__(
         self,
@@ -91,8 +95,13 @@ class Stack:
                 await self._start()
                 yield self
             finally:
-                # Shielded: a second Ctrl-C must not leave half of it running.
-                await asyncio.shield(asyncio.ensure_future(self.supervisor.stop_all()))
+                # Shielded: whatever cancels us must not leave half of it running.
+                await asyncio.shield(asyncio.ensure_future(self._stop()))
+
+    async def _stop(self) -> None:
+        await self.supervisor.stop_all()
+        # What parts that died earlier left behind was adopted by this process.
+        await asyncio.to_thread(kill_all, family(os.getpid()))
 
     async def _start(self) -> None:
         await self._start_databases()

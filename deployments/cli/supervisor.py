@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from deployments.cli.processes import dies_with_parent, family, kill_all
 
@@ -74,6 +73,7 @@ class Supervisor:
         self._verbose = verbose
         self._pauses = pauses or Pauses()
         self._running: dict[str, _Running] = {}
+        self._readers: set[asyncio.Task[None]] = set()
 
     async def start(self, part: Part) -> None:
         """Start a part and keep it running; returns when its process exists.
@@ -117,75 +117,89 @@ class Supervisor:
             await self._end(running.part, process)
 
     async def stop_all(self) -> None:
-        """Stop every part, the last one started first, and then whatever else descends from this process."""
+        """Stop every part, the last one started first.
+
+        What a part left behind when it died earlier is not found: see `Stack`.
+        """
         for name in reversed(list(self._running)):
             await self.stop(name)
-        await asyncio.to_thread(kill_all, family(os.getpid()))
+        if self._readers:  # the last words are read, unless somebody still holds a pipe
+            _, late = await asyncio.wait(self._readers, timeout=1.0)
+            for reader in late:
+                reader.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _keep(self, running: _Running) -> None:
         part = running.part
         loop = asyncio.get_running_loop()
-        with part.log.open("ab", buffering=0) as log:
-            while True:
-                since = loop.time()
-                try:
-                    process = running.process = await _spawn(part)
-                except OSError as error:
-                    if not running.started.is_set():
-                        raise
-                    ending = str(error)
-                else:
-                    running.started.set()
-                    await self._pump(part, process, log)
-                    ending = _ending(await process.wait())
-                    running.process = None
-                # What it started goes on (a dead worker's runs come to their end); stop_all finds the rest.
-                lived = loop.time() - since
-                running.deaths = 1 if lived >= self._pauses.healthy_after else running.deaths + 1
-                pause = self._pauses.after(running.deaths)
-                self._say(
-                    f"{part.name} ended ({ending}); it is started again in {pause:g} s. Log: {part.log}"
-                )
-                await asyncio.sleep(pause)
-
-    async def _pump(self, part: Part, process: asyncio.subprocess.Process, log: IO[bytes]) -> None:
-        """Write what the process prints to its log, and what matters to the terminal, until it ends.
-
-        A descendant may hold the pipe open after the process is gone, so its end counts too.
-        """
-        ended = asyncio.create_task(process.wait())
-        reading = asyncio.create_task(self._read(part, process, log))
-        try:
-            await asyncio.wait({ended, reading}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                await asyncio.wait({reading}, timeout=0.5)
-        finally:
-            reading.cancel()
-            ended.cancel()
-
-    async def _read(self, part: Part, process: asyncio.subprocess.Process, log: IO[bytes]) -> None:
-        stream = process.stdout
-        if stream is None:
-            return
         while True:
+            since = loop.time()
             try:
-                line = await stream.readline()
-            except ValueError:  # longer than a line may be: the stream dropped it
-                continue
-            if not line:
-                return
-            log.write(line)
-            text = line.decode(errors="replace").rstrip()
-            if text and (self._verbose or (part.shows_trouble and _TROUBLE.search(text))):
-                self._say(f"{part.name}: {text}")
+                process = running.process = await self._spawn(part)
+            except OSError as error:
+                if not running.started.is_set():
+                    raise
+                ending = str(error)
+            else:
+                running.started.set()
+                ending = _ending(await process.wait())
+                running.process = None
+            # What it started goes on: a dead worker's runs come to their end.
+            lived = loop.time() - since
+            running.deaths = 1 if lived >= self._pauses.healthy_after else running.deaths + 1
+            pause = self._pauses.after(running.deaths)
+            self._say(f"{part.name} ended ({ending}); it is started again in {pause:g} s. Log: {part.log}")
+            await asyncio.sleep(pause)
+
+    async def _spawn(self, part: Part) -> asyncio.subprocess.Process:
+        # A pipe of our own: with asyncio's, the end of a process whose children hold the pipe goes unnoticed,
+        # and those children would lose their output, or their lives, with the process.
+        reading, writing = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *part.command,
+                env=dict(part.env),
+                cwd=part.cwd,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C at the terminal reaches only us; we stop the parts in order
+                preexec_fn=dies_with_parent(part.stop_signal),
+                user=part.user,
+                group=part.user,
+                extra_groups=[] if part.user else None,
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        reader = asyncio.create_task(self._read(part, reading), name=f"read {part.name}")
+        self._readers.add(reader)
+        reader.add_done_callback(self._readers.discard)
+        return process
+
+    async def _read(self, part: Part, pipe: int) -> None:
+        """Write what comes out of a pipe to the part's log, and what matters to the terminal, to its end."""
+        stream = asyncio.StreamReader(limit=_LINE)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(pipe, "rb", buffering=0)
+        )
+        try:
+            with part.log.open("ab", buffering=0) as log:
+                while line := await _line(stream):
+                    log.write(line)
+                    text = line.decode(errors="replace").rstrip()
+                    if text and (self._verbose or (part.shows_trouble and _TROUBLE.search(text))):
+                        self._say(f"{part.name}: {text}")
+        finally:
+            transport.close()
 
     async def _end(self, part: Part, process: asyncio.subprocess.Process) -> None:
         members = family(process.pid)
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(part.stop_signal)
-            # It may write more than a pipe holds while it stops: somebody must read on.
-            draining = asyncio.create_task(_drain(process))
             try:
                 await asyncio.wait_for(process.wait(), part.grace)
             except TimeoutError:
@@ -194,33 +208,18 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-            finally:
-                draining.cancel()
         await asyncio.to_thread(kill_all, members)
-        await asyncio.to_thread(_sweep_group, process.pid)
+        _sweep_group(process.pid)
 
 
-async def _drain(process: asyncio.subprocess.Process) -> None:
-    if process.stdout is not None:
-        while await process.stdout.read(_LINE):
-            pass
-
-
-async def _spawn(part: Part) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *part.command,
-        env=dict(part.env),
-        cwd=part.cwd,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        limit=_LINE,
-        start_new_session=True,  # Ctrl-C at the terminal reaches only us; we stop the parts in order
-        preexec_fn=dies_with_parent(part.stop_signal),
-        user=part.user,
-        group=part.user,
-        extra_groups=[] if part.user else None,
-    )
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    """The next line, or what came of one that is too long; empty at the end."""
+    try:
+        return await stream.readuntil()
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await stream.readexactly(error.consumed)
 
 
 def _sweep_group(group: int) -> None:

@@ -132,7 +132,8 @@ class MailServers:
             if not isinstance(data, LoginPassword):
                 return AuthResult(success=False, handled=False)
             known = self._passwords.get(data.login.decode(errors="replace"))
-            return AuthResult(success=known is not None and known.encode() == data.password)
+            good = known is not None and known.encode() == data.password
+            return AuthResult(success=good, handled=False)
 
         def protocol() -> SMTP:
             with (

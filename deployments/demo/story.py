@@ -150,7 +150,7 @@ async def tell(stack: Stack, *, stays: bool) -> bool:
         console.print(f"API docs        {stack.api_url}/docs", highlight=False)
         console.print(f"Prefect UI      {stack.prefect_url}", highlight=False)
         if stays:
-            console.print("NOVA is ready\nCtrl-C stops everything.", highlight=False)
+            console.print("Ctrl-C stops everything.\nNOVA is ready", highlight=False)
             await asyncio.Event().wait()
     return succeeded
 
