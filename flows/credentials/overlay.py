@@ -10,8 +10,6 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 _STARS = "***"
-_KEY_LENGTH = 8
-"""Characters from which a secret is looked for in names of context keys: shorter ones are parts of words."""
 
 
 class Overlay:
@@ -46,10 +44,11 @@ class Overlay:
     def redact_key(self, key: str) -> str:
         """As `redact`, for the name of a context key.
 
-        Secrets of less than 8 characters are let pass: `total` as a password must not rename the key `total`.
+        Only for secrets that no key is made of by chance: at least 8 characters, and not letters alone.
+        `postgres` as a password must not rename the key `postgres_url`, and break the workflow.
         """
-        hidden = any(form in key for text in self._texts if len(text) >= _KEY_LENGTH for form in _forms(text))
-        return self.redact(key) if hidden else key
+        telling = [text for text in self._texts if _is_telling(text)]
+        return self.redact(key) if any(form in key for text in telling for form in _forms(text)) else key
 
     def contains_secret(self, fragment: bytes) -> bool:
         """Whether a JSON text (ASCII, as `context.dumps` writes it) holds a secret, however it is escaped.
@@ -86,6 +85,10 @@ def _forms(text: str) -> Iterator[str]:
     yield json.dumps(text, ensure_ascii=False)[1:-1]
     yield repr(text)[1:-1]
     yield repr(data)[2:-1]
+
+
+def _is_telling(text: str) -> bool:
+    return len(text) >= 8 and not text.replace("_", "").isalpha()
 
 
 def _json(text: str) -> str:

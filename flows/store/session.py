@@ -57,8 +57,11 @@ def database_errors() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
-    cause = str(getattr(error, "orig", None) or error).strip()
-    return f"PostgreSQL does not answer: {cause.splitlines()[0] if cause else type(error).__name__}"
+    cause = getattr(error, "orig", None) or error
+    lines = str(cause).strip().splitlines()
+    # A code means that the server did answer: it shuts down, is full, or chose this one in a deadlock.
+    what = "cannot go on" if getattr(cause, "pgcode", None) else "does not answer"
+    return f"PostgreSQL {what}: {lines[0] if lines else type(cause).__name__}"
 
 
 def constraint(error: IntegrityError) -> str:

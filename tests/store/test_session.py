@@ -7,7 +7,7 @@ import contextvars
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,31 @@ async def test_a_server_that_goes_in_the_middle_and_comes_back(own_server: Any) 
     await asyncio.to_thread(own_server.ensure_postgres_running)
     assert await database.ping() > 0
     database.close()
+
+
+async def test_a_deadlock_is_worth_another_try(database: Database) -> None:
+    """Two that wait for each other: PostgreSQL ends one, as a failure of infrastructure."""
+    first, second = threading.Event(), threading.Event()
+
+    def lock(
+        mine: threading.Event, other: threading.Event, keys: tuple[int, int]
+    ) -> Callable[[Session], None]:
+        def work(session: Session) -> None:
+            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": keys[0]})
+            mine.set()
+            other.wait()
+            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": keys[1]})
+
+        return work
+
+    outcomes = await asyncio.gather(
+        database.run(lock(first, second, (1, 2))),
+        database.run(lock(second, first, (2, 1))),
+        return_exceptions=True,
+    )
+    (failure,) = [outcome for outcome in outcomes if outcome is not None]
+    assert isinstance(failure, DatabaseUnavailableError)
+    assert "deadlock" in str(failure)
 
 
 async def test_a_connection_that_the_server_ended_is_replaced(database: Database) -> None:
