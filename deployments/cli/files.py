@@ -64,10 +64,9 @@ def dump(data: dict[str, Any], as_json: bool) -> str:
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         # Code as a block; what YAML would fold or drop (other line ends, control characters) in quotes.
-        plain = value.replace("\n", "").replace("\t", "")
-        style = (
-            ('"' if not plain.isprintable() else "|") if "\n" in value or not plain.isprintable() else None
-        )
+        style = "|" if "\n" in value else None
+        if not value.replace("\n", "").replace("\t", "").isprintable():
+            style = '"'
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)

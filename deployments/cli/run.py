@@ -92,7 +92,9 @@ def demo(
 
     require_local()
     require_demo()
-    options = Options(data_dir or default_data_dir() / "demo", api_port, prefect_port, limit, verbose)
+    folder = data_dir or default_data_dir() / "demo"
+    # The sample client's own database is on the embedded server in any case.
+    options = Options(folder, api_port, prefect_port, limit, verbose, embedded=True)
     stack = Stack(options, say, extra_env={"E2B_API_KEY": ""})
 
     async def work() -> int:

@@ -42,6 +42,8 @@ class Options:
     limit: int = 2
     """Runs that the worker does at once."""
     verbose: bool = False
+    embedded: bool = False
+    """Whether to start the embedded PostgreSQL also when NOVA's and Prefect's databases are elsewhere."""
 
 
 class Stack:
@@ -117,7 +119,7 @@ class Stack:
         base = environment.outside() | self._extra_env
         database_url = base.get("DATABASE_URL", "")
         prefect_database_url = base.get(environment.PREFECT_DATABASE, "")
-        if not (database_url and prefect_database_url):
+        if self.options.embedded or not (database_url and prefect_database_url):
             postgres = self.postgres = EmbeddedPostgres(self.data.postgres)
             await self._timed("PostgreSQL", self._start_postgres(postgres))
             for name in [] if database_url else ["nova"]:

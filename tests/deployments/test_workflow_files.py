@@ -17,9 +17,8 @@ from flows.engine.graph import parse_graph
 from tests.builders import action, line
 from tests.deployments.conftest import Nova
 
-TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20) | st.text(
-    " \n\t\r\x85ab:#'\"-|", max_size=12
-)
+HAIRY = " \n\t\r\x85ab:#'\"-|"
+TEXTS = st.text(st.characters(exclude_categories=[]), max_size=20) | st.text(HAIRY, max_size=12)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
