@@ -1,0 +1,275 @@
+"""The worker type `nova`: takes due runs of its pool and runs them in its own, warm process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import httpx
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
+
+# Prefect imports this module to see which worker types there are: everything heavy is imported in `setup`.
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+    from prefect.events import Event
+
+    from deployments.worker.flowthread import FlowThread
+    from deployments.worker.running import Run
+    from deployments.worker.stops import StopWatch
+    from deployments.worker.wakeup import Bell, Stream
+
+log = logging.getLogger("prefect.nova.worker")
+
+HAND_BACK = 10.0
+"""Seconds that runs get to end after they were told to, before they are handed back from outside."""
+WINDOW = 30
+"""A worker is unhealthy when it did not poll for so many poll intervals, as Prefect's own."""
+
+
+class NovaWorkerResult(BaseWorkerResult):
+    """What `run` would return; runs are not handed out one by one here."""
+
+
+class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResult]):
+    """Runs flows as asyncio tasks of one process.
+
+    Made for NOVA's own flow, whose untrusted code runs in sandboxes; any other deployment whose entry point
+    is the module path of an async flow runs as well. Job variables have no effect: there is one environment.
+    Work is looked for when Prefect's event stream tells of it, when a run ends, and at every poll
+    (`PREFECT_WORKER_QUERY_SECONDS`). Nothing is fetched ahead of its time: priorities would not hold.
+    """
+
+    type = "nova"
+    job_configuration = BaseJobConfiguration
+    _description = (
+        "Runs NOVA's workflows in one warm process: a run starts within a fraction of a second. "
+        "Node code runs in sandboxes."
+    )
+
+    def __init__(
+        self,
+        work_pool_name: str,
+        work_queues: list[str] | None = None,
+        name: str | None = None,
+        *,
+        limit: int | None = None,
+        **options: Any,
+    ) -> None:
+        from deployments.worker.settings import WorkerSettings
+
+        settings = WorkerSettings()
+        super().__init__(work_pool_name, work_queues, name, limit=limit or settings.limit, **options)
+        self._grace = settings.grace
+        self._pool_name = work_pool_name
+        self._queue_names = list(work_queues or [])
+        self._held: dict[UUID, Run] = {}
+        self._taking = asyncio.Lock()
+        self._empty = asyncio.Event()
+        self._stopping = False
+        self._hurry = asyncio.Event()
+        self._polled = time.monotonic()
+        self._chores: list[asyncio.Task[None]] = []
+        self._bell: Bell
+        self._flows: FlowThread
+        self._stream: Stream | None = None
+        self._stops: StopWatch
+
+    @classmethod
+    def get_default_base_job_template(cls) -> dict[str, Any]:
+        """Return a template without a single variable: none would have an effect."""
+        return {"job_configuration": {}, "variables": {"type": "object", "properties": {}}}
+
+    async def setup(self) -> None:
+        """Reach Prefect, start the flows' thread and listen."""
+        from deployments.worker.flowthread import FlowThread
+        from deployments.worker.stops import StopWatch
+        from deployments.worker.wakeup import Bell
+
+        self._catch_signals()
+        await super().setup()
+        self._bell = Bell()
+        self._flows = FlowThread(asyncio.get_running_loop(), opened=self._bell.ring)
+        self._flows.start()
+        self._stops = StopWatch(
+            self.client,
+            held=lambda: self._held.keys(),
+            connected=lambda: self._stream is not None and self._stream.connected,
+            stop=self._stop,
+        )
+        chores = (self._listen(), self._answer_the_bell(), self._stops.poll())
+        self._chores = [asyncio.create_task(chore) for chore in chores]
+
+    async def teardown(self, *exc_info: Any) -> None:
+        """Take no more, let runs finish for their grace time, hand the rest back."""
+        from deployments.worker.running import Ending
+
+        self._stopping = True
+        if self._held:
+            log.info("Stopping: %d run(s) may go on for %g s.", len(self._held), self._grace)
+            await self._wait_for_runs(self._grace, self._hurry)
+        for run in self._held.values():
+            log.warning("Flow run %s is handed back.", run.id)
+            self._flows.stop_run(run, Ending.HANDED_BACK)
+        await self._wait_for_runs(HAND_BACK)
+        for flow_run_id in list(self._held):
+            await self._hand_back_from_outside(flow_run_id)
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        await asyncio.to_thread(self._flows.stop, 5.0)
+        await super().teardown(*exc_info)
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Poll once; an outage of Prefect is logged and waited out, however long it lasts."""
+        self._flows.beat()
+        return await self._take()
+
+    def is_worker_still_polling(self, query_interval_seconds: float) -> bool:
+        """Whether polls succeed and the thread of the flows answers: the healthcheck's question."""
+        latest = min(self._polled, self._flows.answered if self._chores else self._polled)
+        quiet = time.monotonic() - latest
+        if quiet <= query_interval_seconds * WINDOW:
+            return True
+        log.error("No poll succeeded, or the flows' thread hangs, for %.0f s: restart this worker.", quiet)
+        return False
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: BaseJobConfiguration,
+        task_status: TaskStatus[int] | None = None,
+    ) -> NovaWorkerResult:
+        """Refuse: only ad-hoc submissions get here, which bring code along instead of a deployment."""
+        raise RuntimeError("Worker type nova runs deployments only.")
+
+    async def _take(self) -> list[FlowRun]:
+        """Take what is due while there is room; one at a time, so that pool and queue limits are true."""
+        async with self._taking:
+            taken: list[FlowRun] = []
+            while self._may_take():
+                room = int(self.limiter.available_tokens)
+                found = await self._look_up(room) if room > 0 else []
+                self._bell.seen(flow_run.id for flow_run in found)
+                claims = [self._submit(each) for each in found if each.id not in self._held]
+                ours = await asyncio.gather(*claims)
+                taken += [flow_run for flow_run in found if flow_run.id in self._held]
+                # Some that were shown went to another worker: there may be more behind them.
+                if not found or len(found) < room or all(ours):
+                    break
+            return taken
+
+    def _may_take(self) -> bool:
+        return not self._stopping and self._flows.ready
+
+    async def _look_up(self, room: int) -> list[FlowRun]:
+        from deployments.worker import engine
+
+        try:
+            found = await engine.due_runs(
+                self.client, self._pool_name, self._queue_names, datetime.now(UTC), room
+            )
+        except ObjectNotFound:
+            return []  # the pool was deleted: the next heartbeat makes it, or says why not
+        except httpx.HTTPError as error:
+            log.warning("Prefect did not tell what is due: %r", error)
+            return []
+        self._polled = time.monotonic()
+        return found
+
+    def _submit(self, flow_run: FlowRun) -> asyncio.Future[bool]:
+        from deployments.worker.running import Run
+
+        run = self._held[flow_run.id] = Run(flow_run)
+        self._empty.clear()
+        self.limiter.acquire_on_behalf_of_nowait(flow_run.id)
+        return self._flows.submit(run, ended=lambda: self._ended(flow_run.id))
+
+    def _ended(self, flow_run_id: UUID) -> None:
+        del self._held[flow_run_id]
+        self.limiter.release_on_behalf_of(flow_run_id)
+        if not self._held:
+            self._empty.set()
+        self._bell.ring()
+
+    def _stop(self, flow_run: FlowRun) -> None:
+        """Stop a run that Prefect wants stopped."""
+        from deployments.worker import engine
+        from deployments.worker.running import Ending
+
+        run = self._held.get(flow_run.id)
+        if run is None or flow_run.state is None:
+            return
+        if flow_run.state.is_cancelling():
+            self._flows.stop_run(run, Ending.CANCELLED)
+        else:
+            engine.suspend(flow_run.id, flow_run.state)
+
+    async def _listen(self) -> None:
+        from deployments.worker.wakeup import Stream
+
+        self._stream = Stream(lambda: self.work_pool.id, self._heard, opened=self._bell.ring)
+        await self._stream.listen()
+
+    def _heard(self, event: Event, flow_run_id: UUID) -> None:
+        from deployments.worker.wakeup import DUE
+
+        if event.event not in DUE:
+            self._stops.heard(flow_run_id)
+        elif self.limiter.available_tokens > 0:  # with no room the next run that ends rings
+            self._bell.announce(flow_run_id)
+
+    async def _answer_the_bell(self) -> None:
+        while True:
+            await self._bell.wait()
+            try:
+                await self._take()
+            except Exception:
+                log.exception("Taking runs failed; the next poll tries again")
+
+    async def _wait_for_runs(self, seconds: float, unless: asyncio.Event | None = None) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._empty, unless) if event]
+        try:
+            if self._held:
+                await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _hand_back_from_outside(self, flow_run_id: UUID) -> None:
+        """Hand a run back whose flow does not return; the process ends right after, and the flow with it."""
+        from deployments.worker import engine
+
+        log.error("Flow run %s hangs; it is handed back all the same.", flow_run_id)
+        try:
+            await engine.hand_back(self.client, flow_run_id, "Its worker was stopped while its flow hung.")
+        except Exception as error:  # noqa: BLE001 - each of the others gets its chance
+            log.error("Flow run %s could not be handed back: %r", flow_run_id, error)
+
+    def _catch_signals(self) -> None:
+        """End on SIGTERM and SIGINT; a second one ends the grace time.
+
+        Prefect turns SIGTERM into SIGINT, which a process that a shell started in the background ignores.
+        """
+        task = asyncio.current_task()
+        signals = 0
+
+        def end() -> None:
+            nonlocal signals
+            signals += 1
+            if signals > 1:
+                self._hurry.set()
+            elif task is not None:
+                task.cancel()
+
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, end)
+        except (NotImplementedError, RuntimeError, ValueError):
+            log.debug("Signals stay as Prefect has set them: this is not the main thread.")
