@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from api import errors
+from api.documentation import with_examples
 from api.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from api.responses import JsonResponse
 from api.routers import clients, executions, health, schedules, tasks, workflows
@@ -43,7 +45,11 @@ ignored.
 
 
 class NovaApi(FastAPI):
-    """FastAPI, but for one thing: a wrong setting is told in a sentence, not in a traceback."""
+    """FastAPI, but a wrong setting is told in a sentence, not a traceback, and examples keep their nulls."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document; made once."""
+        return with_examples(super().openapi())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, or the application's start and end."""

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from api import schemas
 from api.errors import body_of
+from flows.engine.context import dumps, loads
 
 _SENTENCES = {
     400: "There is a workflow named 'Invoice Processing V3' already.",
@@ -71,4 +72,16 @@ def _type_example(kind: Any) -> Any:
 
 
 def _content(body: Any) -> dict[str, Any]:
-    return {"application/json": {"example": body}}
+    # As text, since FastAPI drops every null on its way to the document; see `with_examples`.
+    return {"application/json": {"example": dumps(body).decode()}}
+
+
+def with_examples(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document with the examples of its answers as JSON, nulls and all. Changes it in place."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                content = answer["content"]["application/json"]
+                if isinstance(content.get("example"), str):
+                    content["example"] = loads(content["example"])
+    return document

@@ -68,12 +68,11 @@ def body_of(
     status: int, sentence: str, problems: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
     """The body of an error; `problems` becomes `errors`, each with `field` and `message`."""
-    title = HTTPStatus(status).phrase
     body: dict[str, Any] = {
         "error": sentence,
         "status_code": status,
-        "type": f"urn:nova:error:{title.lower().replace(' ', '-')}",
-        "title": title,
+        "type": "about:blank",  # RFC 9457: the title is the status's own
+        "title": HTTPStatus(status).phrase,
         "detail": sentence,
     }
     if problems is not None:

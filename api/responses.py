@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse
 
 from flows.engine.context import dumps
 
 JSON = "application/json"
 
 
-class JsonResponse(Response):
+class JsonResponse(JSONResponse):
     """An answer as ASCII-escaped JSON without NaN: NUL and lone surrogates survive it.
 
     `content` is JSON data, or bytes that are JSON text already.
     """
-
-    media_type = JSON
 
     def __init__(
         self, content: Any = None, status_code: int = 200, headers: Mapping[str, str] | None = None

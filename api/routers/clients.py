@@ -42,7 +42,7 @@ async def list_clients(database: DatabaseDep, skip: Skip = 0, limit: Limit = 100
     return JsonResponse({"clients": [views.client(row) for row in rows], "total": total})
 
 
-@router.get("/{slug}", **documented(200, schemas.Client, 404))
+@router.get("/{slug}", **documented(200, schemas.Client, 404, 422))
 async def get_client(database: DatabaseDep, slug: str) -> JsonResponse:
     """Get one client with its credentials, secrets as `***`."""
     return JsonResponse(views.client(await database.run(lambda session: clients.get(session, slug))))
@@ -57,7 +57,7 @@ async def update_client(database: DatabaseDep, slug: str, body: requests.ClientU
     )
 
 
-@router.delete("/{slug}", **documented(200, schemas.Message, 404))
+@router.delete("/{slug}", **documented(200, schemas.Message, 404, 422))
 async def delete_client(database: DatabaseDep, slug: str) -> JsonResponse:
     """Delete a client with its credentials. Its executions stay."""
     await database.run(lambda session: clients.delete(session, slug))
@@ -83,7 +83,7 @@ async def put_credential(services: ServicesDep, slug: str, body: requests.Creden
     return JsonResponse(views.credential(await services.database.run(write)), 201)
 
 
-@router.get("/{slug}/credentials", **documented(200, schemas.Credentials, 404))
+@router.get("/{slug}/credentials", **documented(200, schemas.Credentials, 404, 422))
 async def list_credentials(database: DatabaseDep, slug: str) -> JsonResponse:
     """List a client's credentials, secrets as `***`."""
     row = await database.run(lambda session: clients.get(session, slug))
@@ -91,7 +91,7 @@ async def list_credentials(database: DatabaseDep, slug: str) -> JsonResponse:
     return JsonResponse({"credentials": shown, "total": len(shown)})
 
 
-@router.delete("/{slug}/credentials/{kind}/{label}", **documented(200, schemas.Message, 404))
+@router.delete("/{slug}/credentials/{kind}/{label}", **documented(200, schemas.Message, 404, 422))
 async def delete_credential(database: DatabaseDep, slug: str, kind: str, label: str) -> JsonResponse:
     """Remove credentials; if they were primary, the oldest others of the kind become it."""
     await database.run(lambda session: clients.remove_credential(session, slug, kind, label))

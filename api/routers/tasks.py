@@ -49,7 +49,7 @@ class _Known:
     first: list[Frame]
 
 
-@router.get("/{task_id}", **documented(200, schemas.Task, 404))
+@router.get("/{task_id}", **documented(200, schemas.Task, 404, 422))
 async def get_task(
     services: ServicesDep,
     task_id: Annotated[

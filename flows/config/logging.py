@@ -13,7 +13,7 @@ NO_REQUEST = "-"
 request_id: ContextVar[str] = ContextVar("nova_request_id", default=NO_REQUEST)
 """Id of the HTTP request that the running task or thread works for; `-` outside of one."""
 
-_CHATTY = ("httpx", "httpcore", "hpack", "asyncio", "urllib3")
+_CHATTY = ("alembic", "httpx", "httpcore", "hpack", "asyncio", "urllib3")
 """Libraries that write a line per call at INFO."""
 
 
@@ -44,10 +44,12 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 def setup_logging(level: str = "INFO") -> None:
     """Send this process's log lines to stderr in one format; calling it again only sets the level.
 
-    Handlers of others on the root logger stay. Uvicorn's own are taken off, so that its lines carry the
-    request's id as well.
+    What else writes to the terminal (Prefect's and uvicorn's handlers) is taken off, so that each line comes
+    once and with its request's id; handlers that write elsewhere stay.
     """
     root = logging.getLogger()
+    for other in [handler for handler in root.handlers if _is_terminal(handler)]:
+        root.removeHandler(other)
     if not any(isinstance(handler, _StderrHandler) for handler in root.handlers):
         handler = _StderrHandler()
         handler.addFilter(RequestIdFilter())
@@ -65,3 +67,9 @@ def setup_logging(level: str = "INFO") -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+
+
+def _is_terminal(handler: logging.Handler) -> bool:
+    if isinstance(handler, _StderrHandler) or not isinstance(handler, logging.StreamHandler):
+        return False
+    return handler.stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)

@@ -1,0 +1,84 @@
+"""What a flow does to the database, done by hand: these tests have no worker."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from flows.credentials import vault
+from flows.credentials.cipher import Cipher
+from flows.engine.context import to_fragments
+from flows.store import chain, executions
+from flows.store.models import Execution
+from flows.store.session import Database
+
+
+class Run:
+    """A run that goes as the test says, step by step, with the functions that the flow uses."""
+
+    def __init__(self, database: Database, cipher: Cipher, task_id: str) -> None:
+        self._database = database
+        self._cipher = cipher
+        self._task_id = UUID(task_id)
+        self._step = 0
+        self.execution_id = 0
+
+    async def begin(self) -> Execution:
+        """Take the execution over, as the flow does first."""
+
+        def work(session: Session) -> Execution:
+            row = executions.by_task(session, self._task_id)
+            assert row is not None
+            return executions.begin(
+                session,
+                flow_run_id=self._task_id,
+                public_id=row.public_id,
+                workflow_id=row.workflow_id,
+                client=None,
+                initial={},
+            )
+
+        row = await self._database.run(work)
+        self.execution_id = row.id
+        return row
+
+    async def step(
+        self,
+        node_id: str,
+        node_type: str = "action",
+        changes: dict[str, Any] | None = None,
+        secrets: tuple[str, ...] = (),
+        **extra: Any,
+    ) -> None:
+        """Write the row of a step; one that failed is followed by another attempt of the same step."""
+        overlay = vault.Overlay({}, {}, secrets)
+        stored = vault.store_changes(self._cipher, overlay, to_fragments(changes or {}))
+
+        def work(session: Session) -> None:
+            attempt = chain.next_attempt(session, self.execution_id, self._step)
+            row = {"status": "success", "execution_time": 0.25, **extra}
+            chain.append(
+                session,
+                self.execution_id,
+                chain.Step(
+                    step=self._step,
+                    attempt=attempt,
+                    node_id=node_id,
+                    node_type=node_type,
+                    changes=stored,
+                    **row,
+                ),
+            )
+            executions.set_progress(session, self.execution_id, current_node=node_id)
+
+        await self._database.run(work)
+        if extra.get("status") != "failed":
+            self._step += 1
+
+    async def finish(self, status: str = "completed", **why: Any) -> None:
+        """Close the execution, as the flow does last."""
+        await self._database.run(
+            lambda session: executions.finish(session, self.execution_id, status=status, **why)
+        )

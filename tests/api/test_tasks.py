@@ -1,0 +1,293 @@
+"""Polling a task: its state from Prefect while it runs, from the database when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State
+from prefect.states import (
+    AwaitingRetry,
+    Cancelled,
+    Cancelling,
+    Completed,
+    Crashed,
+    Failed,
+    Late,
+    Paused,
+    Pending,
+    Running,
+    Suspended,
+)
+
+from flows.config.settings import Settings
+from tests.api.conftest import SetState, make_settings, running_api
+from tests.servers import free_port
+
+Start = Callable[..., Any]
+
+
+async def poll(api: httpx.AsyncClient, task_id: str) -> dict[str, Any]:
+    """GET /tasks/{id}, which must be 200."""
+    response = await api.get(f"/tasks/{task_id}")
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+@pytest.mark.parametrize("state", [None, Late(scheduled_time=datetime.now(UTC)), Pending()])
+async def test_a_queued_task_is_pending(
+    api: httpx.AsyncClient, start: Start, set_state: SetState, state: State[Any] | None
+) -> None:
+    """Scheduled, late or pending: exactly three fields."""
+    task_id, _ = await start()
+    if state is not None:
+        await set_state(task_id, state)
+    assert await poll(api, task_id) == {
+        "task_id": task_id,
+        "status": "PENDING",
+        "message": "Task is queued, waiting for worker",
+    }
+
+
+async def test_a_running_task_tells_how_far_it_is(
+    api: httpx.AsyncClient, start: Start, set_state: SetState, workflow: dict[str, Any], idom: dict[str, Any]
+) -> None:
+    """`meta` has the contract's fields, and the progress."""
+    task_id, run = await start(client_slug="idom")
+    await set_state(task_id, Running())
+    execution = await run.begin()
+    await run.step("start", "start")
+    await run.step("read", changes={"amount": 1200})
+    body = await poll(api, task_id)
+    assert (body["status"], body["message"]) == ("RUNNING", "Task is executing")
+    assert body["meta"] == {
+        "execution_id": execution.id,
+        "workflow_id": workflow["id"],
+        "workflow_name": workflow["name"],
+        "client_slug": "idom",
+        "started_at": body["meta"]["started_at"],
+        "progress": {"nodes_done": 2, "current_node": "read"},
+    }
+    assert body["meta"]["started_at"].endswith("Z")
+
+
+@pytest.mark.parametrize("state", [Paused(), Suspended()])
+async def test_a_paused_task_reads_running_and_says_so(
+    api: httpx.AsyncClient, start: Start, set_state: SetState, state: State[Any]
+) -> None:
+    """Paused and suspended runs go on one day: RUNNING, with a message that names it."""
+    task_id, run = await start()
+    await run.begin()
+    await set_state(task_id, state)
+    body = await poll(api, task_id)
+    assert body["status"] == "RUNNING"
+    assert str(state.name).lower() in body["message"]
+
+
+async def test_a_task_that_will_be_tried_again_is_retry(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """RETRY, never FAILURE: a polling client stops at the first final state. Its execution is running."""
+    task_id, run = await start()
+    await set_state(task_id, Running())
+    execution = await run.begin()
+    await set_state(task_id, AwaitingRetry(message="The sandbox went away"))
+    body = await poll(api, task_id)
+    assert body == {
+        "task_id": task_id,
+        "status": "RETRY",
+        "message": "Task failed, retrying (1 attempts)",
+        "error": "The sandbox went away",
+    }
+    assert (await api.get(f"/executions/{execution.id}")).json()["status"] == "running"
+
+
+async def test_a_task_that_succeeded_has_its_result(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """The final context, the chain without contexts, and the count of every step."""
+    task_id, run = await start(initial_context={"mailbox": "INBOX"})
+    await set_state(task_id, Running())
+    await run.begin()
+    await run.step("start", "start")
+    await run.step("read", status="failed", error_message="no", error_type="OSError")
+    await run.step("read", changes={"amount": 1200}, stdout="12 mails\n")
+    await run.step("high", "decision", decision_result="true", path_taken="approve")
+    await run.step("approve", changes={"approved": False})
+    await run.step("end", "end")
+    await run.finish()
+    await set_state(task_id, Completed())
+    body = await poll(api, task_id)
+    result = body["result"]
+    assert list(body) == ["task_id", "status", "message", "execution_id", "result"]
+    assert (body["status"], body["message"]) == ("SUCCESS", "Task completed successfully")
+    assert body["execution_id"] == result["execution_id"] == run.execution_id
+    assert result["status"] == "success"
+    assert result["final_context"] == {"mailbox": "INBOX", "amount": 1200, "approved": False}
+    assert result["nodes_executed"] == 5
+    trace = result["execution_trace"]
+    assert [entry["node_id"] for entry in trace] == ["start", "read", "read", "high", "approve", "end"]
+    assert {entry["input_context"] for entry in trace} == {None}
+    assert trace == (await api.get(f"/executions/{run.execution_id}/chain?contexts=none")).json()["entries"]
+
+
+async def test_a_task_that_failed_says_why_and_where(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """The error is a sentence; the node is named."""
+    task_id, run = await start()
+    await run.begin()
+    await run.finish("failed", error="KeyError: 'amount'", error_kind="node", failed_at_node="high")
+    await set_state(task_id, Failed())
+    assert await poll(api, task_id) == {
+        "task_id": task_id,
+        "status": "FAILURE",
+        "message": "Task failed",
+        "execution_id": run.execution_id,
+        "error": "KeyError: 'amount'",
+        "failed_at_node": "high",
+    }
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_run_that_crashed_closes_its_execution(
+    api: httpx.AsyncClient, start: Start, set_state: SetState, begun: bool
+) -> None:
+    """Its process could not write any more: the poll brings the row into line with Prefect."""
+    task_id, run = await start()
+    if begun:
+        await run.begin()
+    await set_state(task_id, Crashed(message="The worker was killed"))
+    body = await poll(api, task_id)
+    assert (body["status"], body["error"]) == ("FAILURE", "The worker was killed")
+    execution = (await api.get(f"/executions/{body['execution_id']}")).json()
+    assert (execution["status"], execution["error"]) == ("failed", "The worker was killed")
+    assert execution["completed_at"]
+
+
+async def test_a_cancelled_task_is_revoked(api: httpx.AsyncClient, start: Start, set_state: SetState) -> None:
+    """While it is being cancelled and afterwards; its execution is `cancelled`."""
+    task_id, run = await start()
+    await set_state(task_id, Running())
+    await run.begin()
+    await set_state(task_id, Cancelling())
+    assert (await poll(api, task_id))["status"] == "REVOKED"
+    await set_state(task_id, Cancelled(message="An operator did it"))
+    body = await poll(api, task_id)
+    assert (body["status"], body["execution_id"]) == ("REVOKED", run.execution_id)
+    assert (await api.get(f"/executions/{run.execution_id}")).json()["status"] == "cancelled"
+
+
+async def test_a_run_cancelled_before_it_started_is_revoked(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """No flow ever saw it, so the poll closes the row."""
+    task_id, _ = await start()
+    await set_state(task_id, Cancelled())
+    assert (await poll(api, task_id))["status"] == "REVOKED"
+    assert (await api.get("/executions?status=cancelled")).json()["total"] == 1
+
+
+async def test_a_flow_run_deleted_in_prefect_is_revoked(
+    api: httpx.AsyncClient, start: Start, prefect: PrefectClient
+) -> None:
+    """The id was issued, so it is no 404: the run will never come."""
+    task_id, _ = await start()
+    await prefect.delete_flow_run(UUID(task_id))
+    body = await poll(api, task_id)
+    assert body["status"] == "REVOKED"
+    assert "deleted" in body["error"]
+
+
+async def test_completed_in_prefect_alone_is_no_success(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """Marked by hand while its row was open: the row decides, and it has no result."""
+    task_id, run = await start()
+    await run.begin()
+    await set_state(task_id, Completed())
+    assert (await poll(api, task_id))["status"] == "FAILURE"
+
+
+async def test_an_open_row_is_not_final_whatever_the_order(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """The flow has closed its row, Prefect still says running: the row is the answer."""
+    task_id, run = await start()
+    await set_state(task_id, Running())
+    await run.begin()
+    await run.step("start", "start")
+    await run.finish()
+    assert (await poll(api, task_id))["status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("task_id", [str(uuid4()), "abc123-def456-ghi789", "7", "%00", "x" * 500])
+async def test_an_id_that_was_never_issued_is_404(api: httpx.AsyncClient, task_id: str) -> None:
+    """The old build said PENDING for ever."""
+    response = await api.get(f"/tasks/{task_id}")
+    assert (response.status_code, response.json()["status_code"]) == (404, 404)
+
+
+async def test_a_run_from_the_ui_can_be_polled_before_it_starts(
+    api: httpx.AsyncClient, prefect: PrefectClient, workflow: dict[str, Any], set_state: SetState
+) -> None:
+    """It has no row yet; Prefect knows it, so its states are told all the same."""
+    deployment = await prefect.read_deployment_by_name(f"execute-workflow/{workflow['slug']}")
+    task_id = str((await prefect.create_flow_run_from_deployment(deployment.id)).id)
+    assert (await poll(api, task_id))["status"] == "PENDING"
+    await set_state(task_id, Running())
+    assert (await poll(api, task_id))["status"] == "PENDING"
+    await set_state(task_id, Cancelled())
+    assert (await poll(api, task_id))["status"] == "REVOKED"
+    await set_state(task_id, Crashed(message="No module named flows"))
+    assert (await poll(api, task_id))["error"] == "No module named flows"
+
+
+async def test_the_tasks_of_a_deleted_workflow_are_gone(
+    api: httpx.AsyncClient, start: Start, set_state: SetState, workflow: dict[str, Any]
+) -> None:
+    """Deleting a workflow removes its executions, so nobody is told of a success without a result."""
+    task_id, run = await start()
+    await run.begin()
+    await run.finish()
+    await set_state(task_id, Completed())
+    await api.delete(f"/workflows/{workflow['id']}")
+    assert (await api.get(f"/tasks/{task_id}")).status_code == 404
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+async def test_a_finished_run_is_answered_without_prefect(
+    start: Start, settings: Settings, encryption_key: str, status: str
+) -> None:
+    """A poll is cheap: with Prefect gone for good a final state is answered as ever."""
+    task_id, run = await start()
+    await run.begin()
+    await run.finish(status, error=None if status == "completed" else "why")
+    nowhere = f"http://127.0.0.1:{free_port()}/api"
+    async with running_api(make_settings(settings.database_url, nowhere, encryption_key)) as alone:
+        body = await poll(alone, task_id)
+    final = {"completed": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}
+    assert body["status"] == final[status]
+
+
+async def test_a_poll_does_not_fail_because_prefect_is_away(
+    start: Start, settings: Settings, encryption_key: str
+) -> None:
+    """An open row is answered as the database has it, and the message says what is not known."""
+    task_id, run = await start()
+    nowhere = f"http://127.0.0.1:{free_port()}/api"
+    lonely = make_settings(settings.database_url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=1)
+    async with running_api(lonely) as alone:
+        body = await poll(alone, task_id)
+        assert body["status"] == "PENDING"
+        assert "Prefect" in body["message"]
+        await run.begin()
+        body = await poll(alone, task_id)
+        assert (body["status"], body["meta"]["execution_id"]) == ("RUNNING", run.execution_id)
+        assert (await alone.get(f"/tasks/{uuid4()}")).status_code == 503
