@@ -20,6 +20,7 @@ from flows.config.logging import request_id
 from flows.engine.errors import (
     ConfigurationError,
     ConflictError,
+    DatabaseUnavailableError,
     ExecutionClosedError,
     InfrastructureError,
     InvalidInputError,
@@ -108,6 +109,9 @@ def _nova_error(_: Request, error: Exception) -> JsonResponse:
         return internal_error()
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         log.warning("%s: %s", type(error).__name__, error)
+    if isinstance(error, DatabaseUnavailableError):
+        # Its own words name hosts and users: they are for the log.
+        return answer(status, f"The database does not answer. Try again in {RETRY_AFTER} seconds.")
     problems = error.problems if isinstance(error, InvalidInputError) else None
     return answer(status, str(error), problems if status == HTTPStatus.UNPROCESSABLE_ENTITY else None)
 

@@ -15,12 +15,13 @@ from api.services import Services
 from flows.credentials import vault
 from flows.engine.context import to_fragments
 from flows.engine.errors import (
+    ConflictError,
     DatabaseUnavailableError,
     InfrastructureError,
     NotFoundError,
     PrefectUnavailableError,
 )
-from flows.orchestration.deployments import DeploymentSpec
+from flows.orchestration.deployments import Deployments, DeploymentSpec
 from flows.store import clients, executions, schedules, workflows
 
 log = logging.getLogger(__name__)
@@ -153,22 +154,31 @@ async def deploy(services: Services, workflow_id: int) -> UUID:
         )
 
     spec = await services.database.run(read)
-    deployments = services.orchestration.deployments
-    try:
-        deployment_id = await deployments.apply(spec)
-    except NotFoundError:
-        # Nobody ran `nova deploy` yet: there is no work pool.
-        await deployments.ensure_pool()
-        deployment_id = await deployments.apply(spec)
+    deployment_id = await _apply(services.orchestration.deployments, spec)
     if deployment_id != spec.deployment_id:
         try:
             await services.database.run(
                 lambda session: workflows.set_deployment(session, workflow_id, deployment_id)
             )
         except NotFoundError:
-            await deployments.remove(deployment_id)
+            await services.orchestration.deployments.remove(deployment_id)
             raise
     return deployment_id
+
+
+async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
+    try:
+        return await deployments.apply(spec)
+    except NotFoundError:
+        # Nobody ran `nova deploy` yet: there is no work pool.
+        await deployments.ensure_pool()
+    except ConflictError:
+        pass  # somebody else is at the same deployment
+    try:
+        return await deployments.apply(spec)
+    except (NotFoundError, ConflictError) as error:
+        # What Prefect does not know, or has already, is nothing that the caller asked for.
+        raise PrefectUnavailableError(f"The deployment of {spec.slug} was not saved: {error}") from error
 
 
 async def _reject(services: Services, pending: Pending, error: Exception) -> UUID | None:
