@@ -23,17 +23,22 @@ _KEPT_PREFIXES = (
 )
 
 
-def outside() -> dict[str, str]:
-    """The user's environment over the `.env` of the working folder, without Prefect's addresses."""
+def with_dotenv() -> dict[str, str]:
+    """This process's environment over the `.env` of the working folder; raises ConfigurationError."""
     from dotenv import dotenv_values
 
     try:
-        file = {key: value for key, value in dotenv_values(".env").items() if value is not None}
+        file = dotenv_values(".env", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"The file .env cannot be read: {error}") from None
+    return {key: value for key, value in file.items() if value is not None} | dict(os.environ)
+
+
+def outside() -> dict[str, str]:
+    """What the user has set, without where Prefect's server and profile are."""
     return {
         key: value
-        for key, value in {**file, **os.environ}.items()
+        for key, value in with_dotenv().items()
         if not key.startswith("PREFECT_") or key in _KEPT or key.startswith(_KEPT_PREFIXES)
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deployments.cli.environment import with_dotenv
 from flows.engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -59,15 +60,8 @@ def worker(
     workers, on as many machines, as the queues need.
     """
     settings = _settings()
-    environment = dict(os.environ)
-    # The settings may come from a `.env` that the runs, in folders of their own, do not see.
-    environment |= {
-        "DATABASE_URL": settings.database_url,
-        "NOVA_ENCRYPTION_KEY": settings.encryption_key.get_secret_value(),
-        "E2B_API_KEY": settings.e2b_api_key.get_secret_value(),
-        "E2B_TEMPLATE": settings.e2b_template,
-        "PREFECT_API_URL": settings.prefect_api_url,
-    }
+    # A `.env` is handed on, since runs have folders of their own and do not see it.
+    environment = with_dotenv() | {"PREFECT_API_URL": settings.prefect_api_url}
     environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")  # Prefect's own 10 s are a long wait
     environment.setdefault("PREFECT_WORKER_PREFETCH_SECONDS", "0")
     command = ["-m", "prefect", "worker", "start", "--pool", settings.work_pool, "--type", "process"]
