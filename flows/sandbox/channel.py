@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from typing import NoReturn
 
 from flows.engine.errors import SandboxError
 from flows.sandbox import Fragments, NodeCall, NodeResult
@@ -11,6 +12,8 @@ from flows.sandbox.protocol import Answers, load_message, run_message
 
 GRACE = 15.0
 """Seconds beyond a node's timeout in which the runner must have answered; it ends late nodes itself."""
+LOADING = 120.0
+"""Seconds in which a sandbox must have taken a context."""
 
 
 class Channel(ABC):
@@ -41,8 +44,13 @@ class Channel(ABC):
 
     async def load(self, context: Fragments) -> None:
         """Lay these keys over the context; raises SandboxError."""
-        if context:
-            await self._say(load_message(context))
+        if not context:
+            return
+        try:
+            async with asyncio.timeout(LOADING):
+                await self._say(load_message(context))
+        except TimeoutError:
+            await self._give_up(f"it did not take the context in {LOADING:g} seconds")
 
     async def run(self, call: NodeCall) -> NodeResult:
         """Run one node and wait for its result; raises SandboxError, after which the sandbox is of no use."""
@@ -55,14 +63,16 @@ class Channel(ABC):
                 await self._say(run_message(call))
                 return await asyncio.shield(future)
         except TimeoutError:
-            self.broke(
-                f"it did not answer for node {call.node_id} in {call.timeout + self._grace:g} seconds",
-                "timeout",
-            )
-            await self.kill()
-            raise self._error() from None
+            limit = call.timeout + self._grace
+            await self._give_up(f"it did not answer for node {call.node_id} in {limit:g} seconds")
         finally:
             self._waiting.pop(call.call_id, None)
+
+    async def _give_up(self, cause: str) -> NoReturn:
+        self._fault, self._reason = cause, "timeout"
+        self.broke(cause)
+        await self.kill()
+        raise self._error() from None
 
     def received(self, data: bytes) -> None:
         """Take a piece of the runner's output."""
@@ -96,7 +106,11 @@ class Channel(ABC):
         async with self._turn:
             if self._fault is not None:
                 raise self._error()
-            await self._send(message)
+            try:
+                await self._send(message)
+            except asyncio.CancelledError:
+                self.broke("a message to it was cut short")
+                raise
 
     def _settle(self, call_id: str, result: NodeResult) -> None:
         future = self._waiting.get(call_id)

@@ -51,7 +51,7 @@ class E2BProvider:
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """Make a sandbox and start the runner in it; raises SandboxError, and then leaves none behind."""
         place = await self._make(spec)
-        sandbox = E2BSandbox(place, self._grace)
+        sandbox = E2BSandbox(place, self._api_key, self._grace)
         try:
             await sandbox.start(spec.output_limit)
         except BaseException:
@@ -75,25 +75,35 @@ class E2BProvider:
             # The request may have made a sandbox whose name only its answer tells.
             await asyncio.wait({making}, timeout=REQUEST)
             if making.done() and not making.cancelled() and making.exception() is None:
-                with contextlib.suppress(Exception):
-                    await making.result().kill()
+                with contextlib.suppress(SandboxError):
+                    await _kill(making.result().sandbox_id, self._api_key)
             raise
         except Exception as error:
             raise sandbox_error(error, "No E2B sandbox could be made") from error
 
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox by its id; one that is gone is no error; raises SandboxError."""
+        await _kill(sandbox_id, self._api_key)
+
+
+async def _kill(sandbox_id: str, api_key: str | None) -> None:
+    """End a sandbox, again where the network broke the call, which the SDK does not repeat."""
+    for pause in (*PAUSES, None):
         try:
-            await e2b.AsyncSandbox.kill(sandbox_id, api_key=self._api_key, request_timeout=REQUEST)
+            await e2b.AsyncSandbox.kill(sandbox_id, api_key=api_key, request_timeout=REQUEST)
+            return
         except Exception as error:
-            raise sandbox_error(error, f"E2B sandbox {sandbox_id} could not be ended") from error
+            if pause is None or isinstance(error, e2b.AuthenticationException):
+                raise sandbox_error(error, f"E2B sandbox {sandbox_id} could not be ended") from error
+            await asyncio.sleep(pause)
 
 
 class E2BSandbox(Channel):
     """One E2B sandbox with the runner in it."""
 
-    def __init__(self, place: e2b.AsyncSandbox, grace: float) -> None:
+    def __init__(self, place: e2b.AsyncSandbox, api_key: str | None, grace: float) -> None:
         super().__init__(grace)
+        self._api_key = api_key
         self._place = place
         self._chunks = Chunks(CHUNK)
         self._calls: dict[str, NodeCall] = {}
@@ -157,9 +167,9 @@ class E2BSandbox(Channel):
         if self._listener is not None:
             self._listener.cancel()
         try:
-            await self._place.kill(request_timeout=REQUEST)
-        except Exception as error:  # noqa: BLE001  (E2B ends it at its timeout)
-            log.warning("%s", sandbox_error(error, f"E2B sandbox {self.id} could not be ended"))
+            await _kill(self.id, self._api_key)
+        except SandboxError as error:  # E2B ends it at its timeout
+            log.warning("%s", error)
 
     def _heard(self, text: str) -> None:
         self.received(text.encode("utf-8", "replace"))
@@ -210,6 +220,7 @@ class E2BSandbox(Channel):
             if self._fault is not None or isinstance(error, (*GONE, e2b.AuthenticationException)):
                 break
             await asyncio.sleep(pause)
+            handle = None
             try:
                 mark = secrets.token_hex(16)
                 self._answers.lost(mark)
@@ -225,8 +236,10 @@ class E2BSandbox(Channel):
                 for call in list(self._calls.values()):
                     await self._say(run_message(call))
                 return handle
-            except Exception as next_error:  # noqa: BLE001
+            except Exception as next_error:  # noqa: BLE001  (the next try may do)
                 error = next_error
+                if handle is not None:
+                    await handle.disconnect()
         reason, why = reason_of(error)
         self.broke(why, reason)
         return None

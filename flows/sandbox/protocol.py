@@ -132,7 +132,8 @@ class Answers:
                 self._size = sum(size for _, size in self._head.get("keys", ()))
             if len(self._buffer) < self._size:
                 return
-            answer = Answer(self._head, bytes(self._buffer[: self._size]))
+            with memoryview(self._buffer) as view:
+                answer = Answer(self._head, bytes(view[: self._size]))
             del self._buffer[: self._size]
             self._head = {}
             yield answer

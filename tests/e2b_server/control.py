@@ -29,7 +29,9 @@ async def create(places: Places, request: Request) -> Response:
     """Make a sandbox."""
     body = await request.json()
     if places.refuse_with is not None:
-        return answer(*places.refuse_with)
+        refusal = answer(*places.refuse_with)
+        refusal.headers["Should-Retry"] = "false"
+        return refusal
     place = await places.create(body, request.headers.get("idempotency-key"))
     return JSONResponse(place.describe(), 201)
 

@@ -1,4 +1,4 @@
-"""The server as a pytest fixture: `from tests.e2b_server.fixture import e2b_server`."""
+"""The server as pytest fixtures; a conftest imports both: `e2b_server` and `e2b_session_server`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class E2BServer:
 
     def __init__(self, *, port: int = 0, start_delay: float = 0.0, api_key: str | None = None) -> None:
         self.places = Places(start_delay)
+        self._start_delay = start_delay
         self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms each
         config = uvicorn.Config(
             application(self.places, api_key),
             log_level="warning",
@@ -60,6 +62,12 @@ class E2BServer:
         if place is not None:
             self._call(place.cut_off)
 
+    def set_timeout(self, sandbox_id: str, seconds: float) -> None:
+        """Let a sandbox's time run out in that many seconds."""
+        place = self.places.find(sandbox_id)
+        if place is not None:
+            self._call(functools.partial(self.places.set_timeout, place, seconds))
+
     def _call(self, work: Callable[[], object]) -> None:
         async def called() -> None:
             work()
@@ -74,10 +82,17 @@ class E2BServer:
         """Start serving; the address answers from then on."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End every sandbox, then the server."""
+    def forget(self) -> None:
+        """End every sandbox and become as new, the knobs too."""
         for place in self.sandboxes:
             self._call(functools.partial(self.places.kill, place, "stop"))
+        self.places.all.clear()
+        self.places.keys.clear()
+        self.places.start_delay, self.places.refuse_with, self.places.envs = self._start_delay, None, {}
+
+    def stop(self) -> None:
+        """End every sandbox, then the server."""
+        self.forget()
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
@@ -92,11 +107,19 @@ class E2BServer:
         self.stop()
 
 
-@pytest.fixture
-def e2b_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[E2BServer]:
-    """A server of E2B's protocol on this machine, and the SDK's variables set for it."""
+@pytest.fixture(scope="session")
+def e2b_session_server() -> Iterator[E2BServer]:
+    """One server for all tests of a session; tests ask for `e2b_server`, which tidies it up."""
     with E2BServer() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("E2B_DEBUG", raising=False)
         yield server
+
+
+@pytest.fixture
+def e2b_server(e2b_session_server: E2BServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[E2BServer]:
+    """A server of E2B's protocol on this machine without any sandbox, and the SDK's variables set for it."""
+    for name, value in e2b_session_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("E2B_DEBUG", raising=False)
+    e2b_session_server.forget()
+    yield e2b_session_server
+    e2b_session_server.forget()

@@ -97,10 +97,19 @@ class Place:
         if not can_mount():
             return []
         script = (
-            'mount -t tmpfs none /home && mkdir /home/user && mount --bind "$0" /home/user && cd "$1" && '
-            'shift && exec "$@"'
+            "given=$PATH; PATH=/usr/sbin:/usr/bin:/sbin:/bin; "
+            "mount -t tmpfs none /home && mkdir /home/user && "
+            'mount --bind "$0" /home/user && cd "$1" && shift && PATH=$given && exec "$@"'
         )
-        return ["unshare", "--mount", "--", "/bin/sh", "-c", script, str(self.home)]
+        return [
+            shutil.which("unshare") or "unshare",
+            "--mount",
+            "--",
+            "/bin/sh",
+            "-c",
+            script,
+            str(self.home),
+        ]
 
     def members(self) -> set[int]:
         """All living processes of the sandbox, wherever they went: its id is in their environment."""
@@ -153,6 +162,8 @@ class Places:
         self.start_delay = start_delay
         self.refuse_with: tuple[int, str] | None = None
         """Status and message with which the next creations are refused."""
+        self.envs: dict[str, str] = {}
+        """Variables that the next sandboxes have, as if their template had set them."""
         self.keys: dict[str, Place] = {}
 
     def find(self, sandbox_id: str) -> Place | None:
@@ -168,7 +179,7 @@ class Places:
             id="i" + secrets.token_hex(10),
             template=body["templateID"],
             metadata=dict(body.get("metadata") or {}),
-            envs=dict(body.get("envVars") or {}),
+            envs={**self.envs, **(body.get("envVars") or {})},
             timeout=int(body.get("timeout", 15)),
             pauses=bool(body.get("autoPause", False)),
         )

@@ -63,6 +63,8 @@ class Watcher:
             old = before.get(name)
             if old is None:
                 events.append(self.event(name, "CREATE"))
+                if state[0]:  # a file that is uploaded is handed to the account before it is written
+                    events.append(self.event(name, "CHMOD"))
             if (old is None and state[0]) or (old is not None and old[:2] != state[:2]):
                 events.append(self.event(name, "WRITE"))
             elif old is not None and old[2] != state[2]:

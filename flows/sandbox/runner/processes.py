@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import sys
 
 LINUX = sys.platform.startswith("linux")
+F_SETPIPE_SZ = 1031
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -17,6 +19,13 @@ def prctl(option: int, value: int) -> None:
     if LINUX:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(option, int(value), 0, 0, 0)
+
+
+def widen(pipe: int) -> None:
+    """Give a pipe a megabyte of room where Linux lets it, so that large values cross in fewer turns."""
+    if LINUX:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, F_SETPIPE_SZ, 1 << 20)
 
 
 def descendants(root: int) -> set[int]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from .child import child
 from .node import COUNT_EVERY, Node
-from .processes import LINUX, descendants, kill_below
-from .values import ENCODER, refuse_constant
+from .processes import LINUX, descendants, kill_below, widen
+from .values import ENCODER, parsed
 
 KEPT_ANSWERS = 64 * 1024 * 1024
 """Bytes of earlier answers that are held to be given again; the newest is always held."""
@@ -77,7 +77,8 @@ class Runner:
                 raise ValueError(f"chunk {self.chunk + 1} was lost")
             if number == self.chunk + 1:
                 self.chunk = number
-                self.buffer += self.raw[at + 1 : at + 1 + size]
+                with memoryview(self.raw) as view:
+                    self.buffer += view[at + 1 : at + 1 + size]
             del self.raw[: at + 1 + size]
         self.take_messages()
         return bool(data)
@@ -94,7 +95,8 @@ class Runner:
                 self.wanted = sum(size for _, size in self.head.get("keys", ()))
             if len(self.buffer) < self.wanted:
                 return
-            body, head = bytes(self.buffer[: self.wanted]), self.head
+            with memoryview(self.buffer) as view:
+                body, head = bytes(view[: self.wanted]), self.head
             del self.buffer[: self.wanted]
             self.head = {}
             if head["do"] == "load":
@@ -115,7 +117,7 @@ class Runner:
 
     def hold(self, name: str, text: bytes) -> None:
         """Keep one value; raises ValueError when it is not JSON."""
-        self.values[name] = json.loads(text, parse_constant=refuse_constant)
+        self.values[name] = parsed(text)
         self.texts[name] = text
 
     def ask(self, job: dict[str, Any]) -> None:
@@ -147,6 +149,7 @@ class Runner:
                 ends.append(writing)
                 node.pipes[reading] = take
                 os.set_blocking(reading, False)
+                widen(reading)
             node.pid = os.fork()
         except OSError as error:
             self.tidy(node, ends)
@@ -216,7 +219,7 @@ class Runner:
         if failure is None:
             try:
                 head, parts = node.parse()
-                values = [json.loads(text, parse_constant=refuse_constant) for _, text in parts]
+                values = [parsed(text) for _, text in parts]
                 for (name, text), value in zip(parts, values):  # noqa: B905  (Python 3.8)
                     self.values[name], self.texts[name] = value, text
                 gc.freeze()

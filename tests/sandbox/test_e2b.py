@@ -1,0 +1,215 @@
+"""E2B sandboxes, by E2B's own SDK against a server that speaks its protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.engine.errors import SandboxError
+from flows.sandbox.e2b import E2BProvider
+from tests.e2b_server.fixture import E2BServer
+from tests.sandbox.conftest import Bench, spec
+
+
+async def started(told: Path) -> None:
+    """Wait until a node has written its file."""
+    async with asyncio.timeout(15):
+        while not told.exists():  # noqa: ASYNC110, ASYNC240  (a file tells no event)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_sandbox_is_made_for_its_run(e2b_server: E2BServer) -> None:
+    """Template, metadata and timeout are the run's; one sandbox serves all its nodes and is killed."""
+    sandbox = await E2BProvider("nova-python").create(spec(timeout=89.5))
+    bench = Bench(sandbox)
+    await bench.run("pass")
+    await bench.run("pass")
+    await sandbox.kill()
+    await sandbox.kill()
+    [place] = e2b_server.sandboxes
+    assert place.id == sandbox.id
+    assert place.template == "nova-python"
+    assert place.metadata == {"nova": "run", "execution": "7", "workflow": "invoices", "client": "idom"}
+    assert place.timeout == 90 + 60
+    assert place.ended_by == "kill"
+    with pytest.raises(SandboxError):
+        await bench.run("pass")
+
+
+async def test_without_a_template_it_is_e2b_s_base(e2b_server: E2BServer) -> None:
+    """No template means E2B's own base template."""
+    sandbox = await E2BProvider().create(spec())
+    await sandbox.kill()
+    assert [place.template for place in e2b_server.sandboxes] == ["base"]
+
+
+async def test_a_sandbox_is_ended_by_its_id(e2b_server: E2BServer) -> None:
+    """Whoever takes a run over ends its sandbox; one that is gone is no error."""
+    sandbox = await E2BProvider().create(spec())
+    await E2BProvider().kill(sandbox.id)
+    assert e2b_server.sandboxes[0].killed
+    await E2BProvider().kill(sandbox.id)
+    await sandbox.kill()
+
+
+async def test_a_vanished_sandbox_is_an_error_at_once(e2b_server: E2BServer, tmp_path: Path) -> None:
+    """A sandbox that disappears under a node, or between two, is a SandboxError, not a wait."""
+    sandbox = await E2BProvider().create(spec())
+    bench = Bench(sandbox)
+    await bench.load(told=str(tmp_path / "told"))
+    code = "import time; open(context['told'], 'w'); time.sleep(60)"
+    running = asyncio.create_task(bench.run(code, timeout=60))
+    await started(tmp_path / "told")
+    e2b_server.vanish(sandbox.id)
+    async with asyncio.timeout(10):
+        with pytest.raises(SandboxError, match="gone") as caught:
+            await running
+    assert caught.value.reason == "gone"
+    with pytest.raises(SandboxError):
+        await bench.run("pass")
+    await sandbox.kill()
+
+    second = await E2BProvider().create(spec())
+    e2b_server.vanish(second.id)
+    async with asyncio.timeout(10):
+        with pytest.raises(SandboxError):
+            await Bench(second).run("pass")
+    await second.kill()
+
+
+async def test_a_sandbox_past_its_time_is_an_error(e2b_server: E2BServer) -> None:
+    """E2B ends a sandbox at its timeout; a node that runs then is lost with a SandboxError."""
+    sandbox = await E2BProvider().create(spec())
+    place = e2b_server.places.find(sandbox.id)
+    assert place is not None
+    running = asyncio.create_task(Bench(sandbox).run("import time; time.sleep(60)", timeout=60))
+    await asyncio.sleep(0)
+    e2b_server.set_timeout(sandbox.id, 0.2)
+    async with asyncio.timeout(10):
+        with pytest.raises(SandboxError):
+            await running
+    assert place.ended_by == "timeout"
+    await sandbox.kill()
+
+
+async def test_a_runner_that_dies_is_an_error(e2b_server: E2BServer) -> None:
+    """A runner killed inside its sandbox is a SandboxError that says so."""
+    sandbox = await E2BProvider().create(spec())
+    with pytest.raises(SandboxError, match="runner ended with status"):
+        await Bench(sandbox).run("import os, time; os.kill(os.getppid(), 9); time.sleep(60)", timeout=60)
+    await sandbox.kill()
+
+
+async def test_a_broken_stream_is_taken_up_again(e2b_server: E2BServer, tmp_path: Path) -> None:
+    """When the connection to the runner breaks under a node, its answer is asked for again; it runs once."""
+    sandbox = await E2BProvider().create(spec())
+    bench = Bench(sandbox)
+    await bench.load(told=str(tmp_path / "told"), big="x" * 100_000)
+    code = """
+import time
+with open(context["told"], "a") as file: file.write("ran ")
+time.sleep(1)
+context["big"] += "y"
+"""
+    running = asyncio.create_task(bench.run(code, timeout=30))
+    await started(tmp_path / "told")
+    e2b_server.cut_streams(sandbox.id)
+    result = await running
+    assert len(result.changes["big"]) == 100_003
+    assert (tmp_path / "told").read_text() == "ran "
+    e2b_server.cut_streams(sandbox.id)
+    assert await bench.changes("context['n'] = len(context['big'])") == {"n": 100_001}
+    await sandbox.kill()
+
+
+async def test_an_answer_lost_on_the_way_is_given_again(e2b_server: E2BServer, tmp_path: Path) -> None:
+    """A node that ends while nobody follows the output is not run again: its answer was written down."""
+    sandbox = await E2BProvider().create(spec())
+    bench = Bench(sandbox)
+    told = tmp_path / "told"
+    await bench.load(told=str(told))
+    code = "import time; time.sleep(0.3); open(context['told'], 'a').write('ran '); context['n'] = 1"
+    running = asyncio.create_task(bench.run(code, timeout=30))
+    async with asyncio.timeout(20):
+        while not running.done():
+            e2b_server.cut_streams(sandbox.id)
+            await asyncio.sleep(0.07 if not told.exists() else 2)
+    assert (await running).changes == {"n": b"1"}
+    assert told.read_text() == "ran "
+    await sandbox.kill()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "words"),
+    [
+        (401, "authentication", "E2B_API_KEY was refused"),
+        (429, "rate_limit", "rate limit"),
+        (503, "busy", "no place free"),
+        (500, "broken", "500"),
+        (400, "broken", "template"),
+    ],
+)
+async def test_a_refused_sandbox_says_why(
+    e2b_server: E2BServer, status: int, reason: str, words: str
+) -> None:
+    """What E2B answers instead of a sandbox comes back in words, and as a reason that code can tell apart."""
+    e2b_server.places.refuse_with = (status, "template or so")
+    with pytest.raises(SandboxError, match=words) as caught:
+        await E2BProvider().create(spec())
+    assert caught.value.reason == reason
+
+
+async def test_e2b_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the SDK's own transport errors come back as a SandboxError."""
+    monkeypatch.setenv("E2B_API_URL", "http://127.0.0.1:9")
+    with pytest.raises(SandboxError, match="cannot be reached") as caught:
+        await E2BProvider(api_key="e2b_" + "0" * 40).create(spec())
+    assert caught.value.reason == "unreachable"
+
+
+async def test_a_template_without_python_says_so(e2b_server: E2BServer, tmp_path: Path) -> None:
+    """A runner that cannot start is a SandboxError with the shell's words, and the sandbox is killed."""
+    e2b_server.places.envs = {"PATH": str(tmp_path)}
+    with pytest.raises(SandboxError, match="python3"):
+        await E2BProvider().create(spec())
+    assert all(place.killed for place in e2b_server.sandboxes)
+
+
+async def test_a_cancelled_creation_leaves_no_sandbox(e2b_server: E2BServer) -> None:
+    """A creation that is cancelled while E2B is at it kills what comes of it."""
+    e2b_server.places.start_delay = 0.5
+    making = asyncio.create_task(E2BProvider().create(spec()))
+    await asyncio.sleep(0.2)
+    making.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await making
+    assert [place.killed for place in e2b_server.sandboxes] == [True]
+
+
+async def test_a_killed_sandbox_takes_its_processes_along(
+    e2b_server: E2BServer, tmp_path: Path, alive: Callable[[int], bool]
+) -> None:
+    """Killing a sandbox under a node ends the node's processes; the one who waits for it is told."""
+    sandbox = await E2BProvider().create(spec())
+    bench = Bench(sandbox)
+    told = tmp_path / "told"
+    await bench.load(told=str(told))
+    code = """
+import os, pathlib, time
+told = pathlib.Path(context["told"])
+told.with_suffix(".new").write_text(str(os.getpid()))
+told.with_suffix(".new").rename(told)
+time.sleep(60)
+"""
+    running = asyncio.create_task(bench.run(code, timeout=60))
+    await started(told)
+    node = int(told.read_text())
+    assert alive(node)
+    await sandbox.kill()
+    with pytest.raises(SandboxError):
+        await running
+    assert not alive(node)

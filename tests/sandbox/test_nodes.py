@@ -1,0 +1,180 @@
+"""How a node runs: its own module, folder and output; decisions and conditions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows.sandbox import SandboxProvider
+from tests.sandbox.conftest import Bench, spec
+
+
+async def test_a_node_is_a_program_of_its_own(bench: Bench) -> None:
+    """No variable of one node is seen by another; each is `__main__` and can define and use classes."""
+    code = """
+from __future__ import annotations
+import sys, pickle
+from dataclasses import dataclass
+@dataclass
+class Invoice:
+    total: int
+def double(n): return [n * f for f in (FACTOR,)][0]
+FACTOR = 2
+context["main"] = __name__
+context["total"] = pickle.loads(pickle.dumps(Invoice(double(21)))).total
+leak = "leaked"
+sys.path.append("leaked")
+"""
+    assert await bench.changes(code) == {"main": "__main__", "total": 42}
+    seen = "import sys; context['seen'] = ['leak' in globals(), 'Invoice' in globals(), 'leaked' in sys.path]"
+    assert await bench.changes(seen) == {"seen": [False] * 3}
+
+
+async def test_each_node_starts_in_an_empty_folder(bench: Bench) -> None:
+    """A node may leave what it likes in its working folder: the next one finds an empty one of its own."""
+    write = "import os; open('file', 'w').write('x'); os.makedirs('a/b'); context['here'] = os.getcwd()"
+    await bench.run(write)
+    look = "import os; context['found'] = os.listdir(); context['old'] = os.path.exists(context['here'])"
+    assert await bench.changes(look) == {"found": [], "old": False}
+
+
+async def test_what_is_printed_is_kept_apart_from_the_result(bench: Bench) -> None:
+    """Output of the node and of programs it starts is kept, by stream; JSON in it means nothing."""
+    code = """
+import subprocess, sys, json
+print('{"failure": null, "keys": []}')
+print("Grüße \\ud800", flush=True)
+subprocess.run(["sh", "-c", "echo from below; echo trouble >&2"])
+sys.stderr.write("no newline")
+context["a"] = 1
+"""
+    result = await bench.run(code)
+    assert result.changes == {"a": b"1"}
+    assert result.stdout == '{"failure": null, "keys": []}\nGrüße \\ud800\nfrom below\n'
+    assert result.stderr == "trouble\nno newline"
+
+
+async def test_output_is_bounded(provider: SandboxProvider) -> None:
+    """Of much output the beginning and the end are kept, and a line says how much is missing."""
+    sandbox = await provider.create(spec(output_limit=1000))
+    try:
+        bench = Bench(sandbox)
+        result = await bench.run(
+            "import os\nprint('first')\nos.write(1, b'\\xff' * 5_000_000)\nprint('last')"
+        )
+        assert result.stdout.startswith("first\n")
+        assert result.stdout.endswith("last\n")
+        assert "\n… 4999011 bytes left out …\n" in result.stdout
+        assert len(result.stdout) < 1100
+        exact = await bench.run("print('x' * 999)")
+        assert exact.stdout == "x" * 999 + "\n"
+    finally:
+        await sandbox.kill()
+
+
+async def test_a_node_reads_nothing_from_stdin(bench: Bench) -> None:
+    """A node that reads its input gets an end of file, not the runner's messages."""
+    assert await bench.changes("import sys; context['read'] = sys.stdin.read() + open(0).read()") == {
+        "read": ""
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "branch", "truth"),
+    [
+        ("True", "true", True),
+        ("0", "false", False),
+        ("[]", "false", False),
+        ("None", "false", False),
+        ("3.5", "true", True),
+        ("'high'", "high", True),
+        ("''", "", False),
+        ("'false'", "false", True),
+    ],
+)
+async def test_a_decision_answers(bench: Bench, answer: str, branch: str, truth: bool) -> None:
+    """A text is the label itself, anything else true or false by Python's truth; code or condition."""
+    result = await bench.run(f"context['branch_decision'] = {answer}", "decision")
+    assert (result.branch, result.branch_truth) == (branch, truth)
+    result = await bench.run(answer, "condition")
+    assert (result.branch, result.branch_truth, result.changes) == (branch, truth, {})
+
+
+async def test_a_decision_that_forgets_to_decide_fails(bench: Bench) -> None:
+    """The answer of an earlier decision is not taken for that of a later one."""
+    first = await bench.run("context['branch_decision'] = True", "decision")
+    assert first.changes == {"branch_decision": b"true"}
+    failure = await bench.fail("context['seen'] = 'branch_decision' in context", "decision")
+    assert failure.message == 'the decision did not set context["branch_decision"]'
+    again = await bench.run(
+        "context['seen'] = 'branch_decision' in context\ncontext['branch_decision'] = 1", "decision"
+    )
+    assert json.loads(again.changes["seen"]) is False
+    action = await bench.run("context['still'] = context['branch_decision']")
+    assert action.branch is None
+    assert action.branch_truth is None
+
+
+async def test_a_condition_sees_the_context_by_name(bench: Bench) -> None:
+    """A condition names the context's keys directly, in comprehensions and lambdas too, and `context`."""
+    await bench.load(amount=120, limits=[50, 100], context="shadowed", **{"odd key": 1})
+    condition = (
+        " all(amount > x for x in limits) and (lambda: amount)() == context['amount'] and context['odd key'] "
+    )
+    assert (await bench.run(condition, "condition")).branch == "true"
+    assert (await bench.run("'high' if amount > 1000 else 'low'", "condition")).branch == "low"
+
+
+@pytest.mark.parametrize(
+    ("condition", "kind"),
+    [
+        ("amount > 3", "NameError"),
+        ("1 +", "SyntaxError"),
+        ("x = 1", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+async def test_a_condition_that_cannot_be_answered_fails(bench: Bench, condition: str, kind: str) -> None:
+    """An expression that is none, or raises, is the node's failure."""
+    assert (await bench.fail(condition, "condition")).type == kind
+
+
+async def test_an_answer_without_truth_is_a_failure(bench: Bench) -> None:
+    """An answer whose truth cannot be told fails the node with its own error."""
+    code = "type('Odd', (), {'__bool__': lambda self: 1 / 0})()"
+    assert (await bench.fail(code, "condition")).type == "ZeroDivisionError"
+
+
+async def test_a_call_is_run_once(bench: Bench) -> None:
+    """The same call asked again gets the same answer and is not run again."""
+    call = bench.call("context['n'] = context.get('n', 0) + 1; print('ran')")
+    first = await bench.sandbox.run(call)
+    await bench.run("context['other'] = 1")
+    assert await bench.sandbox.run(call) == first
+    assert await bench.changes("context['m'] = context['n']") == {"m": 1}
+
+
+async def test_the_worker_s_environment_is_not_seen(
+    provider: SandboxProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings and secrets of the worker are in no node's environment."""
+    names = (
+        "DATABASE_URL",
+        "NOVA_ENCRYPTION_KEY",
+        "PREFECT_API_URL",
+        "PREFECT_API_AUTH_STRING",
+        "AWS_SECRET_ACCESS_KEY",
+    )
+    for name in names:
+        monkeypatch.setenv(name, "secret-of-the-worker")
+    sandbox = await provider.create(spec())
+    try:
+        found = await Bench(sandbox).run(
+            "import os; print(dict(os.environ)); print(open('/proc/self/environ').read())"
+        )
+        assert "PATH" in found.stdout
+        assert "secret-of-the-worker" not in found.stdout
+        assert "E2B_API_KEY" not in found.stdout
+    finally:
+        await sandbox.kill()
