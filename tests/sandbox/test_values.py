@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -20,6 +21,7 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),
     max_leaves=20,
 )
+TURNS = itertools.count()
 ODD = [
     "\x00",
     "\ud800",
@@ -51,9 +53,10 @@ def nested(depth: int) -> object:
 @given(name=ANY_TEXT, value=ANY_JSON)
 async def test_any_json_value_crosses_there_and_back(bench: Bench, name: str, value: object) -> None:
     """Whatever JSON value is laid in, under whatever key, a node gets it and gives it back as it was."""
-    await bench.sandbox.load({"v": text(value), "name": text(name)})
-    result = await bench.run("context[context['name']] = [context['v']]")
-    assert result.changes[json.loads(text(name))] == text([value])
+    turn = next(TURNS)  # else an example that comes twice would change nothing
+    await bench.sandbox.load({"v": text(value), "name": text(name), "turn": text(turn)})
+    result = await bench.run("context[context['name']] = [context['v'], context['turn']]")
+    assert result.changes[json.loads(text(name))] == text([value, turn])
 
 
 async def test_odd_values_cross(bench: Bench) -> None:
