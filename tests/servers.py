@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -95,9 +95,11 @@ class ServerProcess:
 
 
 class PrefectServer(ServerProcess):
-    """Prefect's server on a PostgreSQL database; ready when made."""
+    """Prefect's server on a PostgreSQL database; ready when made. `settings` are variables of Prefect's."""
 
-    def __init__(self, database_url: str, home: Path, port: int | None = None) -> None:
+    def __init__(
+        self, database_url: str, home: Path, port: int | None = None, settings: Mapping[str, str] = {}
+    ) -> None:
         self.port = port or free_port()
         self.api_url = f"http://127.0.0.1:{self.port}/api"
         environment = clean_environment(
@@ -107,6 +109,7 @@ class PrefectServer(ServerProcess):
             ),
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
             PREFECT_API_URL=self.api_url,
+            **settings,
         )
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
         super().__init__([*command, "--port", str(self.port)], environment, home / "server.log")

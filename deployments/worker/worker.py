@@ -83,8 +83,11 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
-        """Return a template without a single variable: none would have an effect."""
-        return {"job_configuration": {}, "variables": {"type": "object", "properties": {}}}
+        """Return a template without a single variable: none would have an effect.
+
+        Not quite empty: Prefect refuses that, and workers of type process run from it, too.
+        """
+        return {"job_configuration": {"env": {}}, "variables": {"type": "object", "properties": {}}}
 
     async def setup(self) -> None:
         """Reach Prefect, start the flows' thread and listen."""

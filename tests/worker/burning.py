@@ -1,0 +1,38 @@
+"""Flows that no one should write, for the tests of the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prefect import flow
+
+
+@flow(persist_result=False)
+async def burn(seconds: float) -> None:
+    """Burn the CPU without ever letting go of the loop."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+@flow(persist_result=False)
+async def leave() -> None:
+    """Try to take the whole process along."""
+    raise SystemExit(3)
+
+
+@flow(persist_result=False)
+async def leave_from_task() -> None:
+    """Try the same from a task of asyncio's, which lets SystemExit out of the loop."""
+
+    async def fall() -> None:
+        raise SystemExit(4)
+
+    task = asyncio.create_task(fall())
+    await asyncio.wait({task})
+
+
+@flow(persist_result=False)
+def blocking() -> None:
+    """Return at once; as no coroutine, though."""

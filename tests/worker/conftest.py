@@ -1,0 +1,57 @@
+"""Fixtures of the worker's tests: a Prefect server whose requests are logged, and a pool per test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import PrefectClient
+
+from flows.config.settings import Settings
+from flows.credentials.cipher import generate_key
+from flows.orchestration.client import Orchestration
+from flows.store.session import Database
+from tests.servers import PrefectServer
+from tests.worker.site import AccessLog, Site
+
+
+@pytest.fixture(scope="session")
+def logged_server(
+    postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrefectServer]:
+    """A Prefect server of the worker's tests that writes a line per request."""
+    home = tmp_path_factory.mktemp("prefect-worker")
+    settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
+    with PrefectServer(postgres("prefect_worker"), home, settings=settings) as server:
+        yield server
+
+
+@pytest.fixture
+def access_log(logged_server: PrefectServer) -> AccessLog:
+    """The server's requests, counted from now."""
+    log = AccessLog(logged_server.log)
+    log.mark()
+    return log
+
+
+@pytest.fixture
+async def site(database: Database, database_url: str, logged_server: PrefectServer) -> AsyncIterator[Site]:
+    """A work pool of type nova of this test's own, on an empty database."""
+    settings = Settings(
+        DATABASE_URL=database_url,
+        NOVA_ENCRYPTION_KEY=generate_key(),
+        PREFECT_API_URL=logged_server.api_url,
+        NOVA_WORK_POOL=f"nova-{uuid4().hex[:8]}",
+    )
+    async with Orchestration(settings) as orchestration, PrefectClient(logged_server.api_url) as prefect:
+        made = Site(database, settings, orchestration, prefect)
+        await made.prepare()
+        yield made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the workers of a test put their logs and homes."""
+    return tmp_path

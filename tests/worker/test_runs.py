@@ -1,0 +1,114 @@
+"""Runs under a real worker: `prefect worker start --type nova`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.objects import FlowRun
+
+from tests.builders import action, line
+from tests.servers import free_port
+from tests.worker.site import AccessLog, Site
+
+TWO_ACTIONS = line(action("a", "context['a'] = 1"), action("b", "context['b'] = context['a'] + 1"))
+ONE_ACTION = line(action("a", "context['a'] = 1"))
+NO_ACTION = line()
+HALF_A_SECOND = line(action("a", "import time; time.sleep(0.5)"))
+
+
+def at_once(runs: Sequence[FlowRun]) -> int:
+    """How many of these runs went on at the same time at most."""
+    steps = sorted(
+        step
+        for run in runs
+        if run.start_time and run.end_time
+        for step in ((run.start_time, 1), (run.end_time, -1))
+    )
+    return max(itertools.accumulate(change for _, change in steps))
+
+
+async def test_a_run_ends_completed_and_fast(site: Site, folder: Path) -> None:
+    """A warm worker takes a run when it is made, not at its next poll; its healthcheck is Prefect's."""
+    workflow = await site.workflow(TWO_ACTIONS)
+    port = free_port()
+    with site.worker(
+        folder,
+        "--with-healthcheck",
+        PREFECT_WORKER_QUERY_SECONDS="10",
+        PREFECT_WORKER_WEBSERVER_HOST="127.0.0.1",
+        PREFECT_WORKER_WEBSERVER_PORT=str(port),
+    ):
+        await site.until_state(await site.submit(workflow), "Completed")  # it is up and warm
+        started = time.monotonic()
+        run = await site.until_state(await site.submit(workflow), "Completed")
+        assert time.monotonic() - started < 3
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
+    assert run.run_count == 1
+    row = await site.execution(run.id)
+    assert (row.status, row.attempt) == ("completed", 1)
+
+
+async def test_priorities_are_strict_and_requests_are_few(
+    site: Site, folder: Path, access_log: AccessLog
+) -> None:
+    """Of 60 queued runs no normal one starts before a queued high one; none costs more than 8 requests."""
+    workflow = await site.workflow(NO_ACTION)
+    priorities = ["high", "normal", "low"] * 20
+    random.shuffle(priorities)
+    ids = await asyncio.gather(*(site.submit(workflow, priority) for priority in priorities))
+    submitted = access_log.requests()
+    with site.worker(folder, limit=2):
+        # The rows are asked, not Prefect: its requests are counted.
+        await site.until_rows(ids, "completed")
+    counted = access_log.requests()
+    runs = await site.flow_runs(ids)
+    assert [run.state_name for run in runs] == ["Completed"] * 60
+    order = [run.work_queue_name for run in runs]
+    for higher, lower in (("high", "normal"), ("high", "low"), ("normal", "low")):
+        # With two slots the last of one kind starts beside the first of the next.
+        assert order[order.index(lower) :].count(higher) <= 1, order
+    assert submitted["POST /deployments/{id}/create_flow_run"] == 60
+    assert sum(counted.values()) <= 60 * 8, counted
+    assert counted["POST /flow_runs/{id}/set_state"] <= 60 * 3, counted
+
+
+async def test_two_workers_run_none_twice(site: Site, folder: Path) -> None:
+    """Sixty runs, two workers: each run is one worker's."""
+    workflow = await site.workflow(NO_ACTION)
+    with site.worker(folder, limit=4), site.worker(folder, limit=4):
+        ids = await asyncio.gather(*(site.submit(workflow) for _ in range(60)))
+        await site.until_rows(ids, "completed")
+        runs = await site.until_all(ids, "Completed")
+    assert {run.run_count for run in runs} == {1}
+    rows = [await site.execution(run.id) for run in runs]
+    assert {row.attempt for row in rows} == {1}
+
+
+async def test_limits_of_the_pool_and_of_queues_hold(site: Site, folder: Path) -> None:
+    """A worker with room for eight runs three at once where the pool says so, and one of a queue."""
+    await site.prefect.update_work_pool(site.pool, WorkPoolUpdate(concurrency_limit=3))
+    high = await site.prefect.read_work_queue_by_name("high", work_pool_name=site.pool)
+    await site.prefect.update_work_queue(high.id, concurrency_limit=1)
+    workflow = await site.workflow(HALF_A_SECOND)
+    with site.worker(folder, limit=8):
+        ids = [await site.submit(workflow, priority) for priority in ["high", "normal", "low"] * 3]
+        runs = await site.until_all(ids, "Completed")
+    assert at_once(runs) <= 3
+    assert at_once([run for run in runs if run.work_queue_name == "high"]) == 1
+
+
+async def test_the_stock_process_worker_runs_the_same_deployment(site: Site, folder: Path) -> None:
+    """Nothing in a deployment knows its worker: type process runs it from the same pool."""
+    workflow = await site.workflow(ONE_ACTION)
+    flow_run_id = await site.submit(workflow)
+    with site.worker(folder, kind="process"):
+        await site.until_state(flow_run_id, "Completed", timeout=60)
+    assert (await site.execution(flow_run_id)).status == "completed"

@@ -1,0 +1,115 @@
+"""Runs that are stopped: cancelled, suspended, or left by a worker that has to go."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+from prefect.states import Suspended
+
+from flows.store import chain
+from tests.builders import action, line
+from tests.servers import wait_until
+from tests.waiting import eventually
+from tests.worker.proxy import NoEvents
+from tests.worker.site import Site
+
+FOR_EVER = line(action("first", "context['a'] = 1"), action("sleep", "import time; time.sleep(50)"))
+FOR_EVER_ONCE = line(
+    action("first", "context['firsts'] = context.get('firsts', 0) + 1"),
+    action(
+        "sleep",
+        "import os, time\n"
+        "if not os.path.exists(context['marker']):\n"
+        "    open(context['marker'], 'w').close()\n"
+        "    time.sleep(50)\n",
+    ),
+)
+A_SECOND = line(action("sleep", "import time; time.sleep(1)"))
+
+
+def alive(sandbox_id: str | None) -> bool:
+    """Whether the process of a local sandbox is there; its id is `local-<process id>-<token>`."""
+    assert sandbox_id is not None
+    return psutil.pid_exists(int(sandbox_id.split("-")[1]))
+
+
+async def test_a_cancelled_run_is_over_within_two_seconds(site: Site, folder: Path) -> None:
+    """Its node stops, its sandbox is gone, its row and Prefect say cancelled; the worker goes on."""
+    workflow, short = await site.workflow(FOR_EVER), await site.workflow(A_SECOND)
+    with site.worker(folder):
+        flow_run_id = await site.submit(workflow)
+        sandbox = (await site.until_step(flow_run_id, "sleep")).sandbox_id
+        assert alive(sandbox)
+        asked = time.monotonic()
+        await site.orchestration.runs.cancel(flow_run_id)
+        await site.until_state(flow_run_id, "Cancelled")
+        wait_until(lambda: not alive(sandbox), 2, "the sandbox's process to end")
+        assert time.monotonic() - asked < 2
+        row = await site.execution(flow_run_id)
+        assert (row.status, row.error_kind) == ("cancelled", "cancelled")
+        await site.until_state(await site.submit(short), "Completed")
+
+
+async def test_without_the_event_stream_polls_do_it(site: Site, folder: Path) -> None:
+    """Runs are found and cancelled all the same when no event comes through."""
+    workflow, short = await site.workflow(FOR_EVER), await site.workflow(A_SECOND)
+    async with NoEvents(site.settings.prefect_api_url) as api_url:
+        with site.worker(folder, api_url=api_url):
+            flow_run_id = await site.submit(workflow)
+            await site.until_step(flow_run_id, "sleep")
+            await site.until_state(await site.submit(short), "Completed", timeout=10)
+            await site.orchestration.runs.cancel(flow_run_id)
+            await site.until_state(flow_run_id, "Cancelled", timeout=5)
+    assert (await site.execution(flow_run_id)).status == "cancelled"
+
+
+async def test_a_worker_that_is_told_to_go_hands_back_what_it_cannot_finish(site: Site, folder: Path) -> None:
+    """SIGTERM: a short run ends within the grace time, a long one goes on elsewhere, a queued one waits."""
+    short, long = await site.workflow(A_SECOND), await site.workflow(FOR_EVER_ONCE)
+    with site.worker(folder, limit=2, NOVA_WORKER_GRACE="2") as first:
+        long_id = await site.submit(long, marker=str(folder / "marker"))
+        await site.until_step(long_id, "sleep")
+        short_id = await site.submit(short)
+        await site.until_step(short_id, "sleep")
+        sandbox = (await site.execution(long_id)).sandbox_id
+        queued_id = await site.submit(short)
+        first.process.terminate()
+        await site.until_state(long_id, "AwaitingRetry")
+        assert (await site.prefect.read_flow_run(short_id)).state_name == "Completed"
+        assert (await site.prefect.read_flow_run(queued_id)).state_name in ("Scheduled", "Late")
+        wait_until(lambda: first.process.poll() is not None, 10, "the worker to end")
+    assert not alive(sandbox)
+    assert (await site.execution(long_id)).status == "running"
+    with site.worker(folder):
+        await site.until_state(long_id, "Completed")
+        await site.until_state(queued_id, "Completed")
+    row = await site.execution(long_id)
+    assert (row.status, row.attempt) == ("completed", 2)
+    visits = await site.database.run(lambda session: chain.visits(session, row.id))
+    assert [node for node, _ in visits] == ["start", "first", "sleep", "end"]
+
+
+async def test_a_suspended_run_leaves_at_its_next_node_and_goes_on_when_resumed(
+    site: Site, folder: Path
+) -> None:
+    """Suspending takes effect between two nodes; resuming starts behind the last one that succeeded."""
+    graph = line(
+        action("slow", "import time; time.sleep(1.5); context['runs'] = context.get('runs', 0) + 1"),
+        action("after", "context['after'] = True"),
+    )
+    workflow = await site.workflow(graph)
+    with site.worker(folder):
+        flow_run_id = await site.submit(workflow)
+        await site.until_step(flow_run_id, "slow")
+        await site.prefect.set_flow_run_state(flow_run_id, Suspended(timeout_seconds=300))
+        row = await eventually(
+            lambda: site.execution(flow_run_id), lambda found: found.current_node == "after", 10
+        )
+        wait_until(lambda: not alive(row.sandbox_id), 5, "the sandbox's process to end")
+        assert (await site.prefect.read_flow_run(flow_run_id)).state_name == "Suspended"
+        await site.prefect.resume_flow_run(flow_run_id)
+        await site.until_state(flow_run_id, "Completed")
+    row = await site.execution(flow_run_id)
+    assert (row.status, row.attempt) == ("completed", 2)
