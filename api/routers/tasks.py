@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ _EXECUTING = "Task is executing"
 _SUCCEEDED = "Task completed successfully"
 _FAILED = "Task failed"
 _CANCELLED = "Task was cancelled"
+_PATIENCE = 2.0
+"""Seconds that a poll of a known run waits for Prefect: as long as clients pause between two polls."""
 _ALL = 2**62
 """More entries than any chain has."""
 
@@ -94,8 +97,9 @@ async def _read(services: Services, flow_run_id: uuid.UUID) -> _Known | None:
 async def _open(services: Services, flow_run_id: uuid.UUID, known: _Known) -> Response:
     """Answer for a run that is not over as far as the database knows; close it where Prefect knows better."""
     try:
-        state = await services.orchestration.runs.find(flow_run_id)
-    except PrefectUnavailableError:
+        async with asyncio.timeout(_PATIENCE):
+            state = await services.orchestration.runs.find(flow_run_id)
+    except (PrefectUnavailableError, TimeoutError):
         # A poll does not fail because Prefect is away for a moment: the row is the truth, if an old one.
         return JsonResponse(_from_row(flow_run_id, known, " (Prefect does not answer at the moment)"))
     closed = closing(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -56,17 +57,22 @@ def make_settings(database_url: str, prefect_url: str, encryption_key: str, **ex
     )
 
 
+@cache
+def _conformance() -> Conformance:
+    """Made once: the document is the same for every application."""
+    return Conformance()
+
+
 @asynccontextmanager
 async def running_api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an API that runs in this process; every answer is held against the OpenAPI document."""
     app = create_app(settings)
-    conformance = Conformance(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
             base_url="http://nova",
-            event_hooks={"response": [conformance.check]},
+            event_hooks={"response": [_conformance().check]},
             timeout=60,
         ) as client,
     ):

@@ -131,15 +131,20 @@ async def test_workflows_are_listed_in_pages(api: httpx.AsyncClient, invoices: d
     assert (await api.get("/workflows", params={"skip": 2**62})).json() == {"workflows": [], "total": 3}
 
 
-@pytest.mark.parametrize(
-    "query", [{"limit": 0}, {"limit": 1001}, {"limit": 10**30}, {"skip": -1}, {"skip": 2**63}, {"limit": "x"}]
-)
 @pytest.mark.parametrize("path", ["/workflows", "/executions", "/clients"])
-async def test_pages_are_bounded(api: httpx.AsyncClient, path: str, query: dict[str, Any]) -> None:
+async def test_pages_are_bounded(api: httpx.AsyncClient, path: str) -> None:
     """A limit over 1000 and a negative or absurd skip are refused by name, never an error of the database."""
-    response = await api.get(path, params=query)
-    assert response.status_code == 422
-    assert response.json()["errors"][0]["field"] in query
+    for name, value in (
+        ("limit", 0),
+        ("limit", 1001),
+        ("limit", 10**30),
+        ("limit", "x"),
+        ("skip", -1),
+        ("skip", 2**63),
+    ):
+        response = await api.get(path, params={name: value})
+        assert response.status_code == 422, (name, value)
+        assert [error["field"] for error in response.json()["errors"]] == [name]
 
 
 async def test_a_workflow_is_read_by_its_id(api: httpx.AsyncClient, workflow: dict[str, Any]) -> None:
@@ -149,21 +154,19 @@ async def test_a_workflow_is_read_by_its_id(api: httpx.AsyncClient, workflow: di
 
 
 @pytest.mark.parametrize("number", ["7", "0", "-1", str(2**31), str(10**30)])
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
+async def test_an_unknown_id_is_404(api: httpx.AsyncClient, number: str) -> None:
+    """Whatever the number, even one that no column holds."""
+    for method, path in (
         ("GET", "/workflows/{}"),
         ("PUT", "/workflows/{}"),
         ("DELETE", "/workflows/{}"),
         ("POST", "/workflows/{}/execute"),
         ("GET", "/executions/{}"),
         ("GET", "/executions/{}/chain"),
-    ],
-)
-async def test_an_unknown_id_is_404(api: httpx.AsyncClient, method: str, path: str, number: str) -> None:
-    """Whatever the number, even one that no column holds."""
-    response = await api.request(method, path.format(number), json={} if method in ("PUT", "POST") else None)
-    assert (response.status_code, response.json()["status_code"]) == (404, 404)
+    ):
+        body: dict[str, Any] | None = {} if method in ("PUT", "POST") else None
+        response = await api.request(method, path.format(number), json=body)
+        assert (response.status_code, response.json()["status_code"]) == (404, 404), (method, path)
 
 
 async def test_an_id_that_is_no_number_is_422(api: httpx.AsyncClient) -> None:
