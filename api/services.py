@@ -18,6 +18,9 @@ from flows.store.session import Database
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_AT_ONCE = 8
+"""Flow runs created at the same time: Prefect's server only queues more, until our patience with it ends."""
+
 
 class Background:
     """Work that must come to its end though the request that began it may not."""
@@ -61,6 +64,8 @@ class Services:
     orchestration: Orchestration
     cipher: Cipher
     background: Background = field(default_factory=Background)
+    submissions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    """Places for runs that are being handed to Prefect."""
 
 
 def services_of(app: Starlette) -> Services:

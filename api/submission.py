@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,6 +28,8 @@ from flows.store import clients, executions, schedules, workflows
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 30.0
+"""Seconds that a run waits for its turn when many come at once."""
 _PAUSES = (0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to close a row while the database is away; the last one again and again."""
 
@@ -121,13 +125,14 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
     runs = services.orchestration.runs
 
     async def submit(deployment_id: UUID) -> UUID:
-        return await runs.submit(
-            deployment_id=deployment_id,
-            public_id=pending.public_id,
-            name=pending.name,
-            tags=pending.tags,
-            priority=pending.priority,
-        )
+        async with _turn(services.submissions):
+            return await runs.submit(
+                deployment_id=deployment_id,
+                public_id=pending.public_id,
+                name=pending.name,
+                tags=pending.tags,
+                priority=pending.priority,
+            )
 
     if pending.deployment_id is not None:
         try:
@@ -139,6 +144,20 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
         return await submit(deployment_id)
     except NotFoundError as error:
         raise PrefectUnavailableError(f"Prefect does not keep the deployment of {pending.slug}.") from error
+
+
+@asynccontextmanager
+async def _turn(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for one of the places; raises PrefectUnavailableError when none becomes free in time."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await places.acquire()
+    except TimeoutError:
+        raise PrefectUnavailableError("Prefect has more runs to take in than it can.") from None
+    try:
+        yield
+    finally:
+        places.release()
 
 
 async def deploy(services: Services, workflow_id: int) -> UUID:

@@ -14,11 +14,13 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
 from sqlalchemy import select
 
+from flows.config.settings import Settings
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.store import values
 from flows.store.models import Execution
 from flows.store.session import Database
+from tests.api.conftest import make_settings, running_api
 from tests.builders import fresh_name
 from tests.waiting import eventually
 
@@ -233,6 +235,19 @@ async def test_many_at_once_are_each_run_once(
     ids = {answer.json()["task_id"] for answer in answers}
     assert len(ids) == 20
     assert {str(run.id) for run in await flow_runs(prefect, workflow["slug"])} == ids
+
+
+async def test_a_burst_is_taken_in_one_after_the_other(
+    workflow: dict[str, Any], settings: Settings, encryption_key: str
+) -> None:
+    """A hundred and fifty at once take Prefect longer than we wait for one answer: none is refused for it."""
+    own = make_settings(
+        settings.database_url, settings.prefect_api_url, encryption_key, NOVA_PREFECT_TIMEOUT=4
+    )
+    address = f"/workflows/{workflow['id']}/execute"
+    async with running_api(own) as api:
+        answers = await asyncio.gather(*(api.post(address) for _ in range(150)))
+    assert {answer.status_code for answer in answers} == {202}
 
 
 async def test_a_caller_that_hangs_up_leaves_no_half_run(
