@@ -23,7 +23,7 @@ from flows.engine.errors import SandboxError
 from flows.sandbox import Sandbox, SandboxSpec
 from flows.sandbox.channel import GRACE, Channel
 from flows.sandbox.protocol import BOOT, RUNNER, Chunks
-from flows.sandbox.runner.processes import LINUX, kill_below
+from flows.sandbox.runner.processes import LINUX, is_alive, kill_below
 
 CHUNK = 256 * 1024
 PATIENCE = 3.0
@@ -169,7 +169,7 @@ def _kill_stranger(pid: int, token: str) -> None:
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGTERM)  # it ends its nodes and itself
     deadline = time.monotonic() + PATIENCE
-    while token in _arguments(pid):
+    while token in (_arguments(pid) or [token]) and is_alive(pid):  # one that is ending has no arguments
         if time.monotonic() > deadline:
             _kill_tree(pid)
         time.sleep(0.005)
@@ -179,7 +179,8 @@ def _arguments(pid: int) -> list[str]:
     """The arguments of a living process; empty when there is none."""
     try:
         if LINUX:
-            return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+            return [argument for argument in line.split("\0") if argument]
         shown = subprocess.run(
             ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
         )

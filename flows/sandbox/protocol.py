@@ -16,9 +16,7 @@ from flows.sandbox import Fragments, NodeCall, NodeFailure, NodeResult
 
 RUNNER = Path(__file__).parent / "runner"
 BOOT = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from runner.__main__ import main; "
-    "sys.path.pop(0); main()"
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from runner.main import main; sys.path.pop(0); main()"
 )
 """Python that starts the runner; its first argument is the folder or zip that holds the package."""
 

@@ -88,6 +88,7 @@ class E2BServer:
             self._call(functools.partial(self.places.kill, place, "stop"))
         self.places.all.clear()
         self.places.keys.clear()
+        self.places.asked = 0
         self.places.start_delay, self.places.refuse_with, self.places.envs = self._start_delay, None, {}
 
     def stop(self) -> None:

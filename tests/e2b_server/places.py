@@ -160,6 +160,8 @@ class Places:
     def __init__(self, start_delay: float = 0.0) -> None:
         self.all: list[Place] = []
         self.start_delay = start_delay
+        self.asked = 0
+        """Creations that were begun, the ones that are not done yet included."""
         self.refuse_with: tuple[int, str] | None = None
         """Status and message with which the next creations are refused."""
         self.envs: dict[str, str] = {}
@@ -174,6 +176,7 @@ class Places:
         """Make a sandbox; a repeated idempotency key gives the one that it made before."""
         if key and key in self.keys:
             return self.keys[key]
+        self.asked += 1
         await asyncio.sleep(self.start_delay)
         place = Place(
             id="i" + secrets.token_hex(10),

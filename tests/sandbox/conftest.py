@@ -11,6 +11,7 @@ import pytest
 from flows.sandbox import NodeCall, NodeFailure, NodeResult, Sandbox, SandboxProvider, SandboxSpec
 from flows.sandbox.e2b import E2BProvider
 from flows.sandbox.local import LocalProvider
+from flows.sandbox.runner.processes import is_alive
 from tests.e2b_server.fixture import e2b_server, e2b_session_server
 
 __all__ = ["e2b_server", "e2b_session_server"]
@@ -86,12 +87,4 @@ async def bench(provider: SandboxProvider) -> AsyncIterator[Bench]:
 @pytest.fixture
 def alive() -> Callable[[int], bool]:
     """Whether a process lives; one that only waits to be collected does not."""
-
-    def check(pid: int) -> bool:
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-                return file.read().rpartition(b") ")[2][:1] not in b"ZX"
-        except OSError:
-            return False
-
-    return check
+    return is_alive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,7 +184,9 @@ async def test_a_cancelled_creation_leaves_no_sandbox(e2b_server: E2BServer) -> 
     """A creation that is cancelled while E2B is at it kills what comes of it."""
     e2b_server.places.start_delay = 0.5
     making = asyncio.create_task(E2BProvider().create(spec()))
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(10):
+        while e2b_server.places.asked == 0:  # noqa: ASYNC110  (the server runs in another thread)
+            await asyncio.sleep(0.01)
     making.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await making
@@ -213,3 +216,25 @@ time.sleep(60)
     with pytest.raises(SandboxError):
         await running
     assert not alive(node)
+
+
+async def test_the_server_runs_as_a_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m tests.e2b_server` prints its address, serves the SDK, and ends its sandboxes with itself."""
+    root = Path(__file__).parents[2]
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.e2b_server", "--port", "0", "--api-key", "e2b_key"),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=root,
+    )
+    assert server.stdout is not None
+    url = (await server.stdout.readline()).decode("ascii").strip()
+    monkeypatch.setenv("E2B_API_URL", url)
+    monkeypatch.setenv("E2B_SANDBOX_URL", url)
+    sandbox = await E2BProvider(api_key="e2b_key").create(spec())
+    assert await Bench(sandbox).changes("context['a'] = 1") == {"a": 1}
+    with pytest.raises(SandboxError, match="E2B_API_KEY was refused"):
+        await E2BProvider(api_key="e2b_other").create(spec())
+    server.terminate()
+    assert await server.wait() == 0
+    with pytest.raises(SandboxError):
+        await Bench(sandbox).run("pass")

@@ -13,13 +13,15 @@ SPAWN = """
 import os, subprocess, time
 print(subprocess.Popen(["sleep", "300"]).pid)
 print(subprocess.Popen(["sleep", "300"], start_new_session=True).pid, flush=True)
+reading, writing = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         print(os.getpid(), flush=True)
+        os.write(writing, b"started")
         time.sleep(300)
     os._exit(0)
-time.sleep(0.3)
+os.read(reading, 7)
 """
 
 
@@ -114,11 +116,11 @@ async def test_a_late_node_is_killed_with_all_that_it_started(
 ) -> None:
     """Past its timeout a node ends with its children, the ones in other sessions and daemons included."""
     started = time.monotonic()
-    result = await bench.sandbox.run(bench.call(f"{SPAWN}time.sleep(300)", timeout=1.5))
+    result = await bench.sandbox.run(bench.call(f"{SPAWN}time.sleep(300)", timeout=2))
     assert time.monotonic() - started < 8
     assert result.failure is not None
     assert result.failure.type == "NodeTimeout"
-    assert result.failure.message == "the node ran longer than its 1.5 seconds and was killed"
+    assert result.failure.message == "the node ran longer than its 2 seconds and was killed"
     pids = [int(word) for word in result.stdout.split() if word.isdigit()]
     assert len(pids) == 3
     assert not any(alive(pid) for pid in pids)

@@ -226,10 +226,8 @@ class Runner:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 ended = f"it ended with status {status >> 8} and no result"
                 what = "its result was written over" if node.result else ended
-                head, parts = (
-                    {"failure": failed("NodeExited", f"the node did not end as it should: {what}")},
-                    [],
-                )
+                failure = failed("NodeExited", f"the node did not end as it should: {what}")
+                head, parts = {"failure": failure}, []
         self.answer(node, head, parts)
 
     def answer(self, node: Node, head: dict[str, Any], parts: list[tuple[str, bytes]]) -> None:
