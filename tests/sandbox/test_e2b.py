@@ -219,7 +219,7 @@ time.sleep(60)
 
 
 async def test_the_server_runs_as_a_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m tests.e2b_server` prints its address, serves the SDK, and ends its sandboxes with itself."""
+    """`python -m tests.e2b_server` prints its address, serves the SDK, lets its own key in alone."""
     root = Path(__file__).parents[2]
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.e2b_server", "--port", "0", "--api-key", "e2b_key"),
@@ -234,7 +234,6 @@ async def test_the_server_runs_as_a_process_too(monkeypatch: pytest.MonkeyPatch)
     assert await Bench(sandbox).changes("context['a'] = 1") == {"a": 1}
     with pytest.raises(SandboxError, match="E2B_API_KEY was refused"):
         await E2BProvider(api_key="e2b_other").create(spec())
+    await sandbox.kill()
     server.terminate()
     assert await server.wait() == 0
-    with pytest.raises(SandboxError):
-        await Bench(sandbox).run("pass")

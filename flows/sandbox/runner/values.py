@@ -108,7 +108,8 @@ def key_name(key: Any) -> str:
 def changes_of(context: Any, values: dict[str, Any], texts: dict[str, bytes]) -> dict[str, bytes]:
     """Find the keys that a node set or changed, in place too: name → JSON text."""
     if not isinstance(context, dict):
-        what = "was deleted" if context is NOTHING else f"was replaced by a {type(context).__name__}"
+        kind = type(context).__name__
+        what = "was deleted" if context is NOTHING else f"was replaced by a value of type {kind}"
         raise InvalidValue(f"context {what}; a node must leave it a dict")
     changes = {}
     for key, value in list(context.items()):
