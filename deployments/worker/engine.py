@@ -48,8 +48,10 @@ from deployments.worker.running import Ending, Run
 
 log = logging.getLogger("prefect.nova.worker")
 
-SETTLE_TRIES = 6
-"""How often a run's last state is sent again when Prefect does not take it; 2, 4, 8, … s apart."""
+SETTLE_TRIES = 120
+"""How often a run's last state is sent again while Prefect does not answer."""
+SETTLE_PAUSE = 5.0
+"""Seconds between two such attempts; the client makes some of its own in each."""
 
 
 @asynccontextmanager
@@ -213,8 +215,8 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed."""
         self._client, self._is_started = client, True
         wanted = self._intended
-        for attempt in range(SETTLE_TRIES):
-            await asyncio.sleep(2.0 ** (attempt + 1))
+        for _ in range(SETTLE_TRIES):
+            await asyncio.sleep(SETTLE_PAUSE)
             try:
                 if wanted is not None and wanted.is_final():
                     await self.set_state(wanted)

@@ -25,6 +25,8 @@ log = logging.getLogger("prefect.nova.worker")
 NAMES = ["Cancelling", "Suspended"]
 POLL_WITHOUT_EVENTS = 1.0
 """Seconds between two looks at the runs in hand while the event stream is down."""
+PATIENCE = 5.0
+"""Seconds for one look: Prefect's client would try on for a minute, however short the outage."""
 POLL_WITH_EVENTS = 10.0
 """Seconds between two looks in any case: an event may get lost where several servers share no broker."""
 
@@ -65,8 +67,9 @@ class StopWatch:
             return flow_run_id not in self._held()
 
         try:
-            await until(ask)
-        except (httpx.HTTPError, ObjectNotFound) as error:
+            async with asyncio.timeout(PATIENCE):
+                await until(ask)
+        except (httpx.HTTPError, ObjectNotFound, TimeoutError) as error:
             log.warning("Flow run %s could not be looked at: %r; the next poll will.", flow_run_id, error)
 
     async def poll(self) -> None:
@@ -84,7 +87,9 @@ class StopWatch:
                 state=FlowRunFilterState(name=FlowRunFilterStateName(any_=NAMES)),
             )
             try:
-                for flow_run in await self._client.read_flow_runs(flow_run_filter=wanted):
+                async with asyncio.timeout(PATIENCE):
+                    stopping = await self._client.read_flow_runs(flow_run_filter=wanted)
+                for flow_run in stopping:
                     self._stop(flow_run)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, TimeoutError) as error:
                 log.debug("Runs in hand could not be looked at: %r", error)

@@ -22,7 +22,7 @@ STOP = frozenset(f"prefect.flow-run.{name}" for name in ("Cancelling", "Suspende
 LOOK_AGAIN = (0.0, 0.05, 0.2, 0.5)
 """Seconds after an event: it comes before the server has committed what it tells of."""
 
-_BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)
+_BACKOFF = (0.2, 0.5, 1.0, 2.0)
 
 
 class Bell:

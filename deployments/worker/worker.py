@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect.nova.worker")
 
+LOOK_UP = 5.0
+"""Seconds that a look-up may take: Prefect's client would try on for a minute, however short the outage."""
 HAND_BACK = 10.0
 """Seconds that runs get to end after they were told to, before they are handed back from outside."""
 WINDOW = 30
@@ -126,7 +128,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
-        await asyncio.to_thread(self._flows.stop, 5.0)
+        await asyncio.to_thread(self._flows.stop, 0.0 if self._held else 5.0)
         await super().teardown(*exc_info)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
@@ -175,12 +177,13 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         from deployments.worker import engine
 
         try:
-            found = await engine.due_runs(
-                self.client, self._pool_name, self._queue_names, datetime.now(UTC), room
-            )
+            async with asyncio.timeout(LOOK_UP):
+                found = await engine.due_runs(
+                    self.client, self._pool_name, self._queue_names, datetime.now(UTC), room
+                )
         except ObjectNotFound:
             return []  # the pool was deleted: the next heartbeat makes it, or says why not
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             log.warning("Prefect did not tell what is due: %r", error)
             return []
         self._polled = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from tests.waiting import eventually
 from tests.worker.proxy import NoEvents
 from tests.worker.site import Site
 
-FOR_EVER = line(action("first", "context['a'] = 1"), action("sleep", "import time; time.sleep(50)"))
+FOR_EVER = line(
+    action("first", "context['a'] = 1"), action("sleep", "import time; time.sleep(50)", timeout=60)
+)
 FOR_EVER_ONCE = line(
     action("first", "context['firsts'] = context.get('firsts', 0) + 1"),
     action(
@@ -24,6 +27,7 @@ FOR_EVER_ONCE = line(
         "if not os.path.exists(context['marker']):\n"
         "    open(context['marker'], 'w').close()\n"
         "    time.sleep(50)\n",
+        timeout=60,
     ),
 )
 A_SECOND = line(action("sleep", "import time; time.sleep(1)"))
@@ -56,12 +60,13 @@ async def test_without_the_event_stream_polls_do_it(site: Site, folder: Path) ->
     """Runs are found and cancelled all the same when no event comes through."""
     workflow, short = await site.workflow(FOR_EVER), await site.workflow(A_SECOND)
     async with NoEvents(site.settings.prefect_api_url) as api_url:
-        with site.worker(folder, api_url=api_url):
+        with site.worker(folder, api_url=api_url) as worker:
             flow_run_id = await site.submit(workflow)
             await site.until_step(flow_run_id, "sleep")
             await site.until_state(await site.submit(short), "Completed", timeout=10)
             await site.orchestration.runs.cancel(flow_run_id)
             await site.until_state(flow_run_id, "Cancelled", timeout=5)
+            await asyncio.to_thread(worker.stop)  # the proxy is in this loop: it must go on meanwhile
     assert (await site.execution(flow_run_id)).status == "cancelled"
 
 
