@@ -84,6 +84,7 @@ class Place:
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
             "LANG": "C.UTF-8",
             "HOME": self.mounted_home,
+            "TMPDIR": str(self.folder / "tmp"),
             "USER": user,
             "LOGNAME": user,
             "SHELL": "/bin/bash",
@@ -187,6 +188,7 @@ class Places:
             pauses=bool(body.get("autoPause", False)),
         )
         place.home.mkdir()
+        (place.folder / "tmp").mkdir()
         place.home.chmod(0o755)
         self.all.append(place)
         if key:
