@@ -30,6 +30,7 @@ class E2BServer:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=1,
+            timeout_keep_alive=3600,  # else a connection closes just as the SDK takes it up again
         )
         self._server = uvicorn.Server(config)
         self._loop = asyncio.new_event_loop()
