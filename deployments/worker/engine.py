@@ -171,15 +171,22 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
             yield request
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
-        """Propose a state; remembers it for `settle`, and counts the start that the re-read would show."""
+        """Propose a state; remembers it for `settle`, and counts the start that the re-read would show.
+
+        A proposal is never interrupted: half sent, it could overtake the state that ends the run. A stop
+        that comes meanwhile takes effect after it; after the last state there is nothing left to stop. Had
+        Prefect been asked to cancel the run before that, it answers Cancelling.
+        """
         self._intended = state
-        accepted = await super().set_state(state, force=force)
+        with self.run.uninterrupted(to_the_end=state.is_final()):
+            accepted = await super().set_state(state, force=force)
         if accepted is state and state.is_running():
             self.run.flow_run.run_count += 1
         return accepted
 
     async def handle_crash(self, exc: BaseException) -> None:
         """End a run that the worker stopped as it was asked for, and all others as Crashed."""
+        self.run.let_end()
         if self.run.ending is None:
             await super().handle_crash(exc)
             return
@@ -220,6 +227,8 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
             try:
                 if wanted is not None and wanted.is_final():
                     await self.set_state(wanted)
+                elif self.run.ending is not None:
+                    await self._end()
                 else:
                     await super().handle_crash(error)
             except (Abort, Pause):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -24,12 +26,27 @@ class Run:
     flow_run: FlowRun
     ending: Ending | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
-    """Set once its body runs: a task that is cancelled before that would never get to end its run."""
+    """Set while it may be cancelled: not before its body runs, which alone can end it in Prefect."""
 
     @property
     def id(self) -> UUID:
         """The flow run's id."""
         return self.flow_run.id
+
+    def let_end(self) -> None:
+        """Do not interrupt it any more: it is telling Prefect how it ended."""
+        self.task = None
+
+    @contextmanager
+    def uninterrupted(self, to_the_end: bool) -> Iterator[None]:
+        """Put a stop off until the end of the block, where it raises CancelledError; or for good."""
+        task, self.task = self.task, None
+        yield
+        if task is None or to_the_end:
+            return
+        self.task = task
+        if self.ending is not None:
+            raise asyncio.CancelledError
 
     def stop(self, ending: Ending) -> None:
         """Have it end; call it in the flows' thread. The first call counts."""

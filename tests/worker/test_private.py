@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +21,7 @@ from prefect.utilities.callables import get_call_parameters, parameters_to_args_
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseWorker
 
+import deployments.worker.engine
 from deployments.worker.engine import RunClient, WarmEngine
 from flows.execute_workflow import execute_workflow
 
@@ -56,6 +59,13 @@ def source(thing: Any) -> str:
 def test_signatures_are_as_they_were(function: Callable[..., Any], expected: list[str]) -> None:
     """A parameter that was renamed, added or taken away shows here and not in production."""
     assert parameters(function) == expected, f"changed in Prefect {prefect.__version__}"
+
+
+def test_one_file_holds_all_of_it() -> None:
+    """No other module of the worker imports what Prefect keeps to itself."""
+    folder = Path(deployments.worker.engine.__file__).parent
+    private = re.compile(r"^\s*from prefect(\._|\.flow_engine|\.utilities|\.context)", re.MULTILINE)
+    assert [file.name for file in folder.glob("*.py") if private.search(file.read_text())] == ["engine.py"]
 
 
 def test_a_flow_is_run_as_prefect_runs_it() -> None:

@@ -56,40 +56,26 @@ async def test_a_run_ends_completed_and_fast(site: Site, folder: Path) -> None:
     assert (row.status, row.attempt) == ("completed", 1)
 
 
-async def test_priorities_are_strict_and_requests_are_few(
-    site: Site, folder: Path, access_log: AccessLog
-) -> None:
-    """Of 60 queued runs no normal one starts before a queued high one; none costs more than 8 requests."""
+async def test_sixty_runs_between_two_workers(site: Site, folder: Path, access_log: AccessLog) -> None:
+    """No normal run starts before a queued high one, none runs twice, none costs more than 8 requests."""
     workflow = await site.workflow(NO_ACTION)
     priorities = ["high", "normal", "low"] * 20
     random.shuffle(priorities)
     ids = await asyncio.gather(*(site.submit(workflow, priority) for priority in priorities))
-    submitted = access_log.requests()
-    with site.worker(folder, limit=2):
+    with site.worker(folder, limit=1), site.worker(folder, limit=1):
         # The rows are asked, not Prefect: its requests are counted.
         await site.until_rows(ids, "completed")
     counted = access_log.requests()
-    runs = await site.flow_runs(ids)
-    assert [run.state_name for run in runs] == ["Completed"] * 60
+    runs = await site.until_all(ids, "Completed")
     order = [run.work_queue_name for run in runs]
     for higher, lower in (("high", "normal"), ("high", "low"), ("normal", "low")):
-        # With two slots the last of one kind starts beside the first of the next.
+        # The last of one kind may start beside the first of the next.
         assert order[order.index(lower) :].count(higher) <= 1, order
-    assert submitted["POST /deployments/{id}/create_flow_run"] == 60
-    assert sum(counted.values()) <= 60 * 8, counted
-    assert counted["POST /flow_runs/{id}/set_state"] <= 60 * 3, counted
-
-
-async def test_two_workers_run_none_twice(site: Site, folder: Path) -> None:
-    """Sixty runs, two workers: each run is one worker's."""
-    workflow = await site.workflow(NO_ACTION)
-    with site.worker(folder, limit=4), site.worker(folder, limit=4):
-        ids = await asyncio.gather(*(site.submit(workflow) for _ in range(60)))
-        await site.until_rows(ids, "completed")
-        runs = await site.until_all(ids, "Completed")
     assert {run.run_count for run in runs} == {1}
-    rows = [await site.execution(run.id) for run in runs]
-    assert {row.attempt for row in rows} == {1}
+    assert {(await site.execution(each)).attempt for each in ids} == {1}
+    assert counted["POST /deployments/{id}/create_flow_run"] == 60
+    assert counted["POST /flow_runs/{id}/set_state"] >= 60 * 3
+    assert sum(counted.values()) <= 60 * 8, counted
 
 
 async def test_limits_of_the_pool_and_of_queues_hold(site: Site, folder: Path) -> None:

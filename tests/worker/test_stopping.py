@@ -30,6 +30,7 @@ FOR_EVER_ONCE = line(
         timeout=60,
     ),
 )
+QUICK = line(action("a", "import time; time.sleep(0.1)"), action("b", "pass"))
 A_SECOND = line(action("sleep", "import time; time.sleep(1)"))
 
 
@@ -54,6 +55,25 @@ async def test_a_cancelled_run_is_over_within_two_seconds(site: Site, folder: Pa
         row = await site.execution(flow_run_id)
         assert (row.status, row.error_kind) == ("cancelled", "cancelled")
         await site.until_state(await site.submit(short), "Completed")
+
+
+async def test_a_run_can_be_cancelled_at_any_moment(site: Site, folder: Path) -> None:
+    """Between its making and its end there is no moment in which cancelling leaves a run hanging."""
+    workflow = await site.workflow(QUICK)
+
+    async def cancel_after(seconds: float) -> None:
+        flow_run_id = await site.submit(workflow)
+        await asyncio.sleep(seconds)
+        await site.orchestration.runs.cancel(flow_run_id)
+        run = await site.until_state(flow_run_id, "Cancelled", "Completed", timeout=10)
+        row = await site.execution(flow_run_id)
+        assert row.status != "running", (seconds, run.state_name)
+        if row.sandbox_id:
+            assert not alive(row.sandbox_id)
+
+    with site.worker(folder, limit=4):
+        await site.until_state(await site.submit(workflow), "Completed")
+        await asyncio.gather(*(cancel_after(number * 0.04) for number in range(16)))
 
 
 async def test_without_the_event_stream_polls_do_it(site: Site, folder: Path) -> None:
@@ -87,9 +107,15 @@ async def test_a_worker_that_is_told_to_go_hands_back_what_it_cannot_finish(site
         wait_until(lambda: first.process.poll() is not None, 10, "the worker to end")
     assert not alive(sandbox)
     assert (await site.execution(long_id)).status == "running"
-    with site.worker(folder):
+    quick = await site.workflow(QUICK)
+    with site.worker(folder, limit=8, NOVA_WORKER_GRACE="0") as second:
         await site.until_state(long_id, "Completed")
         await site.until_state(queued_id, "Completed")
+        caught = [await site.submit(quick) for _ in range(8)]  # in all phases from the claim to the end
+        second.process.terminate()
+        wait_until(lambda: second.process.poll() is not None, 10, "the second worker to end")
+    with site.worker(folder, limit=8):
+        await site.until_all(caught, "Completed")
     row = await site.execution(long_id)
     assert (row.status, row.attempt) == ("completed", 2)
     visits = await site.database.run(lambda session: chain.visits(session, row.id))
