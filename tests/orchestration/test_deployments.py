@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -75,6 +76,7 @@ async def test_deployment_shows_the_workflow(
     assert deployment.work_queue_name == "normal"
     assert f"workflow:{invoices.slug}" in deployment.tags
     assert deployment.parameters == {"workflow_id": invoices.workflow_id}
+    assert deployment.parameter_openapi_schema is not None
     assert set(deployment.parameter_openapi_schema["properties"]) == {
         "workflow_id",
         "client_slug",
@@ -88,7 +90,7 @@ async def test_applying_again_changes_and_keeps_every_schedule(
     """An update reaches the deployment and leaves schedules alone, ours and those made in the UI."""
     first = await orchestration.deployments.apply(replace(invoices, schedules=(daily(),)))
     await prefect.create_deployment_schedules(
-        first, [DeploymentScheduleCreate(schedule=IntervalSchedule(interval=3600))]
+        first, [DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(hours=1)))]
     )
     again = await orchestration.deployments.apply(
         replace(invoices, description="New", priority="high", schedules=(daily(),), max_concurrent_runs=2)
