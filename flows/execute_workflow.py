@@ -10,7 +10,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import anyio
-from prefect import Flow, flow
+from prefect import Flow, flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
@@ -24,7 +24,7 @@ from flows.engine.graph import Node
 from flows.engine.traversal import Visit, next_node
 from flows.execution.loading import LoadedRun, RunRequest, load_run
 from flows.node import MESSAGE_LIMIT, NodeRunner, run_node
-from flows.orchestration.client import Orchestration
+from flows.orchestration.runs import Runs
 from flows.orchestration.texts import printable
 from flows.sandbox import Sandbox, SandboxProvider, SandboxSpec
 from flows.sandbox.providers import provider
@@ -81,7 +81,7 @@ async def execute_workflow(
         await _close(database, request.find, error)
         return _failed(error)
     if execution is None:
-        await _label(settings, flow_run.id, run, log)
+        await _label(settings, flow_run, run, log)
     return await _execute(settings, database, cipher, run, log)
 
 
@@ -209,11 +209,12 @@ async def _close_from_outside(flow_run_id: UUID, status: str, message: str, kind
         await provider(settings).kill(sandbox_id)
 
 
-async def _label(settings: Settings, flow_run_id: UUID, run: LoadedRun, log: Log) -> None:
+async def _label(settings: Settings, flow_run: FlowRun, run: LoadedRun, log: Log) -> None:
     """Give a run that the API did not make its readable name and tags; failing that is no reason to fail."""
+    tags = sorted({*flow_run.tags, *run.tags})
     try:
-        async with Orchestration(settings) as orchestration:
-            await orchestration.runs.label(flow_run_id, name=run.name, tags=run.tags)
+        async with get_client() as client:  # the one that this process or flow run has already
+            await Runs(client, settings.prefect_timeout).label(flow_run.id, name=run.name, tags=tags)
     except NovaError as error:
         log.warning("The flow run could not be named: %s", error)
 

@@ -78,6 +78,8 @@ def parts(
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_UI_ENABLED": "true",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # A run that waits for a slot of its workflow (max_concurrent_runs) asks again after 2 s, not 30.
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
         "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",  # events are most of what grows
         "PYTHONUNBUFFERED": "1",
     }

@@ -53,19 +53,30 @@ def api(
 def worker(
     limit: Annotated[int, typer.Option(min=1, help="Runs that it does at once.")] = 2,
     name: Annotated[str | None, typer.Option(help="Name of this worker; made up when not given.")] = None,
+    type_: Annotated[
+        str,
+        typer.Option(
+            "--type", help="nova: all runs in one warm process. process: a process per run, slower."
+        ),
+    ] = "nova",
+    with_healthcheck: Annotated[
+        bool,
+        typer.Option("--with-healthcheck", help="Serve Prefect's health check of workers, on port 8080."),
+    ] = False,
 ) -> None:
-    """Run workflows: Prefect's process worker on NOVA's pool.
+    """Run workflows: take due runs from NOVA's work pool, the high queue first.
 
-    Needs DATABASE_URL, NOVA_ENCRYPTION_KEY and PREFECT_API_URL, which the runs inherit. Start as many
-    workers, on as many machines, as the queues need.
+    Needs DATABASE_URL, NOVA_ENCRYPTION_KEY and PREFECT_API_URL. Start as many workers, on as many machines,
+    as the queues need. SIGTERM lets runs finish for NOVA_WORKER_GRACE seconds (30) and hands the rest back.
     """
     settings = _settings()
     # A `.env` is handed on, since runs have folders of their own and do not see it.
     environment = with_dotenv() | {"PREFECT_API_URL": settings.prefect_api_url}
     environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")  # Prefect's own 10 s are a long wait
     environment.setdefault("PREFECT_WORKER_PREFETCH_SECONDS", "0")
-    command = ["-m", "prefect", "worker", "start", "--pool", settings.work_pool, "--type", "process"]
+    command = ["-m", "prefect", "worker", "start", "--pool", settings.work_pool, "--type", type_]
     command += ["--limit", str(limit), "--install-policy", "never", *(["--name", name] if name else [])]
+    command += ["--with-healthcheck"] if with_healthcheck else []
     sys.stdout.flush()
     # In place of this process, so that signals reach the worker itself.
     os.execve(sys.executable, [sys.executable, *command], environment)

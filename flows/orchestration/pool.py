@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkPool, WorkQueue
@@ -13,6 +15,15 @@ QUEUES = {"high": 1, "normal": 2, "low": 3}
 """Queue → Prefect's priority: workers empty 1 before they look at 2."""
 
 DEFAULT_QUEUE = "normal"
+
+WORKER_TYPE = "nova"
+"""Runs flows in one warm process (`deployments/worker/`); workers of Prefect's type process serve it too."""
+
+JOB_TEMPLATE: dict[str, Any] = {
+    "job_configuration": {"env": {}},
+    "variables": {"type": "object", "properties": {}},
+}
+"""No job variables: a warm process has one environment. Prefect refuses an empty `job_configuration`."""
 
 
 async def ensure_pool(client: PrefectClient, name: str, timeout: float) -> None:
@@ -38,13 +49,12 @@ async def _read_or_create(client: PrefectClient, name: str) -> WorkPool:
         return await client.read_work_pool(name)
     except ObjectNotFound:
         pass
-    from prefect.workers.process import ProcessWorker  # heavy, and needed once in a pool's life
-
     description = "Runs NOVA's workflows; priorities are its queues high, normal and low."
-    template = ProcessWorker.get_default_base_job_template()
     try:
         return await client.create_work_pool(
-            WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
+            WorkPoolCreate(
+                name=name, type=WORKER_TYPE, description=description, base_job_template=JOB_TEMPLATE
+            )
         )
     except ObjectAlreadyExists:  # another `nova deploy` was faster
         return await client.read_work_pool(name)

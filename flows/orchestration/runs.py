@@ -149,5 +149,4 @@ class Runs:
     async def label(self, flow_run_id: UUID, *, name: str, tags: list[str]) -> None:
         """Name and tag a flow run that was not made by the API (the UI, the CLI, a schedule)."""
         async with prefect_call(self._timeout, "naming the flow run"):
-            flow_run = await self._client.read_flow_run(flow_run_id)
-            await self._client.update_flow_run(flow_run_id, name=name, tags=sorted({*flow_run.tags, *tags}))
+            await self._client.update_flow_run(flow_run_id, name=name, tags=tags)

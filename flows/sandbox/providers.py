@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 
 from flows.config.settings import Settings
 from flows.sandbox import SandboxProvider
@@ -12,8 +13,9 @@ from flows.sandbox.local import LocalProvider
 log = logging.getLogger(__name__)
 
 
+@lru_cache(maxsize=4)
 def provider(settings: Settings) -> SandboxProvider:
-    """Choose by `E2B_API_KEY`; local sandboxes are warned of, since they do not contain anything."""
+    """Choose by `E2B_API_KEY`; local sandboxes are warned of, once, since they do not contain anything."""
     if settings.uses_e2b:
         return E2BProvider(settings.e2b_template, settings.e2b_api_key.get_secret_value())
     log.warning(

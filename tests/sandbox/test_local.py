@@ -156,6 +156,7 @@ async def test_a_sandbox_that_cannot_be_made_says_so(monkeypatch: pytest.MonkeyP
 
 def test_the_key_of_e2b_decides(caplog: pytest.LogCaptureFixture) -> None:
     """With `E2B_API_KEY` nodes run in E2B; without, here, and a warning says what that means."""
+    provider.cache_clear()  # its warning is said once per process
     assert isinstance(provider(Settings.model_validate({"E2B_API_KEY": "e2b_x"})), E2BProvider)
     assert caplog.text == ""
     assert isinstance(provider(Settings.model_validate({"E2B_API_KEY": ""})), LocalProvider)
