@@ -1,0 +1,94 @@
+"""Runs whose nodes execute in E2B sandboxes: the real SDK against a local server of its protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.builders import action, line
+from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
+from tests.flows.conftest import Nova
+from tests.waiting import eventually
+
+__all__ = ["e2b_server", "e2b_session_server"]
+
+
+@pytest.fixture
+def nova_in_e2b(nova: Nova, limits: Callable[..., None], e2b_server: E2BServer) -> Nova:
+    """NOVA with a key of E2B's: nodes run there."""
+    limits(**e2b_server.environment, E2B_TEMPLATE="nova-python")
+    return nova
+
+
+async def test_one_sandbox_serves_a_run_and_is_killed(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
+    """All nodes of a run share one sandbox, made for it from the template and dead when the run is over."""
+    client = await nova_in_e2b.client()
+    workflow = await nova_in_e2b.workflow(
+        line(*(action(f"n{i}", f"context['n{i}'] = context['client_slug']") for i in range(4)))
+    )
+    execution = await nova_in_e2b.pending(workflow, {}, client)
+    state = await nova_in_e2b.run(workflow, execution=execution.public_id)
+    outcome = await nova_in_e2b.outcome(execution.id, state)
+    assert outcome.execution.status == "completed"
+    assert outcome.context["n3"] == client
+    (place,) = e2b_server.sandboxes
+    assert place.killed
+    assert place.template == "nova-python"
+    assert {key: place.metadata[key] for key in ("execution", "workflow", "client")} == {
+        "execution": str(execution.id),
+        "workflow": workflow.slug,
+        "client": client,
+    }
+    assert 600 <= place.timeout <= 700
+    assert outcome.execution.sandbox_id == place.id
+
+
+async def test_failed_run_leaves_no_sandbox(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
+    """The sandbox is killed when a node fails, too."""
+    outcome = await nova_in_e2b.run_graph(line(action("boom", "raise ValueError('no total')")))
+    assert outcome.execution.error == "ValueError: no total"
+    assert [place.killed for place in e2b_server.sandboxes] == [True]
+
+
+async def test_cancelled_run_leaves_no_sandbox(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
+    """A flow that is cancelled in the middle of a node kills its sandbox before it leaves."""
+    workflow = await nova_in_e2b.workflow(line(action("slow", "import time\ntime.sleep(50)", timeout=60)))
+    execution = await nova_in_e2b.pending(workflow)
+    running = asyncio.create_task(nova_in_e2b.run(workflow, execution=execution.public_id))
+
+    async def commands() -> int:
+        return sum(len(place.processes) for place in e2b_server.sandboxes)
+
+    await eventually(commands, lambda number: number > 0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [place.killed for place in e2b_server.sandboxes] == [True]
+
+
+async def test_sandbox_that_vanishes_is_a_failure_of_the_infrastructure(
+    nova_in_e2b: Nova, e2b_server: E2BServer
+) -> None:
+    """When E2B loses the sandbox the run says so, and does not blame the node's code."""
+    workflow = await nova_in_e2b.workflow(line(action("slow", "import time\ntime.sleep(50)", timeout=60)))
+    execution = await nova_in_e2b.pending(workflow)
+    running = asyncio.create_task(nova_in_e2b.run(workflow, execution=execution.public_id))
+
+    async def commands() -> int:
+        return sum(len(place.processes) for place in e2b_server.sandboxes)
+
+    await eventually(commands, lambda number: number > 0)
+    e2b_server.vanish(e2b_server.sandboxes[0].id)
+    outcome = await nova_in_e2b.outcome(execution.id, await running)
+    assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "infrastructure")
+
+
+async def test_refused_key_is_said(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
+    """A key that E2B refuses fails the run with a sentence that names the setting, not the key."""
+    e2b_server.places.refuse_with = (401, "unauthorized")
+    outcome = await nova_in_e2b.run_graph(line(action("a", "pass")))
+    assert outcome.execution.status == "failed"
+    assert "E2B_API_KEY" in (outcome.execution.error or "")
+    assert "e2b_000" not in (outcome.execution.error or "")
