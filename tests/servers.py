@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
+
+from deployments.cli.postgres import EmbeddedPostgres
 
 
 def free_port() -> int:
@@ -92,6 +95,32 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+@contextlib.contextmanager
+def postgres_server(folder: Path) -> Iterator[EmbeddedPostgres]:
+    """Run the embedded PostgreSQL in a folder that its system user can reach."""
+    server = EmbeddedPostgres(folder / "pg")
+    server.prepare()
+    part = server.part(folder / "postgresql.log", {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"})
+    with part.log.open("wb") as log:
+        process = subprocess.Popen(
+            [*part.command, "-c", "fsync=off"],  # nothing of a test's need survive a power cut
+            env=part.env,
+            cwd=part.cwd,
+            user=part.user,
+            group=part.user,
+            extra_groups=[] if part.user else None,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        asyncio.run(server.wait())
+        yield server
+    finally:
+        process.send_signal(part.stop_signal)
+        process.wait(part.grace)
 
 
 class PrefectServer(ServerProcess):

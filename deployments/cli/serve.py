@@ -34,6 +34,8 @@ def api(
     port: Annotated[int, typer.Option(envvar="PORT", min=0, max=65535, help="Port to listen on.")] = 8000,
 ) -> None:
     """Serve the HTTP API. Needs DATABASE_URL, NOVA_ENCRYPTION_KEY and PREFECT_API_URL."""
+    # Before Prefect is imported. Its client tries six times, over a minute: an API answers 503 before that.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
     import uvicorn
 
     settings = _settings()
