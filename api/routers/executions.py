@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -12,12 +13,16 @@ from sqlalchemy.orm import Session
 from api import schemas, views
 from api.body import BodyRoute
 from api.chain import Contexts, RunText, gathered
-from api.dependencies import DatabaseDep, ExecutionId, Limit, OfWorkflow, Skip, WithStatus
+from api.dependencies import DatabaseDep, ExecutionId, Limit, OfWorkflow, ServicesDep, Skip, WithStatus
 from api.documentation import documented
+from api.reconciliation import ask_prefect, close_if_over
 from api.responses import JSON, JsonResponse
+from api.services import Services
 from flows.engine.context import dumps
+from flows.engine.errors import PrefectUnavailableError
 from flows.store import chain, executions
 from flows.store.chain import Frame
+from flows.store.checks import LIVE
 
 router = APIRouter(prefix="/executions", tags=["executions"], route_class=BodyRoute)
 
@@ -48,8 +53,10 @@ async def list_executions(
 
 
 @router.get("/{execution_id}", **documented(200, schemas.Execution, 404, 422))
-async def get_execution(database: DatabaseDep, execution_id: ExecutionId) -> StreamingResponse:
+async def get_execution(services: ServicesDep, execution_id: ExecutionId) -> StreamingResponse:
     """Get one execution, with the final context of a completed one."""
+    database = services.database
+    await _reconcile(services, execution_id)
 
     def read(session: Session) -> tuple[dict[str, object], dict[str, str], RunText]:
         row = executions.get(session, execution_id)
@@ -72,6 +79,15 @@ async def get_execution(database: DatabaseDep, execution_id: ExecutionId) -> Str
         yield b"}}"
 
     return StreamingResponse(gathered(write()), media_type=JSON)
+
+
+async def _reconcile(services: Services, execution_id: int) -> None:
+    """Close the row of a run that ended in Prefect without its flow; Prefect being away changes nothing."""
+    row = await services.database.run(lambda session: executions.get(session, execution_id))
+    if row.status not in LIVE or row.flow_run_id is None:
+        return
+    with contextlib.suppress(PrefectUnavailableError):
+        await close_if_over(services, row.id, await ask_prefect(services, row.flow_run_id))
 
 
 @router.get("/{execution_id}/chain", **documented(200, schemas.Chain, 404, 422))

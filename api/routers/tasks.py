@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from api.body import BodyRoute
 from api.chain import RunText, gathered
 from api.dependencies import ServicesDep
 from api.documentation import documented
+from api.reconciliation import ask_prefect, close_if_over
 from api.responses import JSON, JsonResponse, timestamp
 from api.services import Services
 from flows.engine.context import dumps
 from flows.engine.errors import NotFoundError, PrefectUnavailableError
-from flows.orchestration.runs import RunState, closing
+from flows.orchestration.runs import RunState
 from flows.store import chain, executions
 from flows.store.chain import Frame
 from flows.store.checks import LIVE
@@ -35,8 +35,6 @@ _EXECUTING = "Task is executing"
 _SUCCEEDED = "Task completed successfully"
 _FAILED = "Task failed"
 _CANCELLED = "Task was cancelled"
-_PATIENCE = 2.0
-"""Seconds that a poll of a known run waits for Prefect: as long as clients pause between two polls."""
 _ALL = 2**62
 """More entries than any chain has."""
 
@@ -97,20 +95,11 @@ async def _read(services: Services, flow_run_id: uuid.UUID) -> _Known | None:
 async def _open(services: Services, flow_run_id: uuid.UUID, known: _Known) -> Response:
     """Answer for a run that is not over as far as the database knows; close it where Prefect knows better."""
     try:
-        async with asyncio.timeout(_PATIENCE):
-            state = await services.orchestration.runs.find(flow_run_id)
-    except (PrefectUnavailableError, TimeoutError):
+        state = await ask_prefect(services, flow_run_id)
+    except PrefectUnavailableError:
         # A poll does not fail because Prefect is away for a moment: the row is the truth, if an old one.
         return JsonResponse(_from_row(flow_run_id, known, " (Prefect does not answer at the moment)"))
-    closed = closing(state)
-    if closed is not None:
-        status, error, kind = closed
-        await services.database.run(
-            # False when the flow was faster: then its own word counts.
-            lambda session: executions.finish(
-                session, known.execution.id, status=status, error=error, error_kind=kind
-            )
-        )
+    if await close_if_over(services, known.execution.id, state):
         again = await _read(services, flow_run_id)
         if again is None:
             raise NotFoundError(f"There is no task {flow_run_id}.")

@@ -146,9 +146,10 @@ async def _deploy(settings: Settings, wait: float) -> SyncReport:
     try:
         async with Orchestration(settings) as orchestration:
             await _wait_for(orchestration, wait)
-            specs = await database.run(read)
             await orchestration.deployments.ensure_pool()
-            report = await orchestration.deployments.sync(specs)
+            before = await orchestration.deployments.of_workflows()
+            specs = await database.run(read)
+            report = await orchestration.deployments.sync(specs, before)
         known = {spec.workflow_id: spec.deployment_id for spec in specs}
 
         def note(session: Session) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -196,27 +196,26 @@ class Deployments:
                 )
             await asyncio.sleep(0.25)
 
-    async def sync(self, specs: Iterable[DeploymentSpec]) -> SyncReport:
+    async def of_workflows(self) -> dict[UUID, str]:
+        """Return the deployments that carry NOVA's tag: id → name. All others are not NOVA's to touch."""
+        ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[WORKFLOW_TAG]))
+        async with prefect_call(self._timeout, "reading the deployments"):
+            return {found.id: found.name async for page in _pages(self._client, ours) for found in page}
+
+    async def sync(self, specs: Iterable[DeploymentSpec], before: Mapping[UUID, str]) -> SyncReport:
         """Make the deployments equal to the workflows: create, update, delete.
 
-        Only deployments that carry NOVA's tag are ever deleted.
+        `before` is what `of_workflows` gave before the specs were read, and only these are ever deleted: a
+        workflow that is made meanwhile has its deployment already and no spec here.
         """
         report = SyncReport()
         for spec in specs:
             known = await self._find(spec)
             report.deployment_ids[spec.workflow_id] = await self.apply(spec)
             (report.created if known is None else report.updated).append(spec.slug)
-        ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[WORKFLOW_TAG]))
-        async with prefect_call(self._timeout, "reading the deployments"):
-            found = [
-                deployment
-                async for page in _pages(self._client, ours)
-                for deployment in page
-                if deployment.id not in report.deployment_ids.values()
-            ]
-        for deployment in found:
-            await self.remove(deployment.id)
-            report.removed.append(deployment.name)
+        for deployment_id in before.keys() - set(report.deployment_ids.values()):
+            await self.remove(deployment_id)
+            report.removed.append(before[deployment_id])
         return report
 
     async def put_schedule(self, deployment_id: UUID, spec: ScheduleSpec) -> None:

@@ -194,6 +194,17 @@ async def test_a_run_cancelled_before_it_started_is_revoked(
     assert (await api.get("/executions?status=cancelled")).json()["total"] == 1
 
 
+async def test_an_execution_cancelled_before_it_started_says_so_itself(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """Nobody polled its task: reading the execution closes the row as well."""
+    task_id, _ = await start()
+    await set_state(task_id, Cancelled(message="An operator did it"))
+    (listed,) = (await api.get("/executions")).json()["executions"]
+    execution = (await api.get(f"/executions/{listed['id']}")).json()
+    assert (execution["status"], execution["error"]) == ("cancelled", "An operator did it")
+
+
 async def test_a_flow_run_deleted_in_prefect_is_revoked(
     api: httpx.AsyncClient, start: Start, prefect: PrefectClient
 ) -> None:

@@ -154,12 +154,16 @@ async def test_sync_heals_and_leaves_foreign_deployments_alone(
     lost_id = await orchestration.deployments.apply(invoices)
     await prefect.delete_deployment(lost_id)
 
-    report = await orchestration.deployments.sync([replace(invoices, deployment_id=lost_id)])
+    before = await orchestration.deployments.of_workflows()
+    new_id = await orchestration.deployments.apply(replace(gone, slug=f"new-{uuid4().hex[:8]}"))
+
+    report = await orchestration.deployments.sync([replace(invoices, deployment_id=lost_id)], before)
 
     assert report.created == [invoices.slug]
     assert gone.slug in report.removed
     assert report.deployment_ids[invoices.workflow_id] != lost_id
     assert (await prefect.read_deployment(foreign)).id == foreign
+    assert (await prefect.read_deployment(new_id)).id == new_id  # made while the sync went on
     with pytest.raises(NotFoundError):
         await orchestration.deployments.list_schedules(gone_id)
 

@@ -55,7 +55,7 @@ async def test_prefect_deploy_all(
         await nova.deployments.ensure_pool()
         said = _prefect_deploy_all(prefect_server, tmp_path)
         assert said.returncode == 0, said.stdout + said.stderr
-        await nova.deployments.sync([])
+        await nova.deployments.sync([], await nova.deployments.of_workflows())
     async with PrefectClient(prefect_server) as prefect:
         for deployment in deployments:
             found = await prefect.read_deployment_by_name(f"execute-workflow/{deployment['name']}")
