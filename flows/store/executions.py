@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, joinedload, selectinload
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import Session, selectinload
 
 from flows.engine.errors import ConflictError, ExecutionClosedError, NotFoundError
-from flows.store import checks, values
+from flows.store import checks, creation
+from flows.store.creation import create_pending as create_pending
 from flows.store.metrics import metrics as metrics
 from flows.store.models import Client, Execution, Workflow, WorkflowVersion, utcnow
-from flows.store.session import constraint
+from flows.store.queries import by_public_id as by_public_id
+from flows.store.queries import by_task as by_task
+from flows.store.queries import get as get
+from flows.store.queries import list_ as list_
+from flows.store.queries import live as live
+from flows.store.queries import with_workflow
 from flows.store.values import Stored
-
-
-def create_pending(
-    session: Session, *, workflow_id: int, client: Client | None, priority: str, initial: Stored
-) -> Execution:
-    """Insert the row of a run that is about to be handed to Prefect under its `public_id`.
-
-    Raises NotFoundError when the workflow or the client is gone, InvalidInputError for a wrong priority.
-    """
-    return _insert(session, uuid.uuid4(), None, workflow_id, client, priority, initial)
 
 
 def confirm(session: Session, execution_id: int, flow_run_id: uuid.UUID) -> None:
@@ -72,7 +65,7 @@ def begin(
     if public_id is None:
         mine = Execution.flow_run_id == flow_run_id
         if session.scalar(select(Execution.id).where(mine)) is None:
-            _insert(session, uuid.uuid4(), flow_run_id, workflow_id, client, priority, initial)
+            creation.insert_row(session, uuid.uuid4(), flow_run_id, workflow_id, client, priority, initial)
         execution = _locked(session, mine)
     else:
         execution = _locked(session, Execution.public_id == public_id)
@@ -113,98 +106,6 @@ def finish(
     )
 
 
-def get(session: Session, execution_id: int) -> Execution:
-    """One execution with its `workflow` and its version's number loaded. Raises NotFoundError."""
-    found = session.scalars(_numbered().where(Execution.id == execution_id)).one_or_none()
-    if found is None:
-        raise NotFoundError(f"There is no execution {execution_id}.")
-    return found
-
-
-def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
-    """The execution of a task id, which is the flow run's, loaded like `get`'s."""
-    return session.scalars(_numbered().where(Execution.flow_run_id == flow_run_id)).one_or_none()
-
-
-def by_public_id(session: Session, public_id: uuid.UUID) -> Execution | None:
-    """The execution that the API handed to Prefect under this id, with its `workflow` loaded."""
-    return session.scalars(_select().where(Execution.public_id == public_id)).one_or_none()
-
-
-def list_(
-    session: Session,
-    *,
-    workflow_id: int | None = None,
-    status: str | None = None,
-    skip: int = 0,
-    limit: int = 100,
-) -> tuple[list[Execution], int]:
-    """A page of the executions, newest first, and how many there are in all. Raises InvalidInputError."""
-    where: list[ColumnElement[bool]] = []
-    if workflow_id is not None:
-        where.append(Execution.workflow_id == workflow_id)
-    if status is not None:
-        where.append(Execution.status == checks.one_of("status", status, checks.STATUSES))
-    page = session.scalars(
-        _numbered().where(*where).order_by(Execution.id.desc()).offset(skip).limit(limit)
-    ).all()
-    return list(page), session.scalar(select(func.count()).select_from(Execution).where(*where)) or 0
-
-
-def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
-    """The runs that are not over, of one workflow or of all, oldest first."""
-    statement = _select().where(Execution.status.in_(checks.LIVE)).order_by(Execution.id)
-    if workflow_id is not None:
-        statement = statement.where(Execution.workflow_id == workflow_id)
-    return list(session.scalars(statement))
-
-
-def _select() -> Select[tuple[Execution]]:
-    return select(Execution).options(joinedload(Execution.workflow)).execution_options(populate_existing=True)
-
-
-def _numbered() -> Select[tuple[Execution]]:
-    """With `version` as well, but of it the number alone: the graph may be large."""
-    return _select().options(joinedload(Execution.version).load_only(WorkflowVersion.number))
-
-
-def _insert(
-    session: Session,
-    public_id: uuid.UUID,
-    flow_run_id: uuid.UUID | None,
-    workflow_id: int,
-    client: Client | None,
-    priority: str,
-    initial: Stored,
-) -> Execution:
-    row: dict[str, Any] = {
-        "public_id": public_id,
-        "flow_run_id": flow_run_id,
-        "workflow_id": workflow_id,
-        "client_id": client.id if client else None,
-        "client_slug": client.slug if client else None,
-        "priority": checks.one_of("priority", priority, checks.PRIORITIES),
-        # The digests may be written before the values: they are one transaction.
-        "initial": {key: value.digest for key, value in initial.items()},
-    }
-    statement = (
-        insert(Execution)
-        .values(row)
-        # Of two that begin the same flow run at once one inserts, and the other waits here, then finds it.
-        .on_conflict_do_nothing(index_elements=[Execution.flow_run_id])
-        .returning(Execution.id)
-    )
-    try:
-        execution_id = session.scalar(statement)
-    except IntegrityError as error:
-        gone = "client" if constraint(error).startswith("fk_executions_client_id") else "workflow"
-        raise NotFoundError(f"There is no such {gone} any more.") from None
-    if execution_id is None:
-        return session.scalars(_select().where(Execution.flow_run_id == flow_run_id)).one()
-    values.put(session, execution_id, initial)
-    return get(session, execution_id)
-
-
 def _locked(session: Session, which: ColumnElement[bool]) -> Execution | None:
     """The row, ours until the transaction ends, as it is now and not as it was when we asked for it."""
     return session.scalars(
@@ -241,7 +142,7 @@ def _start(session: Session, execution: Execution, flow_run_id: uuid.UUID) -> Ex
     execution.started_at = execution.started_at or utcnow()
     execution.completed_at = execution.error = execution.error_kind = execution.failed_at_node = None
     session.flush()
-    loaded = _select().options(selectinload(Execution.version)).where(Execution.id == execution.id)
+    loaded = with_workflow().options(selectinload(Execution.version)).where(Execution.id == execution.id)
     return session.scalars(loaded).one()
 
 

@@ -1,76 +1,18 @@
-"""The tables.
-
-Everything free-form is stored as ASCII JSON text, since PostgreSQL refuses NUL characters and lone surrogates
-in text and in `jsonb`. Nothing is loaded by accident (`lazy="raise"`).
-"""
+"""The tables. Nothing is loaded by accident (`lazy="raise"`)."""
 
 from __future__ import annotations
 
-import json
 import uuid
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    CheckConstraint,
-    DateTime,
-    Dialect,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    MetaData,
-    String,
-    Text,
-    TypeDecorator,
-    UniqueConstraint,
-    Uuid,
-    text,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-
-def utcnow() -> datetime:
-    """Now, in UTC."""
-    return datetime.now(UTC)
-
-
-def canonical(value: Any) -> str:
-    """One text for equal JSON values, whatever the order of their keys; `1`, `1.0` and `true` differ."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True)
-
-
-class AsciiJson(TypeDecorator[Any]):
-    """Any JSON value as ASCII text: keeps NUL, lone surrogates and huge integers, which `jsonb` refuses."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        """Escape on the way in; None is SQL's NULL."""
-        return None if value is None else json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        """Read back what was escaped."""
-        return None if value is None else json.loads(value)
-
-    def compare_values(self, x: Any, y: Any) -> bool:
-        """Equal as JSON: Python's `1 == True` would lose a change from one to the other."""
-        return canonical(x) == canonical(y)
-
-
-class Base(DeclarativeBase):
-    """Declarative base with predictable constraint names, which migrations need."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {datetime: DateTime(timezone=True), uuid.UUID: Uuid}  # noqa: RUF012
+from flows.store.base import AsciiJson
+from flows.store.base import Base as Base
+from flows.store.base import canonical as canonical
+from flows.store.base import utcnow as utcnow
 
 
 class Workflow(Base):

@@ -1,0 +1,59 @@
+"""What all tables share: their metadata, the clock, and the type of free-form columns.
+
+Everything free-form is stored as ASCII JSON text, since PostgreSQL refuses NUL characters and lone surrogates
+in text and in `jsonb`.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import DateTime, Dialect, MetaData, Text, TypeDecorator, Uuid
+from sqlalchemy.orm import DeclarativeBase
+
+
+def utcnow() -> datetime:
+    """Now, in UTC."""
+    return datetime.now(UTC)
+
+
+def canonical(value: Any) -> str:
+    """One text for equal JSON values, whatever the order of their keys; `1`, `1.0` and `true` differ."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
+
+class AsciiJson(TypeDecorator[Any]):
+    """Any JSON value as ASCII text: keeps NUL, lone surrogates and huge integers, which `jsonb` refuses."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Escape on the way in; None is SQL's NULL."""
+        return None if value is None else json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """Read back what was escaped."""
+        return None if value is None else json.loads(value)
+
+    def compare_values(self, x: Any, y: Any) -> bool:
+        """Equal as JSON: Python's `1 == True` would lose a change from one to the other."""
+        return canonical(x) == canonical(y)
+
+
+class Base(DeclarativeBase):
+    """Declarative base with predictable constraint names, which migrations need."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), uuid.UUID: Uuid}  # noqa: RUF012

@@ -1,0 +1,68 @@
+"""Looking executions up; what changes them stands in `executions`."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy.orm import Session, joinedload
+
+from flows.engine.errors import NotFoundError
+from flows.store import checks
+from flows.store.models import Execution, WorkflowVersion
+
+
+def get(session: Session, execution_id: int) -> Execution:
+    """One execution with its `workflow` and its version's number loaded. Raises NotFoundError."""
+    found = session.scalars(_numbered().where(Execution.id == execution_id)).one_or_none()
+    if found is None:
+        raise NotFoundError(f"There is no execution {execution_id}.")
+    return found
+
+
+def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
+    """The execution of a task id, which is the flow run's, loaded like `get`'s."""
+    return session.scalars(_numbered().where(Execution.flow_run_id == flow_run_id)).one_or_none()
+
+
+def by_public_id(session: Session, public_id: uuid.UUID) -> Execution | None:
+    """The execution that the API handed to Prefect under this id, with its `workflow` loaded."""
+    return session.scalars(with_workflow().where(Execution.public_id == public_id)).one_or_none()
+
+
+def list_(
+    session: Session,
+    *,
+    workflow_id: int | None = None,
+    status: str | None = None,
+    skip: int = 0,
+    limit: int = 100,
+) -> tuple[list[Execution], int]:
+    """A page of the executions, newest first, and how many there are in all. Raises InvalidInputError."""
+    where: list[ColumnElement[bool]] = []
+    if workflow_id is not None:
+        where.append(Execution.workflow_id == workflow_id)
+    if status is not None:
+        where.append(Execution.status == checks.one_of("status", status, checks.STATUSES))
+    page = session.scalars(
+        _numbered().where(*where).order_by(Execution.id.desc()).offset(skip).limit(limit)
+    ).all()
+    return list(page), session.scalar(select(func.count()).select_from(Execution).where(*where)) or 0
+
+
+def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
+    """The runs that are not over, of one workflow or of all, oldest first."""
+    statement = with_workflow().where(Execution.status.in_(checks.LIVE)).order_by(Execution.id)
+    if workflow_id is not None:
+        statement = statement.where(Execution.workflow_id == workflow_id)
+    return list(session.scalars(statement))
+
+
+def with_workflow() -> Select[tuple[Execution]]:
+    """Executions as they are now, with their `workflow` loaded."""
+    return select(Execution).options(joinedload(Execution.workflow)).execution_options(populate_existing=True)
+
+
+def _numbered() -> Select[tuple[Execution]]:
+    """With `version` as well, but of it the number alone: the graph may be large."""
+    return with_workflow().options(joinedload(Execution.version).load_only(WorkflowVersion.number))
