@@ -130,4 +130,5 @@ def summary(place: Place) -> dict[str, Any]:
         "timeout": place.timeout,
         "state": place.state,
         "ended_by": place.ended_by,
+        "ended": place.ended.isoformat() if place.ended else None,
     }

@@ -13,19 +13,28 @@ import pytest
 import uvicorn
 
 from tests.e2b_server.app import application
+from tests.e2b_server.faults import Faults
 from tests.e2b_server.places import Place, Places
 
 
 class E2BServer:
     """A running server. `sandboxes` can be looked at while it runs and after."""
 
-    def __init__(self, *, port: int = 0, start_delay: float = 0.0, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        start_delay: float = 0.0,
+        api_key: str | None = None,
+        fail: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.places = Places(start_delay)
         self._start_delay = start_delay
         self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms each
         config = uvicorn.Config(
-            application(self.places, api_key),
+            Faults(application(self.places, api_key), self.places, fail, seed),
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -38,6 +38,8 @@ class Place:
     ends: datetime = field(default_factory=lambda: datetime.now(UTC))
     state: str = "running"
     ended_by: str = ""
+    ended: datetime | None = None
+    """When the last of its processes was dead."""
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="e2b-server-")))
     processes: dict[int, Process] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
@@ -233,6 +235,7 @@ class Places:
         for _ in range(100):
             if not place.signal(signal.SIGKILL):
                 break
+        place.ended = datetime.now(UTC)
         shutil.rmtree(place.folder, ignore_errors=True)
 
 

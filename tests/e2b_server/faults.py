@@ -1,0 +1,103 @@
+"""Calls that fail as a cloud's do: refused, broken off in the middle, or with their sandbox gone."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+from collections import Counter
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tests.e2b_server.places import Places
+
+KINDS = ("429", "502", "lost answer", "dropped stream", "sandbox gone")
+"""What can happen to a call. An answer is lost after the call was carried out; a stream drops on its way."""
+_STREAMED = re.compile(r"/process\.Process/(Start|Connect)$")
+
+
+class Faults:
+    """An ASGI application that lets a share of another one's calls fail, by chance but seeded.
+
+    `GET /faults` counts what was done, `PUT /faults` with `{"rate": 0.05, "kinds": ["429"]}` changes it.
+    """
+
+    def __init__(self, app: ASGIApp, places: Places, rate: float = 0.0, seed: int = 0) -> None:
+        self._app = app
+        self._places = places
+        self.rate = rate
+        self.kinds: tuple[str, ...] = KINDS
+        self.done: Counter[str] = Counter()
+        self.calls = 0
+        self._random = random.Random(seed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a call, or let it fail."""
+        if scope["type"] != "http" or scope["path"] == "/made-here":
+            await self._app(scope, receive, send)
+        elif scope["path"] == "/faults":
+            await self._answer(scope, receive, send)
+        else:
+            self.calls += 1
+            kind = self._random.choice(self.kinds) if self._random.random() < self.rate else ""
+            await self._fail(kind, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.method == "PUT":
+            wanted = await request.json()
+            self.rate = float(wanted["rate"])
+            self.kinds = tuple(wanted.get("kinds") or KINDS)
+        body = {"rate": self.rate, "kinds": self.kinds, "calls": self.calls, "done": self.done}
+        await JSONResponse(body)(scope, receive, send)
+
+    async def _fail(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        named = self._places.find(Headers(scope=scope).get("e2b-sandbox-id", ""))
+        if kind == "dropped stream" and not _STREAMED.search(scope["path"]):
+            kind = "lost answer"
+        if kind == "sandbox gone" and named is None:
+            kind = "502"
+        self.done[kind or "none"] += 1
+        if kind in ("429", "502"):
+            await Request(scope, receive).body()
+            await _refusal(int(kind), named is not None)(scope, receive, send)
+        elif kind in ("lost answer", "dropped stream"):
+            pieces = 0 if kind == "lost answer" else self._random.randint(1, 4)
+            with contextlib.suppress(ConnectionDroppedError):
+                await self._app(scope, receive, _Cut(send, pieces))
+        else:
+            if kind and named is not None:
+                self._places.kill(named, "vanished")
+            await self._app(scope, receive, send)
+
+
+def _refusal(status: int, by_proxy: bool) -> JSONResponse | PlainTextResponse:
+    if by_proxy:
+        return PlainTextResponse("Bad Gateway" if status == 502 else "Too Many Requests", status)
+    return JSONResponse({"code": status, "message": "chaos"}, status)
+
+
+class ConnectionDroppedError(Exception):
+    """Ends an answer where it is: the server closes a connection whose answer is not whole."""
+
+
+class _Cut:
+    """Sends so many pieces of an answer's body, or nothing but a promise of one, then no more."""
+
+    def __init__(self, send: Send, pieces: int) -> None:
+        self._send = send
+        self._left = pieces
+
+    async def __call__(self, message: Message) -> None:
+        if self._left == 0 and message["type"] == "http.response.start":
+            await self._send({**message, "status": 200, "headers": [(b"content-length", b"1")]})
+            raise ConnectionDroppedError
+        if message["type"] == "http.response.body":
+            if self._left == 0:
+                raise ConnectionDroppedError
+            self._left -= 1
+            message = {**message, "more_body": True}
+        await self._send(message)
