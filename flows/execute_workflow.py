@@ -13,13 +13,14 @@ import anyio
 from prefect import Flow, flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
-from flows.engine.errors import ExecutionClosedError, NodeError, NovaError, RunTimeoutError
+from flows.engine.errors import ExecutionClosedError, LeaseError, NodeError, NovaError, RunTimeoutError
 from flows.engine.graph import Node
 from flows.engine.traversal import Visit, next_node
 from flows.execution.loading import LoadedRun, RunRequest, load_run
@@ -28,7 +29,8 @@ from flows.orchestration.runs import Runs
 from flows.orchestration.texts import printable
 from flows.sandbox import Sandbox, SandboxProvider, SandboxSpec
 from flows.sandbox.providers import provider
-from flows.store import executions
+from flows.store import executions, leases
+from flows.store.leases import Lease
 from flows.store.session import Database
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -73,7 +75,11 @@ async def execute_workflow(
     cipher = Cipher(settings.encryption_key.get_secret_value())
     request = RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {})
     try:
-        run = await database.run(lambda session: load_run(session, request, cipher, settings.max_steps))
+        run = await database.run(
+            lambda session: load_run(session, request, cipher, settings.max_steps, settings.lease_seconds)
+        )
+    except LeaseError as error:
+        raise Abort(str(error)) from None  # another process says what becomes of the run
     except ExecutionClosedError as error:
         log.warning("Nothing is run: %s", error)
         return Cancelled(message=str(error))
@@ -82,7 +88,15 @@ async def execute_workflow(
         return _failed(error)
     if execution is None:
         await _label(settings, flow_run, run, log)
-    return await _execute(settings, database, cipher, run, log)
+    try:
+        return await _execute(settings, database, cipher, run, log)
+    except LeaseError as error:
+        raise Abort(str(error)) from None
+    except asyncio.CancelledError:
+        # Its sandbox is dead: whoever goes on with the run need not wait until the lease runs out.
+        with anyio.CancelScope(shield=True):
+            await database.run(lambda session: leases.release(session, run.lease))
+        raise
 
 
 async def _execute(
@@ -97,7 +111,7 @@ async def _execute(
             sandbox = await _open_sandbox(places, run, settings, database)
             runner = NodeRunner(
                 database=database,
-                execution_id=run.execution_id,
+                lease=run.lease,
                 attempt=run.attempt,
                 graph=run.graph,
                 sandbox=sandbox,
@@ -105,6 +119,8 @@ async def _execute(
                 overlay=run.overlay,
             )
             steps = await _walk(run, runner, log)
+    except LeaseError:
+        raise
     except Exception as error:
         if isinstance(error, TimeoutError) and limit.expired():
             error = RunTimeoutError(f"The run took longer than {settings.run_timeout:g} s and was stopped.")
@@ -112,14 +128,16 @@ async def _execute(
         if not isinstance(error, NovaError):
             log.exception("NOVA itself failed")
             error = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
-        await _close(database, lambda session: run.execution_id, error)
+        await _close(database, lambda session: run.execution_id, error, run.lease)
         return _failed(error)
     finally:
         watch.cancel()
         if sandbox is not None:
             with anyio.CancelScope(shield=True):
                 await sandbox.kill()
-    await database.run(lambda session: executions.finish(session, run.execution_id, status="completed"))
+    await database.run(
+        lambda session: executions.finish(session, run.execution_id, status="completed", lease=run.lease)
+    )
     return Completed(message=f"{steps} nodes executed")
 
 
@@ -137,9 +155,7 @@ async def _open_sandbox(
         )
     )
     try:
-        await database.run(
-            lambda session: executions.set_progress(session, run.execution_id, sandbox_id=sandbox.id)
-        )
+        await database.run(lambda session: executions.set_progress(session, run.lease, sandbox_id=sandbox.id))
         await sandbox.load({**run.context, **run.overlay.fragments()})
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -174,7 +190,9 @@ async def _run_task(runner: NodeRunner, node: Node, step: int, previous: State[V
     return await call
 
 
-async def _close(database: Database, find: Callable[[Session], int | None], error: NovaError) -> None:
+async def _close(
+    database: Database, find: Callable[[Session], int | None], error: NovaError, lease: Lease | None = None
+) -> None:
     """Close the row of a run that failed."""
     node = error.node_id if isinstance(error, NodeError) else None
 
@@ -188,6 +206,7 @@ async def _close(database: Database, find: Callable[[Session], int | None], erro
                 error=str(error),
                 error_kind=error.kind,
                 failed_at_node=node,
+                lease=lease,
             )
 
     await database.run(write)

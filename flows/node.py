@@ -18,7 +18,8 @@ from flows.engine.graph import Graph, Node
 from flows.engine.traversal import Visit, branch_label
 from flows.orchestration.texts import printable
 from flows.sandbox import NodeCall, NodeResult, Sandbox
-from flows.store import chain, executions
+from flows.store import chain
+from flows.store.leases import Lease
 from flows.store.models import utcnow
 from flows.store.session import Database
 
@@ -37,7 +38,7 @@ class NodeRunner:
         self,
         *,
         database: Database,
-        execution_id: int,
+        lease: Lease,
         attempt: int,
         graph: Graph,
         sandbox: Sandbox,
@@ -45,7 +46,7 @@ class NodeRunner:
         overlay: vault.Overlay,
     ) -> None:
         self._database = database
-        self._execution_id = execution_id
+        self._lease = lease
         self._attempt = attempt
         self._graph = graph
         self._sandbox = sandbox
@@ -120,10 +121,10 @@ class NodeRunner:
         def write(session: Session) -> None:
             chain.append(
                 session,
-                self._execution_id,
+                self._lease,
                 chain.Step(
                     step=entry.step,
-                    attempt=chain.next_attempt(session, self._execution_id, entry.step),
+                    attempt=chain.next_attempt(session, self._lease.execution_id, entry.step),
                     node_id=entry.node.id,
                     node_type=entry.node.type,
                     status="failed" if failure else "success",
@@ -140,9 +141,8 @@ class NodeRunner:
                     stdout=redact(result.stdout),
                     stderr=redact(result.stderr),
                 ),
+                current_node=target,
             )
-            if target is not None:
-                executions.set_progress(session, self._execution_id, current_node=target)
 
         await self._database.run(write)
 

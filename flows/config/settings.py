@@ -49,6 +49,27 @@ class Settings(BaseSettings):
     """Seconds after which a run that still goes on is warned of."""
     output_limit: int = Field(default=65_536, ge=0, validation_alias="NOVA_OUTPUT_LIMIT")
     """Bytes of stdout, and as many of stderr, that are kept per node."""
+    context_limit: int = Field(default=64 * 1024 * 1024, ge=1024, validation_alias="NOVA_CONTEXT_LIMIT")
+    """Bytes that the values of a run's context may have together, as JSON."""
+
+    lease_seconds: float = Field(default=30.0, gt=0, validation_alias="NOVA_LEASE_SECONDS")
+    """Seconds from its last sign of life until a worker counts as dead; it gives one every third of that."""
+    recovery_interval: float = Field(default=5.0, gt=0, validation_alias="NOVA_RECOVERY_INTERVAL")
+    """Seconds between two looks for runs that nobody goes on with."""
+    crash_limit: int = Field(default=3, ge=1, validation_alias="NOVA_CRASH_LIMIT")
+    """Crashes in a row at one step that end a run."""
+    retries: int = Field(default=3, ge=0, validation_alias="NOVA_RETRIES")
+    """How often a run is put off and tried again because infrastructure broke."""
+    retry_delay: float = Field(default=60.0, gt=0, validation_alias="NOVA_RETRY_DELAY")
+    """Seconds until the first of these retries; each further one waits twice as long."""
+    retry_delay_max: float = Field(default=600.0, gt=0, validation_alias="NOVA_RETRY_DELAY_MAX")
+    """Seconds that none of them waits longer than."""
+    node_retry_delay: float = Field(default=1.0, gt=0, validation_alias="NOVA_NODE_RETRY_DELAY")
+    """Seconds until a node is tried again in place; each further try waits twice as long."""
+    breaker_threshold: int = Field(default=5, ge=1, validation_alias="NOVA_BREAKER_THRESHOLD")
+    """Failures of E2B in a row from which runs wait instead of trying it."""
+    breaker_pause: float = Field(default=60.0, gt=0, validation_alias="NOVA_BREAKER_PAUSE")
+    """Seconds until one run tries whether E2B works again."""
 
     max_body: int = Field(default=64 * 1024 * 1024, ge=1024, validation_alias="NOVA_MAX_BODY")
     """Bytes of the largest request that the API reads."""

@@ -112,6 +112,26 @@ class ExecutionClosedError(NovaError):
     kind = "closed"
 
 
+class LeaseError(NovaError):
+    """This process may not write what becomes of a run: it says nothing to Prefect either."""
+
+    kind = "lease"
+
+
+class LeaseHeldError(LeaseError):
+    """Another process runs the execution."""
+
+
+class LeaseLostError(LeaseError):
+    """Another process took the execution over, or it was closed from outside."""
+
+
+class InterruptedRunError(NovaError):
+    """A node that must not be started twice was started, and what became of it is unknown."""
+
+    kind = "interrupted"
+
+
 class InfrastructureError(NovaError):
     """Something under the run broke; the same step may well succeed later."""
 

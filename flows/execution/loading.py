@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
@@ -15,7 +15,8 @@ from flows.engine import context
 from flows.engine.errors import InvalidInputError
 from flows.engine.graph import Graph, load_graph
 from flows.engine.traversal import Visit
-from flows.store import chain, clients, executions, values, workflows
+from flows.store import chain, clients, executions, leases, values, workflows
+from flows.store.leases import Lease
 from flows.store.models import Execution
 
 
@@ -44,7 +45,7 @@ class RunRequest:
 class LoadedRun:
     """A run that was taken over, with everything that it needs."""
 
-    execution_id: int
+    lease: Lease
     attempt: int
     workflow_slug: str
     client_slug: str | None
@@ -55,6 +56,11 @@ class LoadedRun:
     context: Mapping[str, bytes]
     """The context after those steps as fragments, opened: it goes to the sandbox and nowhere else."""
     overlay: vault.Overlay
+
+    @property
+    def execution_id(self) -> int:
+        """Id of the execution."""
+        return self.lease.execution_id
 
     @property
     def name(self) -> str:
@@ -68,18 +74,29 @@ class LoadedRun:
         return [f"workflow:{self.workflow_slug}", *client]
 
 
-def load_run(session: Session, request: RunRequest, cipher: Cipher, max_steps: int) -> LoadedRun:
+def load_run(
+    session: Session, request: RunRequest, cipher: Cipher, max_steps: int, lease_seconds: float
+) -> LoadedRun:
     """Take the execution of a flow run over, or make it, and read what its next node needs.
 
-    `max_steps` holds where the graph does not say its own. Raises ExecutionClosedError when the execution
-    is over, NotFoundError for an unknown workflow or an unknown or inactive client, and InvalidInputError
-    for an initial context that is not JSON.
+    `max_steps` holds where the graph does not say its own. Raises LeaseHeldError when another process runs
+    it, ExecutionClosedError when the execution is over, NotFoundError for an unknown workflow or an unknown
+    or inactive client, and InvalidInputError for an initial context that is not JSON.
     """
+    lease = leases.take(
+        session,
+        flow_run_id=request.flow_run_id,
+        public_id=request.public_id,
+        workflow_id=request.workflow_id,
+        owner=uuid4(),
+        seconds=lease_seconds,
+    )
     if request.public_id is None:
         workflows.get(session, request.workflow_id)  # says which one there is not
     client = clients.active(session, request.client_slug) if request.client_slug else None
     row = executions.begin(
         session,
+        lease,
         flow_run_id=request.flow_run_id,
         public_id=request.public_id,
         workflow_id=request.workflow_id,
@@ -92,11 +109,12 @@ def load_run(session: Session, request: RunRequest, cipher: Cipher, max_steps: i
     overlay = vault.overlay(cipher, client, extra_secrets=vault.secrets_of(opened))
     if row.attempt == 1:
         _store_overlay(session, row, overlay)
-    if row.version is None:  # begin pins every run; without it there is nothing to walk
+    # begin pins every run and wants a lease; without them there is nothing to walk.
+    if lease is None or row.version is None:
         raise InvalidInputError(f"Execution {row.id} is not pinned to a version of its workflow.")
     graph = load_graph(row.version.graph)
     return LoadedRun(
-        execution_id=row.id,
+        lease=lease,
         attempt=row.attempt,
         workflow_slug=row.workflow.slug,
         client_slug=row.client_slug,

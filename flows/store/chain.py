@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import ConflictError, NotFoundError
-from flows.store import values
+from flows.store import leases, values
+from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution, utcnow
 from flows.store.session import constraint
 from flows.store.values import Stored
@@ -40,8 +42,21 @@ class Step:
     stderr: str = ""
 
 
-def append(session: Session, execution_id: int, step: Step) -> ChainEntry:
-    """Write one row, and the values that are new with it.
+def append(session: Session, lease: Lease, step: Step, current_node: str | None = None) -> ChainEntry:
+    """Write a row of the run that is ours, the values that are new with it, and the node that comes next.
+
+    A step that succeeded is guarded no longer; one that failed stays so, for a run that dies before it is
+    closed must not start that node again. Raises LeaseLostError, and what `add` raises.
+    """
+    changes: dict[str, Any] = {"guarded_step": None} if step.status == "success" else {}
+    if current_node is not None:
+        changes["current_node"] = current_node
+    leases.hold(session, lease, **changes)
+    return add(session, lease.execution_id, step)
+
+
+def add(session: Session, execution_id: int, step: Step) -> ChainEntry:
+    """Write a row for whoever keeps other writers away, and the values that are new with it.
 
     Raises ConflictError when that attempt has a row already, or the step one that succeeded: somebody else
     runs this execution, too. Raises NotFoundError when the execution is gone (its workflow was deleted).

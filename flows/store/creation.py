@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import NotFoundError
 from flows.store import checks, values
-from flows.store.models import Client, Execution
-from flows.store.queries import get, with_workflow
+from flows.store.models import Client, Execution, Workflow
+from flows.store.queries import get
 from flows.store.session import constraint
 from flows.store.values import Stored
 
@@ -24,42 +24,42 @@ def create_pending(
 
     Raises NotFoundError when the workflow or the client is gone, InvalidInputError for a wrong priority.
     """
-    return insert_row(session, uuid.uuid4(), None, workflow_id, client, priority, initial)
-
-
-def insert_row(
-    session: Session,
-    public_id: uuid.UUID,
-    flow_run_id: uuid.UUID | None,
-    workflow_id: int,
-    client: Client | None,
-    priority: str,
-    initial: Stored,
-) -> Execution:
-    """Insert a row, or find the one that the flow run has already."""
-    row: dict[str, Any] = {
-        "public_id": public_id,
-        "flow_run_id": flow_run_id,
-        "workflow_id": workflow_id,
-        "client_id": client.id if client else None,
-        "client_slug": client.slug if client else None,
-        "priority": checks.one_of("priority", priority, checks.PRIORITIES),
-        # The digests may be written before the values: they are one transaction.
-        "initial": {key: value.digest for key, value in initial.items()},
-    }
-    statement = (
-        insert(Execution)
-        .values(row)
-        # Of two that begin the same flow run at once one inserts, and the other waits here, then finds it.
-        .on_conflict_do_nothing(index_elements=[Execution.flow_run_id])
-        .returning(Execution.id)
+    row = Execution(
+        public_id=uuid.uuid4(),
+        workflow_id=workflow_id,
+        client_id=client.id if client else None,
+        client_slug=client.slug if client else None,
+        priority=checks.one_of("priority", priority, checks.PRIORITIES),
     )
+    session.add(row)
+    flush(session)
+    row.initial = values.put(session, row.id, initial)
+    return get(session, row.id)
+
+
+def ensure_row(session: Session, flow_run_id: uuid.UUID, workflow_id: int) -> None:
+    """Make the row of a run that was started elsewhere, unless it has one or its workflow is gone.
+
+    Client and context are filled in by `executions.begin`, which knows them.
+    """
+    workflow = select(Workflow.id).where(Workflow.id == workflow_id)
+    # Locked, or it might be deleted before the row refers to it.
+    if session.scalar(workflow.with_for_update(read=True, key_share=True)) is None:
+        return
+    session.execute(
+        insert(Execution)
+        .values(flow_run_id=flow_run_id, workflow_id=workflow_id)
+        # Of two that take the same flow run at once one inserts, and the other waits here, then finds it.
+        .on_conflict_do_nothing(index_elements=[Execution.flow_run_id])
+    )
+
+
+def flush(session: Session) -> None:
+    """Write what is new of an execution; raises NotFoundError when its workflow or client is gone."""
     try:
-        execution_id = session.scalar(statement)
+        session.flush()
     except IntegrityError as error:
+        if not constraint(error).startswith("fk_executions_"):
+            raise
         gone = "client" if constraint(error).startswith("fk_executions_client_id") else "workflow"
         raise NotFoundError(f"There is no such {gone} any more.") from None
-    if execution_id is None:
-        return session.scalars(with_workflow().where(Execution.flow_run_id == flow_run_id)).one()
-    values.put(session, execution_id, initial)
-    return get(session, execution_id)

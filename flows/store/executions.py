@@ -1,16 +1,24 @@
-"""Executions: the rows that say what became of every run. Each change of status is one guarded statement."""
+"""Executions: the rows that say what became of every run, and what may happen to them.
+
+Who runs one has its lease (see `leases`); what comes from outside (a rejection, a cancellation, a person's
+retry) needs none, and changes a row only from the status that it expects. Making rows, finding them and
+opening them again stand in modules of their own, but are called by this one's name.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import select, true, update
 from sqlalchemy.orm import Session, selectinload
 
-from flows.engine.errors import ConflictError, ExecutionClosedError, NotFoundError
-from flows.store import checks, creation
+from flows.engine.errors import ConflictError, ExecutionClosedError, LeaseLostError, NotFoundError
+from flows.store import checks, creation, leases, values
 from flows.store.creation import create_pending as create_pending
+from flows.store.leases import Lease
 from flows.store.metrics import metrics as metrics
 from flows.store.models import Client, Execution, Workflow, WorkflowVersion, utcnow
 from flows.store.queries import by_public_id as by_public_id
@@ -18,7 +26,11 @@ from flows.store.queries import by_task as by_task
 from flows.store.queries import get as get
 from flows.store.queries import list_ as list_
 from flows.store.queries import live as live
-from flows.store.queries import with_workflow
+from flows.store.queries import locked, with_workflow
+from flows.store.retrying import FRESH
+from flows.store.retrying import reopen as reopen
+from flows.store.retrying import skip as skip
+from flows.store.session import now
 from flows.store.values import Stored
 
 
@@ -43,6 +55,7 @@ def reject(session: Session, execution_id: int, reason: str) -> bool:
 
 def begin(
     session: Session,
+    lease: Lease | None,
     *,
     flow_run_id: uuid.UUID,
     public_id: uuid.UUID | None,
@@ -51,38 +64,82 @@ def begin(
     initial: Stored,
     priority: str = "normal",
 ) -> Execution:
-    """Take a run over for a flow run, or on again after it failed or its worker died; count the attempt.
+    """Start an attempt of a run whose lease was taken: its first, or a further one after whatever ended it.
 
-    The row is the one with `public_id`; without that, the one of this flow run, made if there is none (then,
-    and only then, `client`, `initial` and `priority` count). The first start pins the graph's current
-    version. The chain so far stays: see `chain.visits`. So does `sandbox_id`, for its sandbox to be killed.
-    Returns the row with `workflow` and `version` loaded.
+    `client`, `initial` and `priority` count at the first attempt of a run that the API did not make (no
+    `public_id`). The first start pins the graph's current version. The chain so far stays: see
+    `chain.visits`. So does `sandbox_id`, for its sandbox to be killed. A run that failed or was cancelled is
+    open again, with a person's patience: the counters of retries and crashes begin anew. Returns the row with
+    `workflow` and `version` loaded.
 
-    Raises ExecutionClosedError when the run was completed, cancelled or never started (`reject`),
-    ConflictError when it belongs to another flow run or workflow, NotFoundError when there is no row with
-    `public_id`, no such workflow or no such client (any more).
+    Raises, also to say why there was no lease to take: ExecutionClosedError when the run was completed or
+    never started (`reject`), ConflictError when it belongs to another flow run or workflow, NotFoundError
+    when there is no such row, or no such client (any more). Raises LeaseLostError when the lease is not ours.
     """
-    if public_id is None:
-        mine = Execution.flow_run_id == flow_run_id
-        if session.scalar(select(Execution.id).where(mine)) is None:
-            creation.insert_row(session, uuid.uuid4(), flow_run_id, workflow_id, client, priority, initial)
-        execution = _locked(session, mine)
-    else:
-        execution = _locked(session, Execution.public_id == public_id)
+    mine = Execution.flow_run_id == flow_run_id if public_id is None else Execution.public_id == public_id
+    execution = locked(session, mine)
     if execution is None:
         raise NotFoundError(f"There is no execution {public_id or flow_run_id}: was it deleted?")
     _check_startable(execution, flow_run_id, workflow_id)
-    return _start(session, execution, flow_run_id)
+    if lease is None or execution.lease_owner != lease.owner:
+        raise LeaseLostError(f"Execution {execution.id} is not this process's to begin.")
+    if public_id is None and execution.attempt == 0:
+        execution.client_id = client.id if client else None
+        execution.client_slug = client.slug if client else None
+        execution.priority = checks.one_of("priority", priority, checks.PRIORITIES)
+        execution.initial = values.put(session, execution.id, initial)
+    return _start(session, execution)
 
 
 def set_progress(
-    session: Session, execution_id: int, *, current_node: str | None = None, sandbox_id: str | None = None
+    session: Session, lease: Lease, *, current_node: str | None = None, sandbox_id: str | None = None
 ) -> None:
-    """Note the node that a run is at, and the sandbox that it has; what is None stays as it was."""
-    given = {"current_node": current_node, "sandbox_id": sandbox_id}
-    changes = {key: value for key, value in given.items() if value is not None}
-    if changes:
-        session.execute(update(Execution).where(Execution.id == execution_id).values(changes))
+    """Note the node that a run is at, and the sandbox that it has; what is None stays as it was.
+
+    With a sandbox there is, from now on, a node that may have been started. Raises LeaseLostError.
+    """
+    changes: dict[str, Any] = {}
+    if current_node is not None:
+        changes["current_node"] = current_node
+    if sandbox_id is not None:
+        changes |= {"sandbox_id": sandbox_id, "stepping": True, "lost_starts": 0}
+    leases.hold(session, lease, **changes)
+
+
+def guard(session: Session, lease: Lease, step: int) -> None:
+    """Note, before it is sent, that a step's node is about to start and must never be started again.
+
+    It holds until the step succeeds (`chain.append`) or a person retries or skips it. Raises LeaseLostError.
+    """
+    leases.hold(session, lease, guarded_step=step)
+
+
+def postpone(
+    session: Session,
+    lease: Lease,
+    *,
+    error: str,
+    error_kind: str,
+    at_node: str | None,
+    seconds: float,
+    counted: bool = True,
+) -> datetime:
+    """Give a run back for so many seconds, and return when its next attempt is due; it stays `running`.
+
+    `counted` unless it only waits, as for the circuit breaker. Raises LeaseLostError.
+    """
+    due = session.scalars(select(now(seconds))).one()
+    leases.hold(
+        session,
+        lease,
+        retries=Execution.retries + int(counted),
+        next_attempt_at=due,
+        error=error,
+        error_kind=error_kind,
+        failed_at_node=at_node,
+        **leases.FREE,
+    )
+    return due
 
 
 def finish(
@@ -93,24 +150,27 @@ def finish(
     error: str | None = None,
     error_kind: str | None = None,
     failed_at_node: str | None = None,
+    lease: Lease | None = None,
 ) -> bool:
-    """Close a run that is pending or running. False when it was closed already, and stays as it was."""
-    return _close(
+    """Close a run that is pending or running. False when it was closed already, and stays as it was.
+
+    The flow gives its lease, and LeaseLostError is raised unless that is still its own; without one the word
+    comes from outside, and takes the lease from whoever has it.
+    """
+    closed = _close(
         session,
         execution_id,
         checks.LIVE,
+        lease,
         status=status,
         error=error,
         error_kind=error_kind,
         failed_at_node=failed_at_node,
     )
-
-
-def _locked(session: Session, which: ColumnElement[bool]) -> Execution | None:
-    """The row, ours until the transaction ends, as it is now and not as it was when we asked for it."""
-    return session.scalars(
-        select(Execution).where(which).with_for_update().execution_options(populate_existing=True)
-    ).one_or_none()
+    # One that a person retried may fail before `begin` opens it.
+    if not closed and lease is not None and not leases.release(session, lease):
+        raise leases.lost(session, lease)
+    return closed
 
 
 def _check_startable(execution: Execution, flow_run_id: uuid.UUID, workflow_id: int) -> None:
@@ -125,32 +185,43 @@ def _check_startable(execution: Execution, flow_run_id: uuid.UUID, workflow_id: 
         )
     if execution.error_kind == "not_started":
         raise ExecutionClosedError(f"Execution {execution.id} was given up before it started.")
-    if execution.status in ("completed", "cancelled"):
+    if execution.status == "completed":
         raise ExecutionClosedError(f"Execution {execution.id} is {execution.status} already.")
 
 
-def _start(session: Session, execution: Execution, flow_run_id: uuid.UUID) -> Execution:
+def _start(session: Session, execution: Execution) -> Execution:
     if execution.version_id is None:
         execution.version_id = session.scalars(
             select(WorkflowVersion.id)
             .join(Workflow, Workflow.id == WorkflowVersion.workflow_id)
             .where(Workflow.id == execution.workflow_id, WorkflowVersion.number == Workflow.version)
         ).one()
-    execution.flow_run_id = flow_run_id
+    if execution.status not in checks.LIVE:
+        for name, value in FRESH.items():
+            setattr(execution, name, value)
     execution.status = "running"
     execution.attempt += 1
+    execution.stepping = False
     execution.started_at = execution.started_at or utcnow()
     execution.completed_at = execution.error = execution.error_kind = execution.failed_at_node = None
-    session.flush()
+    execution.next_attempt_at = None
+    creation.flush(session)
     loaded = with_workflow().options(selectinload(Execution.version)).where(Execution.id == execution.id)
     return session.scalars(loaded).one()
 
 
-def _close(session: Session, execution_id: int, from_: Sequence[str], **changes: str | None) -> bool:
+def _close(
+    session: Session,
+    execution_id: int,
+    from_: Sequence[str],
+    lease: Lease | None = None,
+    **changes: str | None,
+) -> bool:
+    ours = true() if lease is None else lease.is_ours
     closed = session.scalar(
         update(Execution)
-        .where(Execution.id == execution_id, Execution.status.in_(from_))
-        .values(completed_at=utcnow(), current_node=None, **changes)
+        .where(Execution.id == execution_id, Execution.status.in_(from_), ours)
+        .values(completed_at=utcnow(), current_node=None, next_attempt_at=None, **leases.FREE, **changes)
         .returning(Execution.id)
     )
     return closed is not None

@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy import CHAR, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from flows.store.base import AsciiJson
@@ -138,6 +138,7 @@ class Execution(Base):
         Index("ix_executions_created_at", "created_at"),
         Index("ix_executions_version_id", "version_id"),
         Index("ix_executions_client_id", "client_id"),
+        Index("ix_executions_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -162,6 +163,24 @@ class Execution(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     """How often the run was started."""
     sandbox_id: Mapped[str | None] = mapped_column(String(255))
+    lease_owner: Mapped[uuid.UUID | None]
+    """Who alone may write what becomes of the run: see `leases`."""
+    lease_until: Mapped[datetime | None]
+    """When anybody else may take it; by the database's clock."""
+    stepping: Mapped[bool] = mapped_column(default=False)
+    """Whether a node of this attempt may have been started."""
+    guarded_step: Mapped[int | None]
+    """The step whose node must not be started again (`on_interrupt: fail`): it was started, and has not
+    succeeded."""
+    retries: Mapped[int] = mapped_column(default=0)
+    """How often the run was put off because infrastructure broke."""
+    next_attempt_at: Mapped[datetime | None]
+    """When a run that was put off, or is retried by a person, is due."""
+    crashes: Mapped[int] = mapped_column(default=0)
+    """How often in a row its process died at `crash_step`, without a step that succeeded in between."""
+    crash_step: Mapped[int | None]
+    lost_starts: Mapped[int] = mapped_column(default=0)
+    """How many attempts in a row ended before a node was started."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -224,3 +243,32 @@ class ContextValue(Base):
     compressed: Mapped[bool]
     sealed: Mapped[bool] = mapped_column(default=False)
     """Encrypted, because it contains a secret: shown as `***`, opened only for a sandbox."""
+
+
+class IdempotencyKey(Base):
+    """What a client gave with a request, so that asking again makes no second run."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(CHAR(64))
+    """SHA-256, hexadecimal, of the request."""
+    execution_id: Mapped[int] = mapped_column(ForeignKey("executions.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime]
+
+
+class CircuitBreaker(Base):
+    """Whether a service that all workers use is to be left alone for a while; no row: closed."""
+
+    __tablename__ = "circuit_breakers"
+    __table_args__ = (CheckConstraint("state in ('closed', 'open', 'half_open')", name="state"),)
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    failures: Mapped[int]
+    """Since the last success."""
+    opened_at: Mapped[datetime | None]
+    retry_at: Mapped[datetime | None]
+    """When one caller may try whether the service works again."""
+    probe_until: Mapped[datetime | None]
+    """Until when that caller is waited for."""

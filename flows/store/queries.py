@@ -58,6 +58,13 @@ def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
     return list(session.scalars(statement))
 
 
+def locked(session: Session, which: ColumnElement[bool]) -> Execution | None:
+    """The row, ours until the transaction ends, as it is now and not as it was when we asked for it."""
+    return session.scalars(
+        select(Execution).where(which).with_for_update().execution_options(populate_existing=True)
+    ).one_or_none()
+
+
 def with_workflow() -> Select[tuple[Execution]]:
     """Executions as they are now, with their `workflow` loaded."""
     return select(Execution).options(joinedload(Execution.workflow)).execution_options(populate_existing=True)

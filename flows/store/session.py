@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import ColumnElement, Engine, create_engine, func, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
@@ -68,6 +69,11 @@ def constraint(error: IntegrityError) -> str:
     """Name of the constraint that a statement ran against."""
     diagnosis = getattr(error.orig, "diag", None)
     return getattr(diagnosis, "constraint_name", None) or ""
+
+
+def now(after: float = 0) -> ColumnElement[datetime]:
+    """The database's clock, or `after` seconds later: two processes may disagree about the time."""
+    return func.clock_timestamp() + timedelta(seconds=after)
 
 
 class Database:

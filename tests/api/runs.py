@@ -13,6 +13,7 @@ from flows.engine.context import to_fragments
 from flows.store import chain, executions
 from flows.store.models import Execution
 from flows.store.session import Database
+from tests.leasing import begin, lease_of
 
 
 class Run:
@@ -31,7 +32,7 @@ class Run:
         def work(session: Session) -> Execution:
             row = executions.by_task(session, self._task_id)
             assert row is not None
-            return executions.begin(
+            return begin(
                 session,
                 flow_run_id=self._task_id,
                 public_id=row.public_id,
@@ -42,6 +43,7 @@ class Run:
 
         row = await self._database.run(work)
         self.execution_id = row.id
+        self._lease = lease_of(row)
         return row
 
     async def step(
@@ -61,7 +63,7 @@ class Run:
             row = {"status": "success", "execution_time": 0.25, **extra}
             chain.append(
                 session,
-                self.execution_id,
+                self._lease,
                 chain.Step(
                     step=self._step,
                     attempt=attempt,
@@ -70,8 +72,8 @@ class Run:
                     changes=stored,
                     **row,
                 ),
+                current_node=node_id,
             )
-            executions.set_progress(session, self.execution_id, current_node=node_id)
 
         await self._database.run(work)
         if extra.get("status") != "failed":
@@ -80,5 +82,7 @@ class Run:
     async def finish(self, status: str = "completed", **why: Any) -> None:
         """Close the execution, as the flow does last."""
         await self._database.run(
-            lambda session: executions.finish(session, self.execution_id, status=status, **why)
+            lambda session: executions.finish(
+                session, self.execution_id, status=status, lease=self._lease, **why
+            )
         )

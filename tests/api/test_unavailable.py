@@ -16,12 +16,12 @@ from sqlalchemy import select
 
 from flows.config.settings import Settings
 from flows.engine.errors import ExecutionClosedError
-from flows.store import executions
 from flows.store.models import Execution
 from flows.store.session import Database
 from tests.api.conftest import make_settings, running_api
 from tests.api.relay import Relay
 from tests.builders import action, fresh_name, line
+from tests.leasing import begin
 from tests.servers import free_port
 from tests.waiting import eventually
 
@@ -66,7 +66,7 @@ async def test_without_prefect_nothing_is_started(
     assert (row.status, row.error_kind, row.flow_run_id) == ("failed", "not_started", None)
     with pytest.raises(ExecutionClosedError):
         await database.run(
-            lambda session: executions.begin(
+            lambda session: begin(
                 session,
                 flow_run_id=UUID(int=1),
                 public_id=row.public_id,
@@ -139,7 +139,7 @@ async def test_an_answer_of_prefects_that_got_lost(
     (late,) = await eventually(lambda: flow_run_ids(prefect, workflow), bool)
     with pytest.raises(ExecutionClosedError):
         await database.run(
-            lambda session: executions.begin(
+            lambda session: begin(
                 session,
                 flow_run_id=late,
                 public_id=row.public_id,
@@ -168,7 +168,7 @@ async def test_a_run_that_started_in_spite_of_a_lost_answer(
             (flow_run_id,) = await eventually(lambda: flow_run_ids(prefect, workflow), bool)
             (row,) = await rows(database)
             await database.run(
-                lambda session: executions.begin(
+                lambda session: begin(
                     session,
                     flow_run_id=flow_run_id,
                     public_id=row.public_id,

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from flows.store import executions, workflows
+from flows.store import workflows
 from flows.store.models import Execution, Workflow
 from flows.store.session import Database
+from tests.leasing import begin
 
 GRAPH: dict[str, Any] = {
     "nodes": [{"id": "start", "type": "start"}, {"id": "end", "type": "end"}],
@@ -34,13 +35,10 @@ def workflow(database: Database) -> Workflow:
 def execution(database: Database, workflow: Workflow) -> Execution:
     """A running execution of that workflow, with an empty context."""
     return database.run_sync(
-        lambda session: executions.begin(
+        lambda session: begin(
             session,
             flow_run_id=uuid.uuid4(),
-            public_id=None,
             workflow_id=workflow.id,
-            client=None,
-            initial={},
         )
     )
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 
-from flows.engine.errors import ConflictError, NotFoundError
-from flows.store import chain, executions, values, workflows
+from flows.engine.errors import ConflictError, LeaseLostError, NotFoundError
+from flows.store import chain, values, workflows
 from flows.store.chain import Step
 from flows.store.models import ChainEntry, Execution, Workflow
 from flows.store.session import Database
 from flows.store.values import Value
+from tests.leasing import begin, lease_of
 from tests.store.racing import together
 
 
 def append(database: Database, execution: Execution, step: Step) -> ChainEntry:
     """Write a row."""
-    return database.run_sync(lambda s: chain.append(s, execution.id, step))
+    return database.run_sync(lambda s: chain.append(s, lease_of(execution), step))
 
 
 def value(number: int) -> Value:
@@ -31,7 +32,7 @@ def value(number: int) -> Value:
 def run(database: Database, workflow: Workflow) -> Execution:
     """A run from a=1 whose node `loop` fails once, then sets b=2, comes back, sets a=3, and goes out."""
     execution = database.run_sync(
-        lambda s: executions.begin(
+        lambda s: begin(
             s,
             flow_run_id=uuid.uuid4(),
             public_id=None,
@@ -161,9 +162,11 @@ def test_two_that_run_the_same_step_at_once(database: Database, execution: Execu
 def test_a_run_whose_workflow_was_deleted(database: Database, run: Execution, workflow: Workflow) -> None:
     """Writing to it, or reading its state, says that it is gone."""
     database.run_sync(lambda s: workflows.delete(s, workflow.id))
-    with pytest.raises(NotFoundError):
-        append(database, run, Step(6, 1, "x", "action", "success", changes={"c": value(7)}))
-    with pytest.raises(NotFoundError):
+    with pytest.raises(LeaseLostError, match="deleted"):
         append(database, run, Step(6, 1, "x", "action", "success"))
+    for changes in ({}, {"c": value(7)}):
+        step = Step(6, 1, "x", "action", "success", changes=changes)
+        with pytest.raises(NotFoundError):
+            database.run_sync(partial(chain.add, execution_id=run.id, step=step))
     with pytest.raises(NotFoundError):
         database.run_sync(lambda s: chain.state(s, run.id))

@@ -12,6 +12,7 @@ from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError
 from flows.store import clients, executions
 from flows.store.models import Client, Workflow
 from flows.store.session import Database
+from tests.leasing import begin
 
 
 @pytest.fixture
@@ -162,8 +163,8 @@ def test_a_deleted_client_takes_its_credentials_and_leaves_its_runs(
     """Executions stay, with the slug that they ran for."""
     put(database, "main")
 
-    def begin(session: Session) -> int:
-        return executions.begin(
+    def start(session: Session) -> int:
+        return begin(
             session,
             flow_run_id=uuid.uuid4(),
             public_id=None,
@@ -172,7 +173,7 @@ def test_a_deleted_client_takes_its_credentials_and_leaves_its_runs(
             initial={},
         ).id
 
-    run = database.run_sync(begin)
+    run = database.run_sync(start)
     database.run_sync(lambda s: clients.delete(s, "idom"))
     left = database.run_sync(lambda s: executions.get(s, run))
     assert (left.client_id, left.client_slug) == (None, "idom")

@@ -16,6 +16,8 @@ from flows.store import chain, clients, executions, values, workflows
 from flows.store.models import Execution, Workflow, utcnow
 from flows.store.session import Database
 from flows.store.values import Value
+from tests.leasing import begin as start_run
+from tests.leasing import lease_of
 from tests.store.racing import together
 
 
@@ -39,7 +41,7 @@ def begin(
 ) -> Execution:
     """What the flow does at its start."""
     return database.run_sync(
-        lambda s: executions.begin(
+        lambda s: start_run(
             s,
             flow_run_id=flow_run_id,
             public_id=public_id,
@@ -50,7 +52,7 @@ def begin(
     )
 
 
-def finish(database: Database, execution: Execution, status: str, **fields: str) -> bool:
+def finish(database: Database, execution: Execution, status: str, **fields: Any) -> bool:
     """What the flow does at its end."""
     return database.run_sync(lambda s: executions.finish(s, execution.id, status=status, **fields))
 
@@ -86,8 +88,10 @@ def test_a_run_from_the_api_goes_from_pending_to_completed(database: Database, w
         Value(b"1").digest: Value(b"1")
     }
 
-    database.run_sync(lambda s: executions.set_progress(s, made.id, current_node="mail", sandbox_id="sbx"))
-    database.run_sync(lambda s: executions.set_progress(s, made.id, current_node="pdf\0"))
+    database.run_sync(
+        lambda s: executions.set_progress(s, lease_of(running), current_node="mail", sandbox_id="sbx")
+    )
+    database.run_sync(lambda s: executions.set_progress(s, lease_of(running), current_node="pdf\0"))
     assert (read(database, made).current_node, read(database, made).sandbox_id) == ("pdf\0", "sbx")
 
     assert finish(database, made, "completed")
@@ -110,11 +114,12 @@ def test_a_flow_that_is_faster_than_the_confirmation(database: Database, workflo
 def test_a_run_from_elsewhere_makes_its_row(database: Database, workflow: Workflow) -> None:
     """Started in the UI or by a schedule: the row is made once, with client and context, and found again."""
     client = database.run_sync(lambda s: clients.create(s, slug="idom", name="Idom"))
-    flow_run_id = uuid.uuid4()
+    flow_run_id, owner = uuid.uuid4(), uuid.uuid4()
 
     def start(session: Session) -> Execution:
-        return executions.begin(
+        return start_run(
             session,
+            owner=owner,
             flow_run_id=flow_run_id,
             public_id=None,
             workflow_id=workflow.id,
@@ -156,9 +161,9 @@ def test_a_failed_run_is_opened_again(database: Database, workflow: Workflow) ->
     flow_run_id = uuid.uuid4()
     first = begin(database, workflow, flow_run_id)
     database.run_sync(
-        lambda s: chain.append(s, first.id, chain.Step(0, 1, "start", "start", "success", stdout="hi"))
+        lambda s: chain.append(s, lease_of(first), chain.Step(0, 1, "start", "start", "success", stdout="hi"))
     )
-    database.run_sync(lambda s: executions.set_progress(s, first.id, sandbox_id="sbx"))
+    database.run_sync(lambda s: executions.set_progress(s, lease_of(first), sandbox_id="sbx"))
     assert finish(database, first, "failed", error="boom \ud800", error_kind="node", failed_at_node="mail")
     failed = read(database, first)
     assert (failed.error, failed.error_kind, failed.failed_at_node) == ("boom \ud800", "node", "mail")
@@ -170,15 +175,14 @@ def test_a_failed_run_is_opened_again(database: Database, workflow: Workflow) ->
     assert database.run_sync(lambda s: chain.visits(s, first.id)) == [("start", None)]
 
 
-@pytest.mark.parametrize("status", ["completed", "cancelled"])
-def test_a_run_that_is_over_is_not_begun_again(database: Database, workflow: Workflow, status: str) -> None:
-    """Retrying a run that succeeded, or was cancelled, does nothing."""
+def test_a_run_that_succeeded_is_not_begun_again(database: Database, workflow: Workflow) -> None:
+    """Retrying it does nothing."""
     flow_run_id = uuid.uuid4()
     first = begin(database, workflow, flow_run_id)
-    finish(database, first, status)
-    with pytest.raises(ExecutionClosedError, match=status):
+    finish(database, first, "completed")
+    with pytest.raises(ExecutionClosedError, match="completed"):
         begin(database, workflow, flow_run_id)
-    assert (read(database, first).status, read(database, first).attempt) == (status, 1)
+    assert (read(database, first).status, read(database, first).attempt) == ("completed", 1)
 
 
 def test_a_run_that_was_given_up_never_starts(database: Database, workflow: Workflow) -> None:
@@ -269,12 +273,13 @@ def test_priorities_are_checked(database: Database, workflow: Workflow) -> None:
 def test_a_flow_run_begun_twice_at_once_has_one_row(
     database: Database, workflow: Workflow, round_: int
 ) -> None:
-    """Without a row before: one makes it, the other finds it; the attempts are counted apart."""
+    """Without a row before: one makes it and begins it, the others find it leased."""
     flow_run_id = uuid.uuid4()
     start = partial(begin, database, workflow, flow_run_id, None, {"a": Value(b"1")})
-    rows = [row for row in together(start, start, start) if isinstance(row, Execution)]
-    assert len({row.id for row in rows}) == 1
-    assert sorted(row.attempt for row in rows) == [1, 2, 3]
+    outcomes = together(start, start, start)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Execution", *["LeaseHeldError"] * 2]
+    rows, total = database.run_sync(executions.list_)
+    assert (total, rows[0].attempt, rows[0].status) == (1, 1, "running")
 
 
 @pytest.mark.parametrize("round_", range(5))

@@ -63,7 +63,7 @@ def test_up_down_and_up_again(empty_database_url: str) -> None:
     """Going down to base leaves nothing behind, not even a type, and the way up is open again."""
     assert migrations.current(empty_database_url) is None
     migrations.upgrade(empty_database_url)
-    assert migrations.current(empty_database_url) == "0001"
+    assert migrations.current(empty_database_url) == "0002"
     before = rows(empty_database_url, DEFINITIONS)
 
     migrations.downgrade(empty_database_url, "base")

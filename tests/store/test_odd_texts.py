@@ -15,6 +15,7 @@ from flows.store.chain import Step
 from flows.store.models import Execution, Workflow
 from flows.store.session import Database
 from flows.store.values import Value, load
+from tests.leasing import lease_of
 
 ODD_TEXTS = [
     *("\0", "\ud800", "\udfff\ud800", "'", '"', "\\", "%s %(x)s :x", "\x1b[0m", "😀", "\\u0000", "$$"),
@@ -48,7 +49,7 @@ def test_contexts(database: Database, execution: Execution, key: str, value: Any
     database.run_sync(
         partial(
             chain.append,
-            execution_id=execution.id,
+            lease=lease_of(execution),
             step=Step(step, 1, "n", "action", "success", changes={key: Value(data)}),
         )
     )
@@ -77,8 +78,8 @@ def test_what_a_node_says(database: Database, execution: Execution, text: str, o
         stdout=other,
         stderr=text,
     )
-    entry_id = database.run_sync(lambda s: chain.append(s, execution.id, said)).id
-    database.run_sync(lambda s: executions.set_progress(s, execution.id, current_node=text))
+    entry_id = database.run_sync(lambda s: chain.append(s, lease_of(execution), said)).id
+    database.run_sync(lambda s: executions.set_progress(s, lease_of(execution), current_node=text))
     (entry,) = database.run_sync(lambda s: chain.entries(s, execution.id, step, 1))
     assert entry.id == entry_id
     assert (entry.error_type, entry.traceback, entry.stderr) == (as_json(text),) * 3

@@ -16,6 +16,7 @@ from flows.store.chain import Step
 from flows.store.models import ContextValue, Execution, Workflow
 from flows.store.session import Database
 from flows.store.values import Value
+from tests.leasing import begin, lease_of
 
 MEGABYTE = 1024 * 1024
 
@@ -118,24 +119,24 @@ def test_runs_with_large_contexts_cost_their_size_once(database: Database, workf
         total = func.pg_total_relation_size
         return sum(session.scalar(select(total(text(f"'{table}'::regclass")))) or 0 for table in tables)
 
-    def run(session: Session, initial: dict[str, Value]) -> int:
-        return executions.begin(
+    def run(session: Session, initial: dict[str, Value]) -> Execution:
+        return begin(
             session,
             flow_run_id=uuid.uuid4(),
             public_id=None,
             workflow_id=workflow.id,
             client=None,
             initial=initial,
-        ).id
+        )
 
     before = database.run_sync(size)
     for number in range(2):
         parts = {f"p{i}": Value(incompressible(2 * MEGABYTE, seed=10 * number + i)) for i in range(5)}
-        execution_id = database.run_sync(partial(run, initial=parts))
+        execution = database.run_sync(partial(run, initial=parts))
         for step in range(10):
             changes = {**parts, "n": Value(str(step).encode())}
             work = Step(step, 1, f"n{step}", "action", "success", changes=changes)
-            database.run_sync(partial(chain.append, execution_id=execution_id, step=work))
+            database.run_sync(partial(chain.append, lease=lease_of(execution), step=work))
     assert 20 * MEGABYTE < database.run_sync(size) - before <= 1.2 * 20 * MEGABYTE
 
 

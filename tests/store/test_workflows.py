@@ -23,6 +23,7 @@ from flows.store.models import (
 )
 from flows.store.session import Database
 from flows.store.values import Value
+from tests.leasing import begin, lease_of
 from tests.store.racing import together
 
 
@@ -245,7 +246,7 @@ def test_deleting_a_workflow_takes_everything_of_it_along(
     def fill(session: Session) -> None:
         workflows.update(session, workflow.id, graph={**graph, "more": 1})
         schedules.add(session, workflow.id, cron="0 9 * * *")
-        run = executions.begin(
+        run = begin(
             session,
             flow_run_id=uuid.uuid4(),
             public_id=None,
@@ -254,7 +255,7 @@ def test_deleting_a_workflow_takes_everything_of_it_along(
             initial={"a": Value(b"1")},
         )
         chain.append(
-            session, run.id, chain.Step(0, 1, "start", "start", "success", changes={"b": Value(b"2")})
+            session, lease_of(run), chain.Step(0, 1, "start", "start", "success", changes={"b": Value(b"2")})
         )
 
     database.run_sync(fill)

@@ -1,0 +1,119 @@
+"""What a person may do about a run that failed or was cancelled: try it again, or go on behind a node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError
+from flows.engine.graph import Graph, Node, load_graph
+from flows.engine.traversal import Visit, next_node
+from flows.engine.validation import MAX_STEPS
+from flows.store import chain
+from flows.store.models import Execution, WorkflowVersion
+from flows.store.queries import get, locked
+from flows.store.session import now
+from flows.store.values import Stored
+
+FRESH: dict[str, Any] = {
+    "retries": 0,
+    "crashes": 0,
+    "crash_step": None,
+    "lost_starts": 0,
+    "guarded_step": None,
+}
+"""What a person's retry forgets."""
+
+
+def reopen(session: Session, execution_id: int) -> Execution:
+    """Open a run that failed or was cancelled, for a person's retry: due now, all counters at zero.
+
+    The error stays until it begins. Raises NotFoundError, and ConflictError when there is nothing to retry.
+    """
+    execution = _closed(session, execution_id, ("failed", "cancelled"))
+    session.execute(
+        update(Execution)
+        .where(Execution.id == execution_id)
+        .values(
+            # One that Prefect never had is handed to it as at first.
+            status="running" if execution.flow_run_id else "pending",
+            completed_at=None,
+            next_attempt_at=now(),
+            **FRESH,
+        )
+    )
+    return get(session, execution_id)
+
+
+def skip(
+    session: Session, execution_id: int, step: int, changes: Stored, branch: str | None = None
+) -> Execution:
+    """Let a run that failed at a step go on behind it, as if its node had changed the context so.
+
+    `branch` is the answer of a decision, and only of one. Opens the run like `reopen`. Raises NotFoundError,
+    InvalidInputError for a branch that is none of the node's, and ConflictError that says which step can be
+    skipped when this one cannot.
+    """
+    execution = _closed(session, execution_id, ("failed",))
+    graph, at, node = _next(session, execution)
+    if node is None or node.type not in ("action", "decision"):
+        raise ConflictError(f"Execution {execution_id} did not fail at a node: there is none to skip.")
+    if at != step:
+        raise ConflictError(
+            f"Execution {execution_id} is at step {at}, node {node.id!r}: only that one can be skipped."
+        )
+    target = _target(graph, node, branch)
+    chain.add(
+        session,
+        execution_id,
+        chain.Step(
+            step=step,
+            attempt=chain.next_attempt(session, execution_id, step),
+            node_id=node.id,
+            node_type=node.type,
+            status="success",
+            changes=changes,
+            decision_result=branch,
+            path_taken=target if node.type == "decision" else None,
+            stdout="Skipped by a person.",
+        ),
+    )
+    return reopen(session, execution_id)
+
+
+def _closed(session: Session, execution_id: int, statuses: tuple[str, ...]) -> Execution:
+    """Lock a row that has ended in one of the statuses, after it had started."""
+    execution = locked(session, Execution.id == execution_id)
+    if execution is None:
+        raise NotFoundError(f"There is no execution {execution_id}.")
+    if execution.error_kind == "not_started":
+        raise ConflictError(f"Execution {execution_id} was never started. Start its workflow anew.")
+    if execution.status not in statuses:
+        raise ConflictError(f"Execution {execution_id} is {execution.status}, not {' or '.join(statuses)}.")
+    return execution
+
+
+def _next(session: Session, execution: Execution) -> tuple[Graph, int, Node | None]:
+    """The graph of a run, the number of its next step, and that step's node."""
+    version = session.get(WorkflowVersion, execution.version_id) if execution.version_id else None
+    if version is None:
+        raise ConflictError(f"Execution {execution.id} never began: there is no node to skip.")
+    graph = load_graph(version.graph)
+    visits = [Visit(node_id, branch) for node_id, branch in chain.visits(session, execution.id)]
+    return graph, len(visits), next_node(graph, visits, MAX_STEPS + 1)
+
+
+def _target(graph: Graph, node: Node, branch: str | None) -> str:
+    """The node behind this one; raises InvalidInputError for a branch that is none of its ways."""
+    ways = {way.condition if node.type == "decision" else None: way.target for way in graph.ways(node.id)}
+    if branch not in ways:
+        wanted = (
+            f"one of {', '.join(map(str, ways))}"
+            if node.type == "decision"
+            else "left out: it decides nothing"
+        )
+        message = f"must be {wanted}"
+        raise InvalidInputError(f"branch {message}.", [{"field": "branch", "message": message}])
+    return ways[branch]
