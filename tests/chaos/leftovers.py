@@ -1,0 +1,153 @@
+"""What must not be there when all runs are over: counted once before the stack is stopped, once after."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg2
+
+from deployments.cli.processes import family
+from tests.chaos.stack import MARK, Stack
+
+SETTLING = 20.0
+"""Seconds that the last states of Prefect and the like may take."""
+
+
+def while_it_stands(stack: Stack) -> dict[str, list[str]]:
+    """What is left over of the runs in a stack that still stands and has nothing to do.
+
+    Kind → one line for each; looked for again for a while, since Prefect hears of ends a little later.
+    """
+    kinds: dict[str, Callable[[Stack], list[str]]] = {
+        "executions not closed": _open_executions,
+        "leases": _leases,
+        "flow runs not final in Prefect": _open_flow_runs,
+        "task runs not final in Prefect": _open_task_runs,
+        "concurrency slots taken": _slots,
+        "sandboxes": _sandboxes,
+        "processes of sandboxes": _sandbox_processes,
+        "processes below workers": _below_workers,
+        "transactions left open": _transactions,
+    }
+    return {name: _settled(count, stack) for name, count in kinds.items()}
+
+
+def after_it_stopped(stack: Stack) -> dict[str, list[str]]:
+    """Stop all of NOVA and of its surroundings but the database; what is left over then."""
+    stack.stop_workers()
+    for part in (stack.api, stack.prefect, stack.e2b, stack.ledger):
+        part.stop()
+    return {
+        "database connections": _settled(_connections, stack),
+        "processes": _settled(_processes, stack),
+    }
+
+
+def _settled(count: Callable[[Stack], list[str]], stack: Stack) -> list[str]:
+    """Count until there is nothing, or for `SETTLING` seconds."""
+    deadline = time.monotonic() + SETTLING
+    while found := count(stack):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return found
+
+
+def _open_executions(stack: Stack) -> list[str]:
+    rows = stack.rows("SELECT id, status FROM executions WHERE status IN ('pending', 'running')")
+    return [f"execution {row['id']} is {row['status']}" for row in rows]
+
+
+def _leases(stack: Stack) -> list[str]:
+    rows = stack.rows("SELECT id, status, lease_until FROM executions WHERE lease_owner IS NOT NULL")
+    return [f"execution {row['id']}, {row['status']}, until {row['lease_until']}" for row in rows]
+
+
+def _open_flow_runs(stack: Stack) -> list[str]:
+    types = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+    found = _filter(stack, "flow_runs", {"flow_runs": {"state": {"type": {"any_": types}}}})
+    return [f"{run['name']}: {run['state_name']}, {run['state']['message']}" for run in found]
+
+
+def _open_task_runs(stack: Stack) -> list[str]:
+    types = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+    found = _filter(stack, "task_runs", {"task_runs": {"state": {"type": {"any_": types}}}})
+    return [f"{run['name']} of {run['flow_run_id']}: {run['state_name']}" for run in found]
+
+
+def _slots(stack: Stack) -> list[str]:
+    limits = _filter(stack, "v2/concurrency_limits", {})
+    return [f"{limit['name']}: {limit['active_slots']}" for limit in limits if limit["active_slots"]]
+
+
+def _filter(stack: Stack, what: str, body: dict[str, object]) -> list[dict[str, Any]]:
+    answer = httpx.post(f"{stack.prefect_url}/{what}/filter", json={**body, "limit": 200}, timeout=30)
+    answer.raise_for_status()
+    return list(answer.json())
+
+
+def _sandboxes(stack: Stack) -> list[str]:
+    return [
+        f"sandbox {each['id']} of execution {each['metadata'].get('execution')} is {each['state']}"
+        for each in stack.sandboxes()
+        if each["state"] != "killed"
+    ]
+
+
+def _sandbox_processes(stack: Stack) -> list[str]:
+    ours = {each["id"] for each in stack.sandboxes()}
+    return [f"{pid}: {name}" for pid, name in _marked("E2B_SANDBOX_ID") if name in ours]
+
+
+def _below_workers(stack: Stack) -> list[str]:
+    return [str(child) for worker in stack.workers if worker.runs for child in family(worker.pid)]
+
+
+def _transactions(stack: Stack) -> list[str]:
+    rows = stack.rows(
+        "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = 'nova'"
+        " AND state LIKE 'idle in transaction%%'"
+    )
+    return [f"{row['pid']}: {row['state']} after {row['query'][:80]}" for row in rows]
+
+
+def _connections(stack: Stack) -> list[str]:
+    try:
+        rows = stack.rows("SELECT pid, query FROM pg_stat_activity WHERE application_name = 'nova'")
+    except psycopg2.Error as error:
+        return [str(error)]
+    return [f"{row['pid']}: {row['query'][:80]}" for row in rows]
+
+
+def _processes(stack: Stack) -> list[str]:
+    """Every process that descends from the stack but PostgreSQL's own, which is stopped last."""
+    postgres = stack.postgres.pid
+    members = {postgres, *(child.pid for child in family(postgres))}
+    return [
+        f"{pid}: {_command(pid)}" for pid, mark in _marked(MARK) if mark == stack.mark and pid not in members
+    ]
+
+
+def _marked(variable: str) -> list[tuple[int, str]]:
+    """Process ids of this machine that have a variable in their environment, with its value."""
+    found = []
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit():
+                for each in (Path(entry.path) / "environ").read_bytes().split(b"\0"):
+                    name, _, value = each.partition(b"=")
+                    if name == variable.encode():
+                        found.append((int(entry.name), value.decode("utf-8", "replace")))
+    return found
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+    return "gone"

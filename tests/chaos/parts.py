@@ -1,0 +1,154 @@
+"""Servers that are killed, paused and started again at will, always at the same address."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psycopg2
+
+from deployments.cli.postgres import EmbeddedPostgres
+from tests.servers import ServerProcess, wait_until
+
+
+class Part:
+    """A server of the stack. `make` starts its process and logs to the file that it is given."""
+
+    def __init__(self, name: str, folder: Path, make: Callable[[Path], ServerProcess]) -> None:
+        self.name = name
+        self._folder = folder
+        self._make = make
+        self._server: ServerProcess | None = None
+        self.starts = 0
+
+    @property
+    def server(self) -> ServerProcess:
+        """Its process; there must have been one."""
+        assert self._server is not None, f"{self.name} was never started"
+        return self._server
+
+    @property
+    def pid(self) -> int:
+        """Process id of the one that was started last."""
+        return self.server.process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process lives."""
+        return self._server is not None and self._server.process.poll() is None
+
+    def start(self) -> None:
+        """Start it; returns when its process is there, which may be before it answers."""
+        self.starts += 1
+        self._server = self._make(self._folder / f"{self.name}-{self.starts}.log")
+
+    def kill(self) -> None:
+        """SIGKILL to it and to what it started in its own group; returns when it is dead."""
+        self.signal(signal.SIGKILL)
+        self.server.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its group a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def stop(self, timeout: float = 15.0) -> None:
+        """End it in an orderly way, if it was started, and kill what is left."""
+        if self._server is not None:
+            self.signal(signal.SIGCONT)
+            self._server.stop(timeout)
+
+
+class Postgres:
+    """The embedded PostgreSQL, which can say when each row was committed and is restarted in three ways."""
+
+    WAYS = ("fast", "immediate", "backend")
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.server = EmbeddedPostgres(folder / "pg")
+        self._log = folder / "postgresql.log"
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "LC_ALL": "C",
+            "TZ": "UTC",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the one that was started last."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections."""
+        self.server.prepare()
+        part = self.server.part(self._log, self._environment)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                # Processes are killed here, not the machine: what was written is there without fsync.
+                [*part.command, "-c", "fsync=off", "-c", "track_commit_timestamp=on"],
+                env=part.env,
+                cwd=part.cwd,
+                user=part.user,
+                group=part.user,
+                extra_groups=[] if part.user else None,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._wait()
+
+    def restart(self, way: str, pause: float = 0.5) -> None:
+        """Restart it.
+
+        `fast` cuts all clients off, `immediate` is a crash that the next start recovers from, `backend` is a
+        SIGKILL to one of its processes, after which it crashes and recovers by itself.
+        """
+        if way == "backend":
+            self._kill_backend()
+        else:
+            self._end(signal.SIGINT if way == "fast" else signal.SIGQUIT)
+            time.sleep(pause)
+            self.start()
+        self._wait()
+
+    def stop(self) -> None:
+        """Stop it, if it was started."""
+        if self._process is not None:
+            self._end(signal.SIGINT)
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(30)
+
+    def _kill_backend(self) -> None:
+        connection = psycopg2.connect(self.server.url("nova"))
+        try:
+            victim = connection.info.backend_pid
+            os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(psycopg2.Error):
+                connection.cursor().execute("SELECT pg_sleep(10)")
+        finally:
+            connection.close()
+
+    def _wait(self) -> None:
+        asyncio.run(self.server.wait())
+
+
+def wait_for_line(part: Part, words: str, timeout: float = 60.0) -> None:
+    """Return when a part has said these words; fail with its log's end when it ends or time runs out."""
+
+    def said() -> bool:
+        assert part.runs, f"{part.name} ended:\n{part.server.log.read_text()[-3000:]}"
+        return words in part.server.log.read_text()
+
+    wait_until(said, timeout, f"{part.name} to say {words!r}")

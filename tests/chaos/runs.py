@@ -1,0 +1,198 @@
+"""The runs of a scenario, and the clients that ask for them and poll them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg2
+
+from tests.builders import action, line
+from tests.chaos.ledger import node_code
+from tests.chaos.stack import Stack
+
+NODES = tuple(f"n{i}" for i in range(6))
+GUARDED = "n2"
+"""The node of a guarded run that must never be started twice."""
+QUICK = (0.05, 0.3)
+"""Seconds that a node takes."""
+FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
+
+
+def graph(stack: Stack, *, guarded: bool = False, seconds: tuple[float, float] = QUICK) -> dict[str, Any]:
+    """Build a line of six nodes that keep the ledger."""
+    extra = {GUARDED: {"on_interrupt": "fail"}} if guarded else {}
+    return line(
+        *(
+            action(node, node_code(node, stack.ledger_port, seconds), timeout=30, **extra.get(node, {}))
+            for node in NODES
+        )
+    )
+
+
+@dataclass
+class Run:
+    """A run that the API has accepted."""
+
+    run_no: int
+    task_id: UUID
+    workflow: int
+    guarded: bool
+    key: str | None
+    """Its Idempotency-Key, where it came with one."""
+    wanted: str = "completed"
+    """Status that its execution has to end with."""
+    seen: list[str] = field(default_factory=list)
+    """Statuses that a polling client saw, each once in a row; empty where nobody polled."""
+
+
+class Batch:
+    """The runs of one scenario."""
+
+    def __init__(self, stack: Stack, *, poll: float = 2.0, watched: int = 5) -> None:
+        self.stack = stack
+        self.runs: dict[int, Run] = {}
+        self.refused: list[int] = []
+        """Numbers of runs that a 503 said will never run."""
+        self.odd: list[str] = []
+        """Answers that the contract does not know."""
+        self.workflows: list[int] = []
+        self._poll = poll
+        self._watched = watched
+        self._http = httpx.AsyncClient(base_url=stack.api_url, timeout=60)
+        self._watchers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Batch:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def workflow(self, seconds: tuple[float, float] = QUICK, *, guarded: bool = False, **fields: Any) -> int:
+        """Create a workflow of six nodes."""
+        made = self.stack.workflow(graph(self.stack, guarded=guarded, seconds=seconds), **fields)
+        self.workflows.append(made)
+        return made
+
+    async def submit(self, workflow: int, count: int, *, guarded: bool = False) -> list[Run]:
+        """Have the API accept so many runs, one after the other; every second with an Idempotency-Key."""
+        return [await self.ask(workflow, guarded=guarded, keyed=number % 2 == 1) for number in range(count)]
+
+    async def ask(self, workflow: int, *, guarded: bool = False, keyed: bool = True) -> Run:
+        """Ask until a run is accepted.
+
+        A client with a key asks again for the same run; one without takes a 503 by its word, and asks for
+        another run.
+        """
+        run_no, key = next(self.stack.run_numbers), uuid4().hex if keyed else None
+        deadline = time.monotonic() + 120
+        while (task_id := await self._post(workflow, run_no, key)) is None:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the API accepted no run in two minutes; {self.odd[-3:]}")
+            if key is None:
+                self.refused.append(run_no)
+                run_no = next(self.stack.run_numbers)
+            await asyncio.sleep(0.3)
+        run = self.runs[run_no] = Run(run_no, task_id, workflow, guarded, key)
+        self._watch(run)
+        return run
+
+    async def ask_again(self, run: Run) -> None:
+        """Ask once more for a run that was accepted; an answer with another task is noted."""
+        task_id = await self._post(run.workflow, run.run_no, run.key)
+        if task_id not in (None, run.task_id):
+            self.odd.append(f"run {run.run_no} is task {run.task_id}, and asked for again {task_id}")
+
+    async def _post(self, workflow: int, run_no: int, key: str | None) -> UUID | None:
+        """POST once; the task's id of a 202, None for a 503 or, with a key, a broken connection."""
+        body = {"initial_context": {"run_no": run_no}}
+        headers = {"Idempotency-Key": key} if key else {}
+        try:
+            answer = await self._http.post(f"/workflows/{workflow}/execute", json=body, headers=headers)
+        except httpx.TransportError as error:
+            if key is None:
+                self.odd.append(f"{error!r}")
+            return None
+        if answer.status_code == 202:
+            return UUID(answer.json()["task_id"])
+        if answer.status_code != 503:
+            self.odd.append(f"{answer.status_code}: {answer.text[:200]}")
+        return None
+
+    async def call(self, path: str) -> httpx.Response:
+        """POST an operation on a run."""
+        return await self._http.post(path)
+
+    async def task(self, run: Run) -> dict[str, Any]:
+        """Poll a task once; raises httpx.HTTPError when the API does not answer, or with an error."""
+        answer = await self._http.get(f"/tasks/{run.task_id}")
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def _watch(self, run: Run) -> None:
+        if len(self._watchers) < self._watched:
+            self._watchers.append(asyncio.create_task(self._follow(run)))
+
+    async def _follow(self, run: Run) -> None:
+        """Poll a task until the batch is over, past its final state, too."""
+        while True:
+            try:
+                status = (await self.task(run))["status"]
+            except httpx.HTTPStatusError as error:
+                status = "" if error.response.status_code >= 500 else str(error.response.status_code)
+            except httpx.TransportError:
+                status = ""
+            if status and run.seen[-1:] != [status]:
+                run.seen.append(status)
+            await asyncio.sleep(self._poll)
+
+    async def until(self, enough: Callable[[], bool], timeout: float, what: str, pause: float = 0.2) -> None:
+        """Wait on a condition that asks the database or the ledger; an outage of theirs is waited out."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                if await asyncio.to_thread(enough):
+                    return
+            except (psycopg2.Error, httpx.TransportError):
+                pass
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {timeout:g} s in vain: {what}")
+            await asyncio.sleep(pause)
+
+    def all_started(self, runs: list[Run]) -> bool:
+        """Whether a node of each of these runs has started."""
+        return {run.run_no for run in runs} <= {entry.run_no for entry in self.stack.entries()}
+
+    def open(self) -> int:
+        """How many accepted runs are not over, or have no execution."""
+        ids = [str(run.task_id) for run in self.runs.values()]
+        [found] = self.stack.rows(
+            "SELECT count(*) AS n FROM executions WHERE flow_run_id = ANY(%s::uuid[])"
+            " AND status IN ('completed', 'failed', 'cancelled')",
+            ids,
+        )
+        return len(ids) - int(found["n"])
+
+    async def over(self, timeout: float) -> int:
+        """Wait for all runs to be over; returns how many are not when the time is over."""
+        deadline = time.monotonic() + timeout
+        left = len(self.runs)
+        while left and time.monotonic() < deadline:
+            try:
+                left = await asyncio.to_thread(self.open)
+            except psycopg2.Error:
+                continue
+            await asyncio.sleep(0.3)
+        return left
+
+    async def close(self) -> None:
+        """Let the watching clients look once more, then end them."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self._http.aclose()

@@ -1,0 +1,91 @@
+"""E2B calls that fail, and a client that watches runs through what may befall them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.chaos.judging import Verdict, judge
+from tests.chaos.runs import Batch, Run
+from tests.chaos.sizes import Size
+from tests.chaos.stack import Stack
+
+RATE = 0.05
+"""Share of the calls to E2B that fail."""
+UNSEEN = "statuses that should have been seen"
+SLOW = (0.5, 0.8)
+"""Seconds that a node takes here: what befalls a run finds it in the middle of one."""
+
+
+async def calls_fail(stack: Stack, size: Size) -> Verdict:
+    """A share of all calls to E2B is refused, breaks off, or finds its sandbox gone."""
+    stack.worker()
+    stack.worker()
+    async with Batch(stack, poll=size.poll) as batch:
+        plain = batch.workflow(max_concurrent_runs=50)
+        stack.let_fail(RATE)
+        try:
+            await batch.submit(plain, size.runs)
+            size.say(f"all runs are submitted, {batch.open()} are open")
+            await batch.over(size.patience)
+        finally:
+            done = stack.let_fail(0)
+        verdict = await judge(batch, kills=())
+        verdict.facts["calls"] = sum(done.values())
+        verdict.facts["failed calls"] = sum(number for kind, number in done.items() if kind != "none")
+        return verdict
+
+
+async def polled(stack: Stack, size: Size) -> Verdict:
+    """A client polls runs that are cancelled, whose worker crashes, and that are retried, past their ends."""
+    worker = stack.worker()
+    async with Batch(stack, poll=size.poll, watched=100) as batch:
+        plain = batch.workflow(SLOW)
+        cancelled = await _cancelled(batch, plain)
+        size.say("a run was cancelled")
+        crashed = await batch.ask(plain)
+        await _started(batch, crashed)
+        kill = time.time()
+        await asyncio.to_thread(worker.kill)
+        worker.start()
+        await batch.over(size.patience)
+        size.say("a run was crashed and requeued")
+        retried = await batch.ask(plain)
+        await _started(batch, retried)
+        stack.let_fail(1.0, "429", "502")
+        try:
+            await batch.until(lambda: "RETRY" in retried.seen, 60, "a run to wait for its retry")
+        finally:
+            stack.let_fail(0)
+        await batch.over(size.patience)
+        size.say("a run was retried")
+        await asyncio.sleep(3 * size.poll)  # the client looks on after the end
+        verdict = await judge(batch, [kill])
+        _judge_seen(verdict, cancelled, "REVOKED")
+        _judge_seen(verdict, crashed, "SUCCESS")
+        _judge_seen(verdict, retried, "RETRY", "SUCCESS")
+        return verdict
+
+
+async def _cancelled(batch: Batch, workflow: int) -> Run:
+    """Cancel a run over the API while a node of it runs; it must end, and stay, REVOKED."""
+    run = await batch.ask(workflow)
+    run.wanted = "cancelled"
+    await _started(batch, run)
+    answer = await batch.call(f"/tasks/{run.task_id}/cancel")
+    if answer.status_code != 202:
+        batch.odd.append(f"cancel: {answer.status_code}: {answer.text[:200]}")
+    await batch.over(60)
+    return run
+
+
+async def _started(batch: Batch, run: Run) -> None:
+    await batch.until(lambda: batch.all_started([run]), 60, f"run {run.run_no} to start")
+
+
+def _judge_seen(verdict: Verdict, run: Run, *statuses: str) -> None:
+    """The client saw these statuses, the last of them at the end, and one final status alone."""
+    verdict.faults.setdefault(UNSEEN, [])
+    missing = [status for status in statuses if status not in run.seen]
+    if missing or run.seen[-1] != statuses[-1]:
+        verdict.fault(UNSEEN, f"run {run.run_no}: {run.seen} without {missing or statuses[-1]}")

@@ -1,0 +1,100 @@
+"""One worker of two is paused past its leases, or told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import signal
+import time
+from datetime import datetime
+
+from tests.chaos.judging import Verdict, chain_rows, judge
+from tests.chaos.runs import NODES, Batch
+from tests.chaos.sizes import Size
+from tests.chaos.stack import Stack
+
+TOGETHER = "runs in two sandboxes at a time"
+LATE = "rows of an owner that was gone"
+NODE_TWICE = "nodes started twice"
+SLOW = (0.8, 1.2)
+"""Seconds that a node takes here: a pause or a signal meets each run in the middle of one."""
+
+
+async def worker_paused(stack: Stack, size: Size) -> Verdict:
+    """A worker gets SIGSTOP until another has taken its runs over, then SIGCONT.
+
+    One owner at any time: the paused one's sandboxes are dead before the other's first node, and what it
+    writes late is refused. It goes on as a worker afterwards.
+    """
+    slow = stack.worker()
+    paused_at: list[float] = []
+    async with Batch(stack, poll=size.poll) as batch:
+        plain = batch.workflow(SLOW)
+        for _ in range(max(1, size.kills // 6)):
+            runs = await batch.submit(plain, 4)
+            await batch.until(functools.partial(batch.all_started, runs), 60, "the runs to start")
+            other = stack.worker()
+            paused_at.append(time.time())
+            slow.signal(signal.SIGSTOP)
+            size.say(f"{slow.name} paused, {len(paused_at)} times so far")
+            taken = functools.partial(_taken_over, stack, {run.run_no for run in runs})
+            await batch.until(taken, size.patience, "another worker to take the runs over")
+            slow.signal(signal.SIGCONT)
+            await batch.over(size.patience)
+            await asyncio.to_thread(other.stop, 40)
+            stack.workers.remove(other)
+        runs = await batch.submit(plain, 1)
+        await batch.over(size.patience)
+        verdict = await judge(batch, paused_at)
+        _judge_owners(verdict, batch)
+        return verdict
+
+
+async def worker_stopped(stack: Stack, size: Size) -> Verdict:
+    """A worker gets SIGTERM with ten runs in flight, while another one is there."""
+    told = stack.worker(limit=10, NOVA_WORKER_GRACE="3")
+    async with Batch(stack, poll=size.poll) as batch:
+        plain = batch.workflow(SLOW)
+        runs = await batch.submit(plain, 10)
+        await batch.until(lambda: batch.all_started(runs), 90, "ten runs to start")
+        stack.worker(limit=10)
+        await asyncio.to_thread(stack.wait_for_workers)
+        size.say(f"{told.name} is told to stop; {batch.open()} runs are open")
+        await asyncio.to_thread(told.stop, 40)
+        await batch.over(size.patience)
+        verdict = await judge(batch, kills=())
+        verdict.faults[NODE_TWICE] = [
+            f"run {run.run_no}: {node}"
+            for run in runs
+            for node in NODES
+            if sum((e.run_no, e.node, e.what) == (run.run_no, node, "started") for e in stack.entries()) > 1
+        ]
+        return verdict
+
+
+def _taken_over(stack: Stack, numbers: set[int]) -> bool:
+    """Whether each of these runs has a node in a second sandbox."""
+    seen = {(entry.run_no, entry.sandbox) for entry in stack.entries() if entry.run_no in numbers}
+    return len(seen) >= 2 * len(numbers)
+
+
+def _judge_owners(verdict: Verdict, batch: Batch) -> None:
+    """Hold the sandboxes of each run against the bars: one at a time, and none writes after its end."""
+    ended = {each["id"]: each["ended"] for each in batch.stack.sandboxes()}
+    verdict.faults |= {TOGETHER: [], LATE: []}
+    took_over: dict[str, float] = {}
+    for run_no in batch.runs:
+        entries = [entry for entry in batch.stack.entries() if entry.run_no == run_no]
+        for before, after in itertools.pairwise(entries):
+            if before.sandbox == after.sandbox:
+                continue
+            took_over[before.sandbox] = after.at
+            end = ended.get(before.sandbox)
+            if end is None or datetime.fromisoformat(end).timestamp() > after.at:
+                verdict.fault(TOGETHER, f"run {run_no}: {before.sandbox} ended {end}, the next at {after.at}")
+    for execution, rows in chain_rows(batch).items():
+        for row in rows:
+            if row.stdout in took_over and row.committed > took_over[row.stdout]:
+                verdict.fault(LATE, f"execution {execution}: {row.node}, {row.status}, of {row.stdout}")
+    verdict.facts["taken over"] = len(took_over)

@@ -1,0 +1,226 @@
+"""All of NOVA as separate processes on this machine, each of which a scenario may kill."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+import psycopg2
+import psycopg2.extras
+
+from flows.credentials.cipher import generate_key
+from flows.store import migrations
+from tests.builders import fresh_name
+from tests.chaos import ledger
+from tests.chaos.parts import Part, Postgres, wait_for_line
+from tests.servers import PrefectServer, ServerProcess, clean_environment, free_port
+
+ROOT = Path(__file__).parents[2]
+
+SHORT = {
+    "NOVA_LEASE_SECONDS": "3",
+    "NOVA_RECOVERY_INTERVAL": "0.5",
+    "NOVA_RETRY_DELAY": "1",
+    "NOVA_RETRY_DELAY_MAX": "5",
+    "NOVA_NODE_RETRY_DELAY": "0.1",
+    "NOVA_BREAKER_PAUSE": "2",
+    # Kills come here as close together as nodes do: three at one step are no sign of a node that kills.
+    "NOVA_CRASH_LIMIT": "20",
+}
+"""NOVA's settings: what takes minutes with the shipped ones takes seconds."""
+
+MARK = "NOVA_CHAOS"
+"""Variable in the environment of every process of a stack: a text of the stack's own."""
+
+
+class Stack:
+    """PostgreSQL, Prefect's server, the API, workers, the E2B server and the ledger.
+
+    A context manager: whatever happens, no process of it is there afterwards, and no file.
+    """
+
+    def __init__(self, seed: int = 0, **settings: str) -> None:
+        place = "/var/tmp" if Path("/var/tmp").is_dir() else None
+        self.folder = Path(tempfile.mkdtemp(prefix="nova-chaos-", dir=place))
+        self.folder.chmod(0o755)  # PostgreSQL's system user passes through
+        self.seed = seed
+        self.mark = uuid4().hex
+        self.run_numbers = itertools.count(1)
+        self.reported: set[str] = set()
+        """Leftovers that an earlier scenario has answered for."""
+        self._worker_numbers = itertools.count(1)
+        self._settings = SHORT | settings
+        self._ports = {name: free_port() for name in ("api", "prefect", "e2b", "ledger")}
+        self._key = generate_key()
+        marked = {MARK: self.mark}
+        self.postgres = Postgres(self.folder, marked)
+        self.prefect = Part("prefect", self.folder, self._make_prefect)
+        self.api = Part("api", self.folder, lambda log: self._nova(log, "api", "--port", self._port("api")))
+        self.e2b = Part("e2b", self.folder, self._make_e2b)
+        self.ledger = Part("ledger", self.folder, self._make_ledger)
+        self.workers: list[Part] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def parts(self) -> list[Part]:
+        """Everything but PostgreSQL, in the order in which it may be stopped."""
+        return [*self.workers, self.api, self.prefect, self.e2b, self.ledger]
+
+    @property
+    def api_url(self) -> str:
+        """Address of NOVA's API."""
+        return f"http://127.0.0.1:{self._port('api')}"
+
+    @property
+    def prefect_url(self) -> str:
+        """Address of Prefect's API."""
+        return f"http://127.0.0.1:{self._port('prefect')}/api"
+
+    @property
+    def e2b_url(self) -> str:
+        """Address of the E2B server."""
+        return f"http://127.0.0.1:{self._port('e2b')}"
+
+    @property
+    def ledger_port(self) -> int:
+        """Port of the ledger."""
+        return self._ports["ledger"]
+
+    def entries(self) -> list[ledger.Entry]:
+        """What the nodes told the ledger so far."""
+        return ledger.read(self.folder / "ledger.jsonl")
+
+    def worker(self, limit: int = 4, **settings: str) -> Part:
+        """Start one more worker; `settings` are variables of its environment."""
+        options = ("worker", "--limit", str(limit))
+        name = f"worker-{next(self._worker_numbers)}"
+        part = Part(name, self.folder, lambda log: self._nova(log, *options, **settings))
+        self.workers.append(part)
+        part.start()
+        return part
+
+    def wait_for_workers(self) -> None:
+        """Return when all workers that run have started."""
+        for worker in self.workers:
+            if worker.runs:
+                wait_for_line(worker, "started!")
+
+    def stop_workers(self) -> None:
+        """End all workers in an orderly way."""
+        for worker in self.workers:
+            worker.stop(40)
+        self.workers.clear()
+
+    def wait_for_api(self) -> None:
+        """Return when the API and what it needs answer."""
+        self.api.server.wait_for_http(f"{self.api_url}/health")
+
+    def workflow(self, graph: dict[str, Any], **fields: Any) -> int:
+        """Create a workflow over the API and return its id."""
+        body = {"name": fresh_name("Chaos"), "graph_definition": graph, **fields}
+        answer = httpx.post(f"{self.api_url}/workflows", json=body, timeout=60)
+        answer.raise_for_status()
+        return int(answer.json()["id"])
+
+    def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        """Ask NOVA's database; raises psycopg2.Error when it is away."""
+        connection = psycopg2.connect(
+            self.postgres.server.url("nova"),
+            application_name="chaos",
+            cursor_factory=psycopg2.extras.RealDictCursor,
+        )
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement, values)
+                return [dict(row) for row in cursor.fetchall()]
+        finally:
+            connection.close()
+
+    def sandboxes(self) -> list[dict[str, Any]]:
+        """Every sandbox that was ever made, in order."""
+        return list(httpx.get(f"{self.e2b_url}/made-here", timeout=30).json())
+
+    def let_fail(self, rate: float, *kinds: str) -> dict[str, int]:
+        """Let a share of the E2B server's calls fail from now on; returns what failed how often so far."""
+        answer = httpx.put(f"{self.e2b_url}/faults", json={"rate": rate, "kinds": kinds}, timeout=30)
+        return dict(answer.json()["done"])
+
+    def close(self) -> None:
+        """End every process and remove every file."""
+        try:
+            for part in self.parts:
+                with contextlib.suppress(Exception):
+                    part.stop(5)
+            self.postgres.stop()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _port(self, name: str) -> str:
+        return str(self._ports[name])
+
+    def _start(self) -> None:
+        self.ledger.start()
+        self.e2b.start()
+        self.postgres.start()
+        for name in ("nova", "prefect"):
+            self.postgres.server.make_database(name)
+        migrations.upgrade(self.postgres.server.url("nova"))
+        self.prefect.start()
+        done = self._nova(self.folder / "deploy.log", "deploy").process.wait(60)
+        assert done == 0, (self.folder / "deploy.log").read_text()
+        self.api.start()
+        self.e2b.server.wait_for_http(f"{self.e2b_url}/made-here")
+        self.wait_for_api()
+
+    def _nova(self, log: Path, *arguments: str, **settings: str) -> ServerProcess:
+        environment = self._environment(
+            DATABASE_URL=self.postgres.server.url("nova"),
+            NOVA_ENCRYPTION_KEY=self._key,
+            PREFECT_API_URL=self.prefect_url,
+            PREFECT_HOME=str(self.folder / "home"),
+            E2B_API_URL=self.e2b_url,
+            E2B_SANDBOX_URL=self.e2b_url,
+            E2B_API_KEY="e2b_" + "0" * 40,
+            **(self._settings | settings),
+        )
+        return ServerProcess([sys.executable, "-m", "deployments.cli", *arguments], environment, log)
+
+    def _make_prefect(self, log: Path) -> ServerProcess:
+        home = log.with_suffix("")
+        home.mkdir()
+        url = self.postgres.server.url("prefect")
+        # A run that found no slot asks again after half a minute by default.
+        settings = {MARK: self.mark, "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "1"}
+        return PrefectServer(url, home, self._ports["prefect"], settings)
+
+    def _make_e2b(self, log: Path) -> ServerProcess:
+        command = ["-m", "tests.e2b_server", "--port", self._port("e2b"), "--seed", str(self.seed)]
+        return ServerProcess([sys.executable, *command], self._environment(), log)
+
+    def _make_ledger(self, log: Path) -> ServerProcess:
+        file = str(self.folder / "ledger.jsonl")
+        command = ["-m", "tests.chaos.ledger", "--port", self._port("ledger"), "--file", file]
+        return ServerProcess([sys.executable, *command], self._environment(), log)
+
+    def _environment(self, **settings: str) -> dict[str, str]:
+        return clean_environment(PYTHONPATH=str(ROOT), **{MARK: self.mark}, **settings)
