@@ -10,11 +10,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from flows.engine.errors import Fault, InvalidGraphError, NotFoundError
 from flows.engine.names import one_line, quoted
-from flows.engine.validation import MAX_STEPS, MAX_TIMEOUT, MIN_TIMEOUT, edge_condition, find_faults
+from flows.engine.policy import MAX_RETRIES, MAX_TIMEOUT, MIN_TIMEOUT, OnInterrupt
+from flows.engine.validation import MAX_STEPS, edge_condition, find_faults
 
 NodeType = Literal["start", "action", "decision", "end"]
 
@@ -36,13 +45,17 @@ class Node(_Part):
     condition: str | None = None
     timeout: float = Field(default=DEFAULT_TIMEOUT, ge=MIN_TIMEOUT, le=MAX_TIMEOUT)
     """Seconds."""
+    retries: int = Field(default=0, ge=0, le=MAX_RETRIES)
+    """How often it is tried again after its code failed; does not apply where `on_interrupt` is fail."""
+    on_interrupt: OnInterrupt = "rerun"
+    """fail: never started a second time once it was started, even if nobody knows what became of it."""
     executor: object = None
     """"e2b" in graphs of the old build; not used, since a setting says where nodes run."""
 
-    @field_validator("timeout", mode="before")
+    @field_validator("timeout", "retries", "on_interrupt", mode="before")
     @classmethod
-    def _default_timeout(cls, value: object) -> object:
-        return DEFAULT_TIMEOUT if value is None else value
+    def _default(cls, value: object, info: ValidationInfo) -> object:
+        return cls.model_fields[str(info.field_name)].default if value is None else value
 
     @field_validator("code", "condition")
     @classmethod

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
+from flows.engine import policy
 from flows.engine.code import check_code
 from flows.engine.errors import Fault
 from flows.engine.findings import Findings, JsonObject, capital
@@ -19,9 +20,6 @@ MAX_NODES: Final = 5_000
 MAX_EDGES: Final = 20_000
 MAX_GRAPH_CODE: Final = 8 * 1024 * 1024
 """Characters of code in all nodes together: compiling takes about two seconds for each million."""
-MIN_TIMEOUT: Final = 1
-MAX_TIMEOUT: Final = 60
-"""Seconds; the old build's bounds of a node's `timeout`."""
 MAX_STEPS: Final = 1_000_000
 """The most that a graph's own `max_steps` may say."""
 
@@ -33,7 +31,7 @@ _PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Type of a node → the fields that may say what it runs."""
 _GRAPH_FIELDS: Final = frozenset(("nodes", "edges", "max_steps"))
-_NODE_FIELDS: Final = frozenset(("id", "type", "label", "code", "condition", "timeout", "executor"))
+_NODE_FIELDS: Final = frozenset(("id", "type", "label", "code", "condition")) | policy.FIELDS
 _EDGE_FIELDS: Final = frozenset(("from", "to", "condition"))
 
 
@@ -123,16 +121,9 @@ class _Inspection(Findings):
             self._shape.types.setdefault(node["id"], kind)
         else:
             self._shape.nameless.add(kind)
-        self._timeout(node.get("timeout"), name, node_id)
+        policy.check_policy(self, kind, node, name, node_id)
         self._label(node.get("label"), name, node_id)
         self._program(kind, node, name, node_id)
-        executor = node.get("executor")
-        if executor is not None and executor != "e2b":
-            message = (
-                f'The executor of {name} is ignored: a setting says where nodes run. Write "e2b" or nothing.'
-            )
-            self.warn("ignored-executor", message, node=node_id)
-            self.value(executor, f"The executor of {name}", node=node_id)
         self.unknown_fields(node, _NODE_FIELDS, name, node=node_id)
 
     def _id(self, place: str, value: object) -> str | None:
@@ -167,16 +158,6 @@ class _Inspection(Findings):
         self.fault("unknown-type", f"{capital(name)}: {shown}. {types}, written so.", node=node_id)
         meant = value.strip().lower() if isinstance(value, str) else ""
         return meant if meant in _PROGRAMS else None
-
-    def _timeout(self, value: object, name: str, node_id: str | None) -> None:
-        if value is None:
-            return
-        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-        if not MIN_TIMEOUT <= number <= MAX_TIMEOUT:  # written so that NaN is out of range
-            message = (
-                f"The timeout of {name} must be a number of seconds from {MIN_TIMEOUT} to {MAX_TIMEOUT}."
-            )
-            self.fault("invalid-timeout", message, node=node_id)
 
     def _label(self, value: object, name: str, node_id: str | None) -> None:
         if value is None:

@@ -104,6 +104,8 @@ broken_graphs = _odd | _object(
                     "condition": _codes | any_text,
                     "label": _odd,
                     "timeout": st.sampled_from([0, 1, 60, 61, 10**400, "5", True]) | st.floats(),
+                    "retries": st.sampled_from([0, 10, 11, -1, 10**400, True, None]) | _odd,
+                    "on_interrupt": st.sampled_from(["fail", "rerun", "", None]) | _odd,
                     "executor": _odd,
                 }
             ),

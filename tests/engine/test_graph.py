@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.engine.errors import InvalidGraphError, NotFoundError
-from flows.engine.graph import load_graph, parse_graph
+from flows.engine.graph import load_graph, parse_graph, validate_graph
 from tests.engine.graphs import invoice_graph, line_graph, node
 
 
@@ -37,9 +37,12 @@ def test_what_is_left_out_has_its_default() -> None:
     """Ten seconds for a node; no bound of the graph's own on steps. JSON null is the same as left out."""
     data = line_graph("a")
     data["max_steps"] = None
-    node(data, "a").update(timeout=None, label=None, condition=None, executor=None)
+    node(data, "a").update(
+        timeout=None, label=None, condition=None, executor=None, retries=None, on_interrupt=None
+    )
     graph = parse_graph(data)
     assert graph.node("a").timeout == 10.0
+    assert (graph.node("a").retries, graph.node("a").on_interrupt) == (0, "rerun")
     assert graph.max_steps is None
 
 
@@ -51,6 +54,18 @@ def test_bounds_of_a_graph_are_kept() -> None:
     graph = parse_graph(data)
     assert [graph.node(step).timeout for step in "ab"] == [1.0, 59.5]
     assert graph.max_steps == 5
+
+
+def test_a_node_says_how_often_it_is_tried() -> None:
+    """After its code failed, and after nobody knows what became of it."""
+    data = line_graph("a", "b")
+    node(data, "a")["retries"] = 10
+    node(data, "b").update(retries=0, on_interrupt="fail")
+    result = validate_graph(data)
+    assert (result.faults, result.warnings) == ([], [])
+    assert result.graph is not None
+    found = [result.graph.node(step) for step in "ab"]
+    assert [(one.retries, one.on_interrupt) for one in found] == [(10, "rerun"), (0, "fail")]
 
 
 @pytest.mark.parametrize(

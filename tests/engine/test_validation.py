@@ -169,6 +169,18 @@ FAULTS: dict[str, tuple[Callable[[], object], list[Place]]] = {
     "a timeout that is NaN": (with_node("mail", timeout=float("nan")), [("invalid-timeout", "mail", None)]),
     "a timeout that is true": (with_node("mail", timeout=True), [("invalid-timeout", "mail", None)]),
     "a timeout in words": (with_node("mail", timeout="10"), [("invalid-timeout", "mail", None)]),
+    "11 retries": (with_node("mail", retries=11), [("invalid-retries", "mail", None)]),
+    "retries below 0": (with_node("mail", retries=-1), [("invalid-retries", "mail", None)]),
+    "retries that are true": (with_node("mail", retries=True), [("invalid-retries", "mail", None)]),
+    "retries that are no whole number": (with_node("mail", retries=1.0), [("invalid-retries", "mail", None)]),
+    "another on_interrupt": (
+        with_node("mail", on_interrupt="FAIL"),
+        [("invalid-on-interrupt", "mail", None)],
+    ),
+    "an on_interrupt that is a list": (
+        with_node("mail", on_interrupt=["fail"]),
+        [("invalid-on-interrupt", "mail", None)],
+    ),
     # -- code
     "an action without code": (with_node("mail", code=None), [("missing-code", "mail", None)]),
     "an action with blank code": (with_node("mail", code=" \n"), [("missing-code", "mail", None)]),
@@ -298,6 +310,15 @@ WARNINGS: dict[str, tuple[Callable[[], object], list[Place]]] = {
     ),
     "code in an end": (with_node("end", code="pass"), [("ignored-code", "end", None)]),
     "a condition in an action": (with_node("mail", condition="True"), [("ignored-condition", "mail", None)]),
+    "retries in a start": (with_node("start", retries=2), [("ignored-retries", "start", None)]),
+    "on_interrupt in an end": (
+        with_node("end", on_interrupt="fail"),
+        [("ignored-on-interrupt", "end", None)],
+    ),
+    "retries of a node that is never started twice": (
+        with_node("mail", retries=2, on_interrupt="fail"),
+        [("ignored-retries", "mail", None)],
+    ),
     "another executor": (with_node("mail", executor="docker"), [("ignored-executor", "mail", None)]),
 }
 
