@@ -72,8 +72,8 @@ async def judge(batch: Batch, kills: Sequence[float]) -> Verdict:
             verdict.fault(LOST, f"run {run.run_no}, task {run.task_id}")
             continue
         _judge_end(verdict, run, row)
-        _judge_nodes(verdict, run, told[run.run_no], chains.get(row["id"], []), kills)
-        _judge_polls(verdict, run)
+        judge_nodes(verdict, run, told[run.run_no], chains.get(row["id"], []), kills)
+        judge_polls(verdict, run)
         await _judge_result(verdict, batch, run, row)
     for run_no in batch.refused:
         for entry in told[run_no]:
@@ -144,9 +144,10 @@ def _judge_end(verdict: Verdict, run: Run, row: dict[str, Any]) -> None:
         verdict.fault(FAILED, told)
 
 
-def _judge_nodes(
+def judge_nodes(
     verdict: Verdict, run: Run, told: list[Entry], rows: list[Row], kills: Sequence[float]
 ) -> None:
+    """Hold what the ledger was told of a run's nodes against its rows and the kills."""
     left = list(kills)
     for node in NODES:
         starts = [entry.at for entry in told if entry.node == node and entry.what == "started"]
@@ -167,7 +168,8 @@ def _judge_nodes(
         verdict.fault(KEYS, f"run {run.run_no}: {sorted(keys)}")
 
 
-def _judge_polls(verdict: Verdict, run: Run) -> None:
+def judge_polls(verdict: Verdict, run: Run) -> None:
+    """Hold what a polling client saw against the bars."""
     for status, after in pairwise(run.seen):
         if status in FINAL or status.isdigit():
             verdict.fault(TAKEN_BACK, f"run {run.run_no}: {status}, then {after}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,12 +109,17 @@ class Batch:
         if task_id not in (None, run.task_id):
             self.odd.append(f"run {run.run_no} is task {run.task_id}, and asked for again {task_id}")
 
+    async def ask_and_forget(self, workflow: int) -> int:
+        """Ask once for a run, without a key and whatever the answer; returns the run's number."""
+        run_no = next(self.stack.run_numbers)
+        with contextlib.suppress(httpx.TransportError):
+            await self._send(workflow, run_no, None)
+        return run_no
+
     async def _post(self, workflow: int, run_no: int, key: str | None) -> UUID | None:
         """POST once; the task's id of a 202, None for a 503 or, with a key, a broken connection."""
-        body = {"initial_context": {"run_no": run_no}}
-        headers = {"Idempotency-Key": key} if key else {}
         try:
-            answer = await self._http.post(f"/workflows/{workflow}/execute", json=body, headers=headers)
+            answer = await self._send(workflow, run_no, key)
         except httpx.TransportError as error:
             if key is None:
                 self.odd.append(f"{error!r}")
@@ -123,6 +129,13 @@ class Batch:
         if answer.status_code != 503:
             self.odd.append(f"{answer.status_code}: {answer.text[:200]}")
         return None
+
+    async def _send(self, workflow: int, run_no: int, key: str | None) -> httpx.Response:
+        return await self._http.post(
+            f"/workflows/{workflow}/execute",
+            json={"initial_context": {"run_no": run_no}},
+            headers={"Idempotency-Key": key} if key else {},
+        )
 
     async def call(self, path: str) -> httpx.Response:
         """POST an operation on a run."""

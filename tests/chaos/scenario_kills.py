@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
-from tests.chaos.judging import Verdict, judge
+from tests.chaos.judging import TWICE, Verdict, judge
 from tests.chaos.parts import Postgres
-from tests.chaos.runs import Batch
+from tests.chaos.runs import Batch, graph
 from tests.chaos.sizes import Size, shares
 from tests.chaos.stack import Stack
 
@@ -78,24 +79,37 @@ async def postgres_restarted(stack: Stack, size: Size) -> Verdict:
 
 
 async def api_killed(stack: Stack, size: Size) -> Verdict:
-    """The API gets SIGKILL within a moment of each POST; the client asks again with its Idempotency-Key."""
+    """The API gets SIGKILL within a moment of each POST; the client asks again with its Idempotency-Key.
+
+    Every fourth client has no key and gives up: nobody knows whether its run is to be, but if it runs, it
+    does so once and to its end.
+    """
     chance = size.chance("api_killed")
     stack.worker()
     stack.worker()
+    forgotten: list[int] = []
     async with Batch(stack, poll=size.poll) as batch:
         plain = batch.workflow(max_concurrent_runs=50)
+        unknown = stack.workflow(graph(stack))
         for number in range(1, size.runs + 1):
             asking = asyncio.create_task(batch.ask(plain))
+            giving_up = asyncio.create_task(batch.ask_and_forget(unknown)) if number % 4 == 0 else None
             await asyncio.sleep(chance.uniform(0.0, 0.15))
             await asyncio.to_thread(stack.api.kill)
             stack.api.start()
-            run = await asking
-            await batch.ask_again(run)
+            await batch.ask_again(await asking)
+            if giving_up is not None:
+                forgotten.append(await giving_up)
             if number % 10 == 0 or number == size.runs:
                 size.say(f"the API killed, {number} of {size.runs}; {batch.open()} runs are open")
         await asyncio.to_thread(stack.wait_for_api)
         await batch.over(size.patience)
-        return await judge(batch, kills=())
+        verdict = await judge(batch, kills=())
+        starts = Counter((e.run_no, e.node) for e in stack.entries() if e.what == "started")
+        for (run_no, node), times in starts.items():
+            if run_no in forgotten and times > 1:
+                verdict.fault(TWICE, f"run {run_no}, which was given up: {node} {times} times")
+        return verdict
 
 
 async def _busy(batch: Batch) -> None:
