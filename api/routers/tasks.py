@@ -128,6 +128,8 @@ def _unstarted(flow_run_id: uuid.UUID, state: RunState | None) -> dict[str, Any]
 def _from_prefect(flow_run_id: uuid.UUID, known: _Known, state: RunState | None) -> dict[str, Any]:
     """The answer for an open row beside a flow run that goes on."""
     assert state is not None  # a flow run that is gone closes the row
+    if state.final:  # it crashed, and is about to be put back in its queue
+        return _from_row(flow_run_id, known)
     execution = known.execution
     body = _body(flow_run_id, state.status, state.message)
     if state.status == "RUNNING":
