@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -13,8 +14,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, create_engine, text
 
 from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
-from flows.store import migrations
+from flows.store import executions, migrations
 from flows.store.models import Base
+from flows.store.session import Database
+from tests.leasing import begin
 
 EVERYTHING = """
     SELECT 'relation', relname::text, relkind::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
@@ -72,6 +75,68 @@ def test_up_down_and_up_again(empty_database_url: str) -> None:
 
     migrations.upgrade(empty_database_url)
     assert rows(empty_database_url, DEFINITIONS) == before
+
+
+FIRST_ROWS = """
+    INSERT INTO workflows (id, name, slug, priority, overlap, version, created_at, updated_at)
+        VALUES (1, 'Mail in', 'mail-in', 'normal', 'queue', 1, now(), now());
+    INSERT INTO workflow_versions (id, workflow_id, number, graph, created_at)
+        VALUES (1, 1, 1, '{"nodes":[{"id":"start","type":"start"}],"edges":[]}', now());
+    INSERT INTO executions (id, public_id, flow_run_id, workflow_id, version_id, priority, status, initial,
+                            error, attempt, sandbox_id, created_at, started_at)
+        SELECT n, gen_random_uuid(), gen_random_uuid(), 1, 1, 'high', status, '{"a":"d"}',
+               '"boom \\ud800"', n, 'sbx', now(), now()
+        FROM unnest(ARRAY['pending', 'running', 'completed', 'failed', 'cancelled'])
+             WITH ORDINALITY AS t(status, n);
+    INSERT INTO chain_entries (id, execution_id, step, attempt, node_id, node_type, status, timestamp,
+                               execution_time, changes, stdout, stderr)
+        VALUES (1, 2, 0, 1, '"start"', 'start', 'success', now(), 0, '{}', '""', '""');
+    INSERT INTO context_values (execution_id, digest, data, compressed, sealed)
+        VALUES (2, 'd', '1', false, false);
+"""
+"""What a database of revision 0001 may hold."""
+FIRST_TABLES = ("workflows", "workflow_versions", "executions", "chain_entries", "context_values")
+
+
+def contents(url: str) -> dict[str, list[dict[str, object]]]:
+    """All rows of the tables of revision 0001."""
+    with connect(url) as connection:
+        return {
+            name: [dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {name} ORDER BY 1"))]
+            for name in FIRST_TABLES
+        }
+
+
+def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
+    """0001 to 0002 with runs of every status: all is as it was, nobody has a lease, and runs go on."""
+    migrations.upgrade(empty_database_url, "0001")
+    with connect(empty_database_url) as connection:
+        connection.execute(text(FIRST_ROWS))
+    before = contents(empty_database_url)
+    migrations.upgrade(empty_database_url)
+    after = contents(empty_database_url)
+
+    fresh = {"stepping": False, "retries": 0, "crashes": 0, "lost_starts": 0}
+    nothing = ("lease_owner", "lease_until", "guarded_step", "next_attempt_at", "crash_step")
+    before["executions"] = [row | fresh | dict.fromkeys(nothing) for row in before["executions"]]
+    assert after == before
+
+    database = Database(empty_database_url)
+    try:
+        for number in (2, 4, 5):
+            row = database.run_sync(partial(executions.get, execution_id=number))
+            assert row.flow_run_id is not None
+            again = database.run_sync(
+                partial(begin, flow_run_id=row.flow_run_id, public_id=row.public_id, workflow_id=1)
+            )
+            assert (again.status, again.attempt, again.initial) == ("running", number + 1, {"a": "d"})
+    finally:
+        database.close()
+
+    migrations.downgrade(empty_database_url, "0001")
+    assert [set(row) for row in contents(empty_database_url)["executions"]] == [
+        set(row) - fresh.keys() - set(nothing) for row in after["executions"]
+    ]
 
 
 def test_an_upgrade_of_what_is_up_to_date_changes_nothing(migrated_database_url: str) -> None:
