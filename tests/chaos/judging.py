@@ -88,6 +88,7 @@ async def judge(batch: Batch, kills: Sequence[float]) -> Verdict:
         "SUCCESS": sum(row["status"] == "completed" for row in executions.values()),
         "stopped": sum(row["error_kind"] == "interrupted" for row in executions.values()),
         "kills": len(kills),
+        "attempts": sum(row["attempt"] for row in executions.values()),
         "nodes started": len(ours),
         "again": len(ours) - len({(entry.run_no, entry.node) for entry in ours}),
     }
@@ -128,7 +129,7 @@ def explain(starts: Sequence[float], kills: Sequence[float]) -> tuple[int, list[
 def _executions(batch: Batch) -> dict[str, dict[str, Any]]:
     ids = [str(run.task_id) for run in batch.runs.values()]
     found = batch.stack.rows(
-        "SELECT id, flow_run_id::text, status, error_kind, error, failed_at_node"
+        "SELECT id, flow_run_id::text, status, attempt, error_kind, error, failed_at_node"
         " FROM executions WHERE flow_run_id = ANY(%s::uuid[])",
         ids,
     )

@@ -15,6 +15,9 @@ import psycopg2
 from deployments.cli.processes import family
 from tests.chaos.stack import MARK, Stack
 
+Count = Callable[[Stack], list[str]]
+"""Gives a line for each thing of a kind that is left over."""
+
 SETTLING = 20.0
 """Seconds that the last states of Prefect and the like may take."""
 
@@ -24,7 +27,7 @@ def while_it_stands(stack: Stack) -> dict[str, list[str]]:
 
     Kind → one line for each; looked for again for a while, since Prefect hears of ends a little later.
     """
-    kinds: dict[str, Callable[[Stack], list[str]]] = {
+    kinds: dict[str, Count] = {
         "executions not closed": _open_executions,
         "leases": _leases,
         "flow runs not final in Prefect": _open_flow_runs,
@@ -35,7 +38,7 @@ def while_it_stands(stack: Stack) -> dict[str, list[str]]:
         "processes below workers": _below_workers,
         "transactions left open": _transactions,
     }
-    return {name: _settled(count, stack) for name, count in kinds.items()}
+    return _settled(stack, kinds)
 
 
 def after_it_stopped(stack: Stack) -> dict[str, list[str]]:
@@ -43,20 +46,18 @@ def after_it_stopped(stack: Stack) -> dict[str, list[str]]:
     stack.stop_workers()
     for part in (stack.api, stack.prefect, stack.e2b, stack.ledger):
         part.stop()
-    return {
-        "database connections": _settled(_connections, stack),
-        "processes": _settled(_processes, stack),
-    }
+    return _settled(stack, {"database connections": _connections, "processes": _processes})
 
 
-def _settled(count: Callable[[Stack], list[str]], stack: Stack) -> list[str]:
-    """Count until there is nothing, or for `SETTLING` seconds."""
+def _settled(stack: Stack, kinds: dict[str, Count]) -> dict[str, list[str]]:
+    """Count each kind until there is nothing of it, or until `SETTLING` seconds are over for all of them."""
     deadline = time.monotonic() + SETTLING
-    while found := count(stack):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
-    return found
+    left = {}
+    for name, count in kinds.items():
+        while (found := count(stack)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        left[name] = found
+    return left
 
 
 def _open_executions(stack: Stack) -> list[str]:

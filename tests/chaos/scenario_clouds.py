@@ -12,6 +12,7 @@ from tests.chaos.stack import Stack
 
 RATE = 0.05
 """Share of the calls to E2B that fail."""
+TOO_FEW = "fewer failed calls than were asked for"
 UNSEEN = "statuses that should have been seen"
 SLOW = (0.5, 0.8)
 """Seconds that a node takes here: what befalls a run finds it in the middle of one."""
@@ -31,8 +32,9 @@ async def calls_fail(stack: Stack, size: Size) -> Verdict:
         finally:
             done = stack.let_fail(0)
         verdict = await judge(batch, kills=())
-        verdict.facts["calls"] = sum(done.values())
-        verdict.facts["failed calls"] = sum(number for kind, number in done.items() if kind != "none")
+        calls, well = sum(done.values()), done.pop("none", 0)
+        verdict.facts |= {"calls": calls, "failed calls": calls - well, **done}
+        verdict.faults[TOO_FEW] = [f"of {calls} calls"] if calls - well < calls * RATE / 2 else []
         return verdict
 
 

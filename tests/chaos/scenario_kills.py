@@ -25,6 +25,7 @@ async def worker_killed(stack: Stack, size: Size) -> Verdict:
             await batch.submit(plain, ours)
             await batch.submit(guarded, theirs, guarded=True)
             victim = chance.choice(workers)
+            await asyncio.to_thread(stack.wait_for_workers)
             await _busy(batch)
             await asyncio.sleep(chance.uniform(0.0, 3.0))
             kills.append(time.time())
