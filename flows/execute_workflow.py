@@ -92,8 +92,8 @@ async def execute_workflow(
         return await _execute(settings, database, cipher, run, log)
     except LeaseError as error:
         raise Abort(str(error)) from None
-    except asyncio.CancelledError:
-        # Its sandbox is dead: whoever goes on with the run need not wait until the lease runs out.
+    except BaseException:
+        # Cancelled, suspended: its sandbox is dead, and who goes on with it need not wait out the lease.
         with anyio.CancelScope(shield=True):
             await database.run(lambda session: leases.release(session, run.lease))
         raise
