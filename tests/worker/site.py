@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -185,29 +183,3 @@ class Site:
         command += ["--type", kind, "--install-policy", "never"]
         command += [*(["--limit", str(limit)] if limit else []), *options]
         return ServerProcess(command, environment, folder / f"{name}.log")
-
-
-class AccessLog:
-    """The requests that a Prefect server answered, read from its log."""
-
-    _LINE = re.compile(r'"(GET|POST|PATCH|PUT|DELETE) /api(\S*) HTTP')
-    _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._from = 0
-
-    def mark(self) -> None:
-        """Count from here."""
-        self._from = self._log.stat().st_size
-
-    def requests(self) -> Counter[str]:
-        """How often each kind of request came since the mark, ids and pools left out."""
-        with self._log.open("rb") as file:
-            file.seek(self._from)
-            text = file.read().decode("utf-8", "replace")
-        found: Counter[str] = Counter()
-        for method, path in self._LINE.findall(text):
-            short = self._ID.sub("{id}", path.partition("?")[0])
-            found[f"{method} {re.sub(r'/work_pools/[^/]+', '/work_pools/{name}', short)}"] += 1
-        return found
