@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tests.e2b_server.limits import LimitReachedError
 from tests.e2b_server.places import Place, Places
 
 DEFAULT_TIMEOUT = 300
@@ -32,7 +33,10 @@ async def create(places: Places, request: Request) -> Response:
         refusal = answer(*places.refuse_with)
         refusal.headers["Should-Retry"] = "false"
         return refusal
-    place = await places.create(body, request.headers.get("idempotency-key"))
+    try:
+        place = await places.create(body, request.headers.get("idempotency-key"))
+    except LimitReachedError as reached:
+        return answer(429, str(reached))
     return JSONResponse(place.describe(), 201)
 
 

@@ -75,6 +75,14 @@ class E2BServer:
 
         asyncio.run_coroutine_threadsafe(called(), self._loop).result(timeout=30)
 
+    def hold(self) -> None:
+        """Answer no creation until `release` is called."""
+        self._call(self.places.open.clear)
+
+    def release(self) -> None:
+        """Answer the creations that were held, and those to come."""
+        self._call(self.places.open.set)
+
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._server.serve(sockets=[self._socket]))
@@ -105,6 +113,9 @@ class E2BServer:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self.places.creations_per_second, self.places.at_once = self._limits
+        self.places.too_many, self.places.bucket = 0, Bucket()
+        self.release()
     ) -> None:
         self.stop()
 

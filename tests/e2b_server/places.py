@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tests.e2b_server.processes import Process
+from tests.e2b_server.limits import Bucket, LimitReachedError
 
 HOME = "/home/user"
 """Where a sandbox's own folder appears to the programs in it, if mounts can be made."""
@@ -158,7 +159,12 @@ class Place:
 class Places:
     """All sandboxes that the server ever made, and the knobs that make it misbehave."""
 
-    def __init__(self, start_delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        start_delay: float = 0.0,
+        creations_per_second: float | None = None,
+        at_once: int | None = None,
+    ) -> None:
         self.all: list[Place] = []
         self.start_delay = start_delay
         self.asked = 0
@@ -174,11 +180,28 @@ class Places:
         return next((p for p in self.all if p.id == sandbox_id and not p.killed), None)
 
     async def create(self, body: dict[str, Any], key: str | None) -> Place:
-        """Make a sandbox; a repeated idempotency key gives the one that it made before."""
+        """Make a sandbox; a repeated idempotency key gives the one that it made before.
+
+        Raises LimitReachedError.
+        """
         if key and key in self.keys:
             return self.keys[key]
         self.asked += 1
-        await asyncio.sleep(self.start_delay)
+        self.making += 1
+        try:
+            await asyncio.sleep(self.start_delay)
+            await self.open.wait()
+        finally:
+            self.making -= 1
+        self.creations_per_second = creations_per_second
+        self.at_once = at_once
+        self.too_many = 0
+        """Creations that were refused because of one of these two limits."""
+        self.bucket = Bucket()
+        self.making = 0
+        self.open = asyncio.Event()
+        """While it is not set, creations are not answered."""
+        self.open.set()
         place = Place(
             id="i" + secrets.token_hex(10),
             template=body["templateID"],
@@ -197,6 +220,11 @@ class Places:
         return place
 
     def set_timeout(self, place: Place, seconds: float) -> None:
+        try:
+            self.check_limits()
+        except LimitReachedError:
+            self.too_many += 1
+            raise
         """Let a sandbox end, or pause if it was made so, in that many seconds."""
         if place.timer is not None:
             place.timer.cancel()
@@ -216,6 +244,16 @@ class Places:
             place.timer.cancel()
         place.signal(signal.SIGSTOP)
         place.cut_off()
+
+    def check_limits(self) -> None:
+        """Raise LimitReachedError when no sandbox may be made now."""
+        running = self.making + sum(place.state == "running" for place in self.all)
+        if self.at_once is not None and running >= self.at_once:
+            raise LimitReachedError(
+                f"you have reached the maximum number of concurrent E2B sandboxes ({self.at_once})"
+            )
+        if self.creations_per_second is not None and not self.bucket.take(self.creations_per_second):
+            raise LimitReachedError(f"more than {self.creations_per_second:g} sandboxes a second")
 
     def resume(self, place: Place) -> None:
         """Let a paused sandbox go on."""
