@@ -13,14 +13,24 @@ import pytest
 import uvicorn
 
 from tests.e2b_server.app import application
+from tests.e2b_server.limits import Bucket
 from tests.e2b_server.places import Place, Places
 
 
 class E2BServer:
     """A running server. `sandboxes` can be looked at while it runs and after."""
 
-    def __init__(self, *, port: int = 0, start_delay: float = 0.0, api_key: str | None = None) -> None:
-        self.places = Places(start_delay)
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        start_delay: float = 0.0,
+        creations_per_second: float | None = None,
+        at_once: int | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        self.places = Places(start_delay, creations_per_second, at_once)
+        self._limits = (creations_per_second, at_once)
         self._start_delay = start_delay
         self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms each
@@ -63,6 +73,14 @@ class E2BServer:
         if place is not None:
             self._call(place.cut_off)
 
+    def hold(self) -> None:
+        """Answer no creation until `release` is called."""
+        self._call(self.places.open.clear)
+
+    def release(self) -> None:
+        """Answer the creations that were held, and those to come."""
+        self._call(self.places.open.set)
+
     def set_timeout(self, sandbox_id: str, seconds: float) -> None:
         """Let a sandbox's time run out in that many seconds."""
         place = self.places.find(sandbox_id)
@@ -74,14 +92,6 @@ class E2BServer:
             work()
 
         asyncio.run_coroutine_threadsafe(called(), self._loop).result(timeout=30)
-
-    def hold(self) -> None:
-        """Answer no creation until `release` is called."""
-        self._call(self.places.open.clear)
-
-    def release(self) -> None:
-        """Answer the creations that were held, and those to come."""
-        self._call(self.places.open.set)
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -99,6 +109,9 @@ class E2BServer:
         self.places.keys.clear()
         self.places.asked = 0
         self.places.start_delay, self.places.refuse_with, self.places.envs = self._start_delay, None, {}
+        self.places.creations_per_second, self.places.at_once = self._limits
+        self.places.too_many, self.places.bucket = 0, Bucket()
+        self.release()
 
     def stop(self) -> None:
         """End every sandbox, then the server."""
@@ -113,9 +126,6 @@ class E2BServer:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-        self.places.creations_per_second, self.places.at_once = self._limits
-        self.places.too_many, self.places.bucket = 0, Bucket()
-        self.release()
     ) -> None:
         self.stop()
 
