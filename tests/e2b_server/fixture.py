@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from tests.e2b_server.app import application
+from tests.e2b_server.builds import Builds
 from tests.e2b_server.limits import Bucket
 from tests.e2b_server.places import Place, Places
 
@@ -31,11 +32,12 @@ class E2BServer:
     ) -> None:
         self.places = Places(start_delay, creations_per_second, at_once)
         self._limits = (creations_per_second, at_once)
+        self.builds = Builds(self.places)
         self._start_delay = start_delay
         self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms each
         config = uvicorn.Config(
-            application(self.places, api_key),
+            application(self.places, self.builds, api_key),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -107,6 +109,8 @@ class E2BServer:
             self._call(functools.partial(self.places.kill, place, "stop"))
         self.places.all.clear()
         self.places.keys.clear()
+        self.places.installed.clear()
+        self.builds.forget()
         self.places.asked = 0
         self.places.start_delay, self.places.refuse_with, self.places.envs = self._start_delay, None, {}
         self.places.creations_per_second, self.places.at_once = self._limits

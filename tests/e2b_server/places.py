@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tests.e2b_server.processes import Process
 from tests.e2b_server.limits import Bucket, LimitReachedError
+from tests.e2b_server.processes import Process
 
 HOME = "/home/user"
 """Where a sandbox's own folder appears to the programs in it, if mounts can be made."""
@@ -41,6 +42,7 @@ class Place:
     ended_by: str = ""
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="e2b-server-")))
     processes: dict[int, Process] = field(default_factory=dict)
+    installed: list[str] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -78,6 +80,22 @@ class Place:
             return str(PurePosixPath(self.mounted_home) / path.relative_to(self.home))
         root = self.folder / "root"
         return "/" + str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+    def install(self, files: Mapping[str, bytes]) -> None:
+        """Lay its template's files into it."""
+        for name, data in files.items():
+            pure = PurePosixPath(name)
+            below_home = pure.is_relative_to(HOME)
+            path = self.home / pure.relative_to(HOME) if below_home else self.folder / "root" / name[1:]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self.installed = list(files)
+
+    def located(self, argument: str) -> str:
+        """A program's argument with its template's files where they lie on this machine: it has no root."""
+        for name in self.installed:
+            argument = argument.replace(name, str(self.path(name)))
+        return argument
 
     def environment(self, user: str) -> dict[str, str]:
         """What a command of the sandbox sees as its environment."""
@@ -167,6 +185,15 @@ class Places:
     ) -> None:
         self.all: list[Place] = []
         self.start_delay = start_delay
+        self.creations_per_second = creations_per_second
+        self.at_once = at_once
+        self.too_many = 0
+        """Creations that were refused because of one of these two limits."""
+        self.bucket = Bucket()
+        self.making = 0
+        self.open = asyncio.Event()
+        """While it is not set, creations are not answered."""
+        self.open.set()
         self.asked = 0
         """Creations that were begun, the ones that are not done yet included."""
         self.refuse_with: tuple[int, str] | None = None
@@ -174,6 +201,8 @@ class Places:
         self.envs: dict[str, str] = {}
         """Variables that the next sandboxes have, as if their template had set them."""
         self.keys: dict[str, Place] = {}
+        self.installed: dict[str, dict[str, bytes]] = {}
+        """Name of a template → the files that its sandboxes have, path → content."""
 
     def find(self, sandbox_id: str) -> Place | None:
         """Find a sandbox that is running or paused."""
@@ -186,6 +215,11 @@ class Places:
         """
         if key and key in self.keys:
             return self.keys[key]
+        try:
+            self.check_limits()
+        except LimitReachedError:
+            self.too_many += 1
+            raise
         self.asked += 1
         self.making += 1
         try:
@@ -193,15 +227,6 @@ class Places:
             await self.open.wait()
         finally:
             self.making -= 1
-        self.creations_per_second = creations_per_second
-        self.at_once = at_once
-        self.too_many = 0
-        """Creations that were refused because of one of these two limits."""
-        self.bucket = Bucket()
-        self.making = 0
-        self.open = asyncio.Event()
-        """While it is not set, creations are not answered."""
-        self.open.set()
         place = Place(
             id="i" + secrets.token_hex(10),
             template=body["templateID"],
@@ -212,6 +237,7 @@ class Places:
         )
         place.home.mkdir()
         (place.folder / "tmp").mkdir()
+        place.install(self.installed.get(place.template, {}))
         place.home.chmod(0o755)
         self.all.append(place)
         if key:
@@ -219,12 +245,17 @@ class Places:
         self.set_timeout(place, place.timeout)
         return place
 
+    def check_limits(self) -> None:
+        """Raise LimitReachedError when no sandbox may be made now."""
+        running = self.making + sum(place.state == "running" for place in self.all)
+        if self.at_once is not None and running >= self.at_once:
+            raise LimitReachedError(
+                f"you have reached the maximum number of concurrent E2B sandboxes ({self.at_once})"
+            )
+        if self.creations_per_second is not None and not self.bucket.take(self.creations_per_second):
+            raise LimitReachedError(f"more than {self.creations_per_second:g} sandboxes a second")
+
     def set_timeout(self, place: Place, seconds: float) -> None:
-        try:
-            self.check_limits()
-        except LimitReachedError:
-            self.too_many += 1
-            raise
         """Let a sandbox end, or pause if it was made so, in that many seconds."""
         if place.timer is not None:
             place.timer.cancel()
@@ -244,16 +275,6 @@ class Places:
             place.timer.cancel()
         place.signal(signal.SIGSTOP)
         place.cut_off()
-
-    def check_limits(self) -> None:
-        """Raise LimitReachedError when no sandbox may be made now."""
-        running = self.making + sum(place.state == "running" for place in self.all)
-        if self.at_once is not None and running >= self.at_once:
-            raise LimitReachedError(
-                f"you have reached the maximum number of concurrent E2B sandboxes ({self.at_once})"
-            )
-        if self.creations_per_second is not None and not self.bucket.take(self.creations_per_second):
-            raise LimitReachedError(f"more than {self.creations_per_second:g} sandboxes a second")
 
     def resume(self, place: Place) -> None:
         """Let a paused sandbox go on."""
