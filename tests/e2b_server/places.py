@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -41,6 +42,7 @@ class Place:
     ended_by: str = ""
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="e2b-server-")))
     processes: dict[int, Process] = field(default_factory=dict)
+    installed: list[str] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -78,6 +80,22 @@ class Place:
             return str(PurePosixPath(self.mounted_home) / path.relative_to(self.home))
         root = self.folder / "root"
         return "/" + str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+    def install(self, files: Mapping[str, bytes]) -> None:
+        """Lay its template's files into it."""
+        for name, data in files.items():
+            pure = PurePosixPath(name)
+            below_home = pure.is_relative_to(HOME)
+            path = self.home / pure.relative_to(HOME) if below_home else self.folder / "root" / name[1:]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self.installed = list(files)
+
+    def located(self, argument: str) -> str:
+        """A program's argument with its template's files where they lie on this machine: it has no root."""
+        for name in self.installed:
+            argument = argument.replace(name, str(self.path(name)))
+        return argument
 
     def environment(self, user: str) -> dict[str, str]:
         """What a command of the sandbox sees as its environment."""
@@ -183,6 +201,8 @@ class Places:
         self.envs: dict[str, str] = {}
         """Variables that the next sandboxes have, as if their template had set them."""
         self.keys: dict[str, Place] = {}
+        self.installed: dict[str, dict[str, bytes]] = {}
+        """Name of a template → the files that its sandboxes have, path → content."""
 
     def find(self, sandbox_id: str) -> Place | None:
         """Find a sandbox that is running or paused."""
@@ -217,6 +237,7 @@ class Places:
         )
         place.home.mkdir()
         (place.folder / "tmp").mkdir()
+        place.install(self.installed.get(place.template, {}))
         place.home.chmod(0o755)
         self.all.append(place)
         if key:
