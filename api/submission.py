@@ -126,13 +126,15 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
 
     async def submit(deployment_id: UUID) -> UUID:
         async with _turn(services.submissions):
-            return await runs.submit(
+            state = await runs.submit(
                 deployment_id=deployment_id,
                 public_id=pending.public_id,
                 name=pending.name,
                 tags=pending.tags,
                 priority=pending.priority,
             )
+        services.orchestration.watch.expect(state)
+        return state.flow_run_id
 
     if pending.deployment_id is not None:
         try:

@@ -8,6 +8,7 @@ from typing import Literal
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelling
 
@@ -16,6 +17,9 @@ from flows.orchestration.errors import prefect_call
 
 TaskStatus = Literal["PENDING", "RUNNING", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
 """The task states of the HTTP contract."""
+
+PAGE = 200
+"""The most flow runs that Prefect's server gives at once."""
 
 Closing = tuple[Literal["failed", "cancelled"], str, str]
 """How an execution's row is closed from outside: status, error, error kind."""
@@ -114,8 +118,8 @@ class Runs:
 
     async def submit(
         self, *, deployment_id: UUID, public_id: UUID, name: str, tags: list[str], priority: str
-    ) -> UUID:
-        """Create the flow run of an execution and return its id; the same `public_id` gives the same run.
+    ) -> RunState:
+        """Create the flow run of an execution; the same `public_id` gives the same run.
 
         Raises NotFoundError when the deployment is gone.
         """
@@ -128,7 +132,7 @@ class Runs:
                 tags=tags,
                 work_queue_name=priority,
             )
-        return flow_run.id
+        return state_of(flow_run)
 
     async def find(self, flow_run_id: UUID) -> RunState | None:
         """What Prefect says of a flow run; None when it knows none of that id."""
@@ -137,6 +141,13 @@ class Runs:
                 return state_of(await self._client.read_flow_run(flow_run_id))
         except NotFoundError:
             return None
+
+    async def find_all(self, flow_run_ids: list[UUID]) -> dict[UUID, RunState]:
+        """What Prefect says of at most `PAGE` flow runs, by their ids; one it does not know is left out."""
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=flow_run_ids))
+        async with prefect_call(self._timeout, "reading flow runs"):
+            found = await self._client.read_flow_runs(flow_run_filter=wanted, limit=len(flow_run_ids))
+        return {flow_run.id: state_of(flow_run) for flow_run in found}
 
     async def cancel(self, flow_run_id: UUID) -> None:
         """Ask for a run to stop; one that is over or unknown is no error."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select, update
@@ -14,9 +16,28 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from flows.engine.errors import ConflictError, ExecutionClosedError, NotFoundError
 from flows.store import checks, values
 from flows.store.metrics import metrics as metrics
-from flows.store.models import Client, Execution, Workflow, WorkflowVersion, utcnow
+from flows.store.models import ChainEntry, Client, Execution, Workflow, WorkflowVersion, utcnow
 from flows.store.session import constraint
 from flows.store.values import Stored
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What a poll of a run has to know of it."""
+
+    id: int
+    status: str
+    attempt: int
+    workflow_id: int
+    workflow_name: str
+    version_id: int | None
+    client_slug: str | None
+    started_at: datetime | None
+    current_node: str | None
+    error: str | None
+    failed_at_node: str | None
+    nodes_done: int
+    """Steps that succeeded."""
 
 
 def create_pending(
@@ -44,7 +65,7 @@ def reject(session: Session, execution_id: int, reason: str) -> bool:
     False when it is not pending any more: a flow run has it, or it is closed.
     """
     return _close(
-        session, execution_id, ("pending",), status="failed", error=reason, error_kind="not_started"
+        session, execution_id, ("pending",), None, status="failed", error=reason, error_kind="not_started"
     )
 
 
@@ -100,12 +121,17 @@ def finish(
     error: str | None = None,
     error_kind: str | None = None,
     failed_at_node: str | None = None,
+    attempt: int | None = None,
 ) -> bool:
-    """Close a run that is pending or running. False when it was closed already, and stays as it was."""
+    """Close a run that is pending or running. False when it was closed already, and stays as it was.
+
+    Who knows from elsewhere that it is over gives the `attempt` that was: one begun since then goes on.
+    """
     return _close(
         session,
         execution_id,
         checks.LIVE,
+        attempt,
         status=status,
         error=error,
         error_kind=error_kind,
@@ -124,6 +150,12 @@ def get(session: Session, execution_id: int) -> Execution:
 def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
     """The execution of a task id, which is the flow run's, loaded like `get`'s."""
     return session.scalars(_numbered().where(Execution.flow_run_id == flow_run_id)).one_or_none()
+
+
+def poll(session: Session, flow_run_id: uuid.UUID) -> Poll | None:
+    """What a poll of a task id needs, in one small statement; None when no execution has it."""
+    row = session.execute(_POLL.where(Execution.flow_run_id == flow_run_id)).one_or_none()
+    return Poll(*row) if row is not None else None
 
 
 def by_public_id(session: Session, public_id: uuid.UUID) -> Execution | None:
@@ -157,6 +189,25 @@ def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
     if workflow_id is not None:
         statement = statement.where(Execution.workflow_id == workflow_id)
     return list(session.scalars(statement))
+
+
+_POLL = select(
+    Execution.id,
+    Execution.status,
+    Execution.attempt,
+    Execution.workflow_id,
+    Workflow.name,
+    Execution.version_id,
+    Execution.client_slug,
+    Execution.started_at,
+    Execution.current_node,
+    Execution.error,
+    Execution.failed_at_node,
+    select(func.count())
+    .where(ChainEntry.execution_id == Execution.id, ChainEntry.status == "success")
+    .scalar_subquery(),
+).join(Workflow, Workflow.id == Execution.workflow_id)
+"""The fields of `Poll`, in their order."""
 
 
 def _select() -> Select[tuple[Execution]]:
@@ -245,11 +296,15 @@ def _start(session: Session, execution: Execution, flow_run_id: uuid.UUID) -> Ex
     return session.scalars(loaded).one()
 
 
-def _close(session: Session, execution_id: int, from_: Sequence[str], **changes: str | None) -> bool:
-    closed = session.scalar(
+def _close(
+    session: Session, execution_id: int, from_: Sequence[str], attempt: int | None, **changes: str | None
+) -> bool:
+    closing = (
         update(Execution)
         .where(Execution.id == execution_id, Execution.status.in_(from_))
         .values(completed_at=utcnow(), current_node=None, **changes)
         .returning(Execution.id)
     )
-    return closed is not None
+    if attempt is not None:
+        closing = closing.where(Execution.attempt == attempt)
+    return session.scalar(closing) is not None

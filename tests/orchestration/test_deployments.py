@@ -176,13 +176,14 @@ async def test_run_carries_its_name_tags_queue_and_parameters(
     public_id = uuid4()
 
     async def submit() -> UUID:
-        return await orchestration.runs.submit(
+        state = await orchestration.runs.submit(
             deployment_id=deployment_id,
             public_id=public_id,
             name="invoices #8 idom",
             tags=["client:idom"],
             priority="high",
         )
+        return state.flow_run_id
 
     first, second = await submit(), await submit()
     assert first == second
@@ -202,7 +203,7 @@ async def test_stopping_cancels_what_waits(orchestration: Orchestration, invoice
         deployment_id=deployment_id, public_id=uuid4(), name="x", tags=[], priority="normal"
     )
     await orchestration.deployments.stop_runs(deployment_id, timeout=10)
-    state = await orchestration.runs.find(run)
+    state = await orchestration.runs.find(run.flow_run_id)
     assert state is not None
     assert (state.status, state.final) == ("REVOKED", True)
 

@@ -92,15 +92,15 @@ class Site:
 
         row = await self.database.run(write)
         assert workflow.deployment_id is not None
-        flow_run_id = await self.orchestration.runs.submit(
+        state = await self.orchestration.runs.submit(
             deployment_id=workflow.deployment_id,
             public_id=row.public_id,
             name=f"{workflow.slug} #{row.id}",
             tags=[f"workflow:{workflow.slug}"],
             priority=priority,
         )
-        await self.database.run(lambda session: executions.confirm(session, row.id, flow_run_id))
-        return flow_run_id
+        await self.database.run(lambda session: executions.confirm(session, row.id, state.flow_run_id))
+        return state.flow_run_id
 
     async def deploy(self, entrypoint: str) -> UUID:
         """Deploy a flow that is not NOVA's; return the deployment's id."""
