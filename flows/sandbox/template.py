@@ -52,7 +52,7 @@ def template(folder: Path) -> e2b.TemplateClass:
         .pip_install(["--only-binary=:all:", "--no-cache-dir", "--root-user-action=ignore", "-r", packages])
         .copy("runner.zip", runner, user="root", mode=0o644)
         .run_cmd(f"python3 -c 'import {', '.join(MODULES)}'")
-        .run_cmd(f"{start} </dev/null", user="root")
+        .run_cmd(f": | {start} | grep '\"ready\"'", user="root")  # it ends at the end of its input
     )
 
 

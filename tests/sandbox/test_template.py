@@ -42,8 +42,11 @@ async def test_its_sandboxes_have_the_runner_and_start_it(e2b_server: E2BServer)
     place = await e2b.AsyncSandbox.create("nova-runner")
     assert await place.files.read(installed_runner(), format="bytes") == runner_zip()
     tried = await place.commands.run(build.commands[-1], user="root")
-    assert tried.exit_code == 0
+    assert tried.stdout.startswith('{"ready":')
     assert tried.stderr == ""
+    await place.files.write(installed_runner(), "not a runner", user="root")
+    with pytest.raises(e2b.CommandExitException):
+        await place.commands.run(build.commands[-1], user="root")
 
 
 async def test_a_template_of_another_version_serves_too(
