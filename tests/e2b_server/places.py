@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from flows.sandbox.runner.processes import is_alive
 from tests.e2b_server.limits import Bucket, LimitReachedError
 from tests.e2b_server.processes import Process
 
@@ -134,7 +135,8 @@ class Place:
     def members(self) -> set[int]:
         """All living processes of the sandbox, wherever they went: its id is in their environment."""
         mark = f"E2B_SANDBOX_ID={self.id}".encode("ascii")
-        found = {process.pid for process in self.processes.values() if not process.over}
+        # `over` comes a turn of the loop after the end, `is_alive` alone may mean a later process.
+        found = {p.pid for p in self.processes.values() if not p.over and is_alive(p.pid)}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):

@@ -184,7 +184,7 @@ except PermissionError: context["safe"] = True
 
 
 def test_the_packed_runner_is_the_same_everywhere() -> None:
-    """A template built on one machine is found by workers on others: neither clock nor zone is in the name."""
+    """A template that one machine built is found by workers of others: no clock or zone is in the name."""
     code = "from flows.sandbox.protocol import installed_runner; print(installed_runner())"
     elsewhere = {**os.environ, "TZ": "Pacific/Kiritimati", "PYTHONPATH": str(Path(__file__).parents[2])}
     told = subprocess.run(
