@@ -50,7 +50,7 @@ def begin(
     )
 
 
-def finish(database: Database, execution: Execution, status: str, **fields: str) -> bool:
+def finish(database: Database, execution: Execution, status: str, **fields: Any) -> bool:
     """What the flow does at its end."""
     return database.run_sync(lambda s: executions.finish(s, execution.id, status=status, **fields))
 
@@ -208,6 +208,37 @@ def test_only_the_first_end_counts(database: Database, execution: Execution) -> 
     assert read(database, execution).status == "cancelled"
 
 
+def test_who_heard_of_an_earlier_attempts_end_closes_nothing(database: Database, workflow: Workflow) -> None:
+    """The run was retried since: the attempt that goes on now stays open, and is closed by its own number."""
+    flow_run_id = uuid.uuid4()
+    first = begin(database, workflow, flow_run_id)
+    second = begin(database, workflow, flow_run_id)
+
+    assert not finish(database, first, "failed", attempt=first.attempt)
+    assert read(database, first).status == "running"
+    assert finish(database, first, "failed", attempt=second.attempt)
+
+
+def test_a_poll_reads_what_there_is_to_tell(database: Database, workflow: Workflow) -> None:
+    """The row, the workflow's name and how many steps succeeded; None for an unknown task."""
+    flow_run_id = uuid.uuid4()
+    made = begin(database, workflow, flow_run_id)
+
+    def work(session: Session) -> None:
+        for step, status in ((0, "success"), (1, "failed")):
+            entry = chain.Step(step=step, attempt=1, node_id="a", node_type="action", status=status)
+            chain.append(session, made.id, entry)
+        executions.set_progress(session, made.id, current_node="a")
+
+    database.run_sync(work)
+    found = database.run_sync(lambda s: executions.poll(s, flow_run_id))
+    assert found is not None
+    assert (found.id, found.status, found.attempt, found.nodes_done) == (made.id, "running", 1, 1)
+    assert (found.workflow_name, found.version_id) == ("Invoices", made.version_id)
+    assert (found.current_node, found.client_slug, found.error) == ("a", None, None)
+    assert database.run_sync(lambda s: executions.poll(s, uuid.uuid4())) is None
+
+
 def test_a_pending_run_can_be_closed(database: Database, workflow: Workflow) -> None:
     """Cancelled before it started: the reconciler closes the row."""
     made = create(database, workflow)
@@ -354,7 +385,7 @@ def test_metrics_of_nothing(database: Database) -> None:
 def test_metrics_count_the_last_day_and_the_last_hour(
     database: Database, workflow: Workflow, graph: dict[str, Any]
 ) -> None:
-    """Rates are percent of all runs made in the time; infrastructure failures are those since a success."""
+    """Success is percent of what is over, errors of all; failed infrastructure counts since a success."""
     database.run_sync(lambda s: workflows.create(s, name="Idle", graph=graph))
     kinds = ["infrastructure", None, "crashed", "infrastructure", "node"]
     for kind in kinds:
@@ -371,7 +402,7 @@ def test_metrics_count_the_last_day_and_the_last_hour(
 
     database.run_sync(age)
     assert database.run_sync(executions.metrics) == {
-        "executions": {"total": 7, "completed": 1, "failed": 4, "pending": 2, "success_rate": 14.29},
+        "executions": {"total": 7, "completed": 1, "failed": 4, "pending": 2, "success_rate": 20.0},
         "error_rate": {
             "period_hours": 1,
             "total_executions": 6,
