@@ -12,7 +12,6 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from api import views
 from api.services import Services
 from flows.credentials import vault
 from flows.engine.context import to_fragments
@@ -23,8 +22,9 @@ from flows.engine.errors import (
     NotFoundError,
     PrefectUnavailableError,
 )
+from flows.execution.specs import deployment_spec
 from flows.orchestration.deployments import Deployments, DeploymentSpec
-from flows.store import clients, executions, schedules, workflows
+from flows.store import clients, executions, workflows
 
 log = logging.getLogger(__name__)
 
@@ -168,13 +168,7 @@ async def deploy(services: Services, workflow_id: int) -> UUID:
     Raises NotFoundError when the workflow is gone (then no deployment is left behind) and
     PrefectUnavailableError.
     """
-
-    def read(session: Session) -> DeploymentSpec:
-        return views.deployment_spec(
-            workflows.get(session, workflow_id), schedules.list_(session, workflow_id)
-        )
-
-    spec = await services.database.run(read)
+    spec = await services.database.run(lambda session: deployment_spec(session, workflow_id))
     deployment_id = await _apply(services.orchestration.deployments, spec)
     if deployment_id != spec.deployment_id:
         try:
