@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import e2b
 
 from flows.engine.errors import NovaError
-from flows.sandbox.e2b import reason_of
+from flows.sandbox.e2b_errors import reason_of
 from flows.sandbox.protocol import BOOT, installed_runner, runner_zip
 
 PYTHON = "3.11"

@@ -30,6 +30,7 @@ async def create(places: Places, request: Request) -> Response:
     """Make a sandbox."""
     body = await request.json()
     if places.refuse_with is not None:
+        places.refused += 1
         refusal = answer(*places.refuse_with)
         refusal.headers["Should-Retry"] = "false"
         return refusal

@@ -200,6 +200,8 @@ class Places:
         """Creations that were begun, the ones that are not done yet included."""
         self.refuse_with: tuple[int, str] | None = None
         """Status and message with which the next creations are refused."""
+        self.refused = 0
+        """How many were."""
         self.envs: dict[str, str] = {}
         """Variables that the next sandboxes have, as if their template had set them."""
         self.keys: dict[str, Place] = {}

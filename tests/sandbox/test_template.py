@@ -49,6 +49,16 @@ async def test_its_sandboxes_have_the_runner_and_start_it(e2b_server: E2BServer)
         await place.commands.run(build.commands[-1], user="root")
 
 
+async def test_a_run_in_it_needs_no_upload(e2b_server: E2BServer) -> None:
+    """The worker starts the runner that the template has."""
+    await template.build("nova-runner")
+    sandbox = await E2BProvider("nova-runner").create(spec())
+    assert await Bench(sandbox).changes("context['n'] = 1") == {"n": 1}
+    [place] = e2b_server.sandboxes
+    assert list(place.home.iterdir()) == []
+    await sandbox.kill()
+
+
 async def test_a_template_of_another_version_serves_too(
     e2b_server: E2BServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +67,8 @@ async def test_a_template_of_another_version_serves_too(
     await template.build("nova-runner")
     sandbox = await E2BProvider("nova-runner").create(spec())
     assert await Bench(sandbox).changes("context['n'] = 1") == {"n": 1}
+    [place] = e2b_server.sandboxes
+    assert [path.name for path in place.home.iterdir()] == ["nova-runner.zip"]
     await sandbox.kill()
 
 
