@@ -73,7 +73,7 @@ async def execute(
     """
 
     def write(session: Session) -> Pending:
-        workflow = workflows.get(session, workflow_id)
+        workflow = workflows.without_graph(session, workflow_id)
         client = clients.active(session, client_slug) if client_slug is not None else None
         row = executions.create_pending(
             session,

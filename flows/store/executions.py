@@ -243,17 +243,18 @@ def _insert(
         .values(row)
         # Of two that begin the same flow run at once one inserts, and the other waits here, then finds it.
         .on_conflict_do_nothing(index_elements=[Execution.flow_run_id])
-        .returning(Execution.id)
+        .returning(Execution)
     )
     try:
-        execution_id = session.scalar(statement)
+        made = session.scalar(statement)
     except IntegrityError as error:
         gone = "client" if constraint(error).startswith("fk_executions_client_id") else "workflow"
         raise NotFoundError(f"There is no such {gone} any more.") from None
-    if execution_id is None:
-        return session.scalars(_select().where(Execution.flow_run_id == flow_run_id)).one()
-    values.put(session, execution_id, initial)
-    return get(session, execution_id)
+    if made is None:
+        return session.scalars(select(Execution).where(Execution.flow_run_id == flow_run_id)).one()
+    if initial:
+        values.put(session, made.id, initial)
+    return made
 
 
 def _locked(session: Session, which: ColumnElement[bool]) -> Execution | None:

@@ -74,6 +74,14 @@ def get(session: Session, workflow_id: int) -> Workflow:
     return found
 
 
+def without_graph(session: Session, workflow_id: int) -> Workflow:
+    """One workflow whose graph is not read, which may be large. Raises NotFoundError."""
+    found = session.get(Workflow, workflow_id)
+    if found is None:
+        raise NotFoundError(f"There is no workflow {workflow_id}.")
+    return found
+
+
 def find(session: Session, slug_or_name: str) -> Workflow | None:
     """The workflow with that slug, else the one with that name, else None."""
     if not checks.is_plain(slug_or_name):
