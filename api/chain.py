@@ -20,7 +20,7 @@ from flows.engine.context import dumps
 from flows.engine.graph import Node, load_graph
 from flows.store import chain, values, workflows
 from flows.store.chain import Frame
-from flows.store.models import ChainEntry, Execution
+from flows.store.models import ChainEntry
 from flows.store.session import Database
 
 Contexts = Literal["full", "changes", "none"]
@@ -80,16 +80,14 @@ class _Values:
 
 
 class RunText:
-    """What one execution has to show, as JSON text. Make it in the transaction that read the execution."""
+    """What one execution has to show, as JSON text."""
 
-    def __init__(self, session: Session, database: Database, execution: Execution) -> None:
+    def __init__(self, database: Database, execution_id: int, version_id: int | None) -> None:
         self._database = database
-        self._id = execution.id
-        self._values = _Values(database, execution.id)
+        self._id = execution_id
+        self._version_id = version_id
+        self._values = _Values(database, execution_id)
         self._nodes: dict[str, Node] = {}
-        if execution.version_id is not None:
-            graph = load_graph(workflows.version(session, execution.version_id).graph)
-            self._nodes = {node.id: node for node in graph.nodes}
 
     async def context(self, digests: Mapping[str, str]) -> AsyncIterator[bytes]:
         """A context, given as key → digest, as one JSON object."""
@@ -104,6 +102,9 @@ class RunText:
 
     def read_page(self, session: Session, skip: int, limit: int, contexts: Contexts) -> list[Frame]:
         """Rows of the chain, at most a page of them, with the contexts around them if these are shown."""
+        if self._version_id is not None and not self._nodes:
+            graph = load_graph(workflows.version(session, self._version_id).graph)
+            self._nodes = {node.id: node for node in graph.nodes}
         page = chain.entries(session, self._id, skip, min(limit, _PAGE))
         if contexts == "full":
             return list(chain.frames(session, self._id, page))

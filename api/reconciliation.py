@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import uuid
+from uuid import UUID
 
 from api.services import Services
-from flows.engine.errors import PrefectUnavailableError
 from flows.orchestration.runs import RunState, closing
 from flows.store import executions
-
-PATIENCE = 2.0
-"""Seconds that reading a known run waits for Prefect: as long as clients pause between two polls."""
+from flows.store.checks import LIVE
 
 
-async def ask_prefect(services: Services, flow_run_id: uuid.UUID) -> RunState | None:
-    """Return what Prefect says of a run; None when it knows none. Raises PrefectUnavailableError."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            return await services.orchestration.runs.find(flow_run_id)
-    except TimeoutError:
-        raise PrefectUnavailableError(f"Prefect did not answer within {PATIENCE:g} s.") from None
+async def close_if_over(services: Services, flow_run_id: UUID, state: RunState | None) -> bool:
+    """Close the open row of a run that is over in Prefect; True when the row is worth reading again.
 
-
-async def close_if_over(services: Services, execution_id: int, state: RunState | None) -> bool:
-    """Close an open row whose run is over in Prefect; False while the run may go on.
-
-    The flow's own word counts where it was faster: then the row stays as it closed it.
+    `state` is what the watch told. It may be a second old, and the run retried since: before a row is closed
+    Prefect is asked anew. The flow's own word counts where it was faster, and an attempt that begins
+    meanwhile goes on. Raises PrefectUnavailableError.
     """
-    closed = closing(state)
-    if closed is None:
+    if closing(state) is None:
         return False
+    row = await services.database.run(lambda session: executions.poll(session, flow_run_id))
+    if row is None or row.status not in LIVE:
+        return True
+    closed = closing(await services.orchestration.watch.fresh(flow_run_id))
+    if closed is None:
+        return True
     status, error, kind = closed
     await services.database.run(
-        lambda session: executions.finish(session, execution_id, status=status, error=error, error_kind=kind)
+        lambda session: executions.finish(
+            session, row.id, status=status, error=error, error_kind=kind, attempt=row.attempt
+        )
     )
     return True

@@ -312,7 +312,7 @@ class ExecutionMetrics(_Answer):
     completed: int = Field(examples=[117])
     failed: int = Field(examples=[2])
     pending: int = Field(examples=[1])
-    success_rate: float = Field(examples=[97.5], description="Percent.")
+    success_rate: float = Field(examples=[98.32], description="Percent of those that are over.")
 
 
 class ErrorRate(_Answer):

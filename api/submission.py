@@ -12,7 +12,6 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from api import views
 from api.services import Services
 from flows.credentials import vault
 from flows.engine.context import to_fragments
@@ -23,8 +22,9 @@ from flows.engine.errors import (
     NotFoundError,
     PrefectUnavailableError,
 )
+from flows.execution.specs import deployment_spec
 from flows.orchestration.deployments import Deployments, DeploymentSpec
-from flows.store import clients, executions, schedules, workflows
+from flows.store import clients, executions, workflows
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ async def execute(
     """
 
     def write(session: Session) -> Pending:
-        workflow = workflows.get(session, workflow_id)
+        workflow = workflows.without_graph(session, workflow_id)
         client = clients.active(session, client_slug) if client_slug is not None else None
         row = executions.create_pending(
             session,
@@ -126,13 +126,15 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
 
     async def submit(deployment_id: UUID) -> UUID:
         async with _turn(services.submissions):
-            return await runs.submit(
+            state = await runs.submit(
                 deployment_id=deployment_id,
                 public_id=pending.public_id,
                 name=pending.name,
                 tags=pending.tags,
                 priority=pending.priority,
             )
+        services.orchestration.watch.expect(state)
+        return state.flow_run_id
 
     if pending.deployment_id is not None:
         try:
@@ -166,13 +168,7 @@ async def deploy(services: Services, workflow_id: int) -> UUID:
     Raises NotFoundError when the workflow is gone (then no deployment is left behind) and
     PrefectUnavailableError.
     """
-
-    def read(session: Session) -> DeploymentSpec:
-        return views.deployment_spec(
-            workflows.get(session, workflow_id), schedules.list_(session, workflow_id)
-        )
-
-    spec = await services.database.run(read)
+    spec = await services.database.run(lambda session: deployment_spec(session, workflow_id))
     deployment_id = await _apply(services.orchestration.deployments, spec)
     if deployment_id != spec.deployment_id:
         try:

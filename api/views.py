@@ -7,7 +7,7 @@ from typing import Any
 from api.responses import timestamp
 from flows.credentials import vault
 from flows.engine.errors import Fault
-from flows.orchestration.deployments import DeploymentSpec, ScheduleSpec, ScheduleView
+from flows.orchestration.deployments import ScheduleView
 from flows.store.models import Client, Credential, Execution, Schedule, Workflow
 
 
@@ -102,26 +102,3 @@ def prefect_schedule(found: ScheduleView) -> dict[str, Any]:
         "source": "prefect" if found.id is None else "nova",
         "rule": found.rule,
     }
-
-
-def schedule_spec(row: Schedule) -> ScheduleSpec:
-    """A schedule as Prefect is to have it."""
-    return ScheduleSpec(
-        id=row.id, cron=row.cron, timezone=row.timezone, parameters=row.parameters, active=row.active
-    )
-
-
-def deployment_spec(row: Workflow, schedules: list[Schedule]) -> DeploymentSpec:
-    """A workflow as its deployment is to be."""
-    return DeploymentSpec(
-        workflow_id=row.id,
-        name=row.name,
-        slug=row.slug,
-        description=row.description,
-        priority=row.priority,
-        max_concurrent_runs=row.max_concurrent_runs,
-        overlap=row.overlap,
-        version=row.version,
-        deployment_id=row.deployment_id,
-        schedules=tuple(schedule_spec(s) for s in schedules),
-    )

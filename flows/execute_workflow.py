@@ -27,7 +27,8 @@ from flows.execution.loading import LoadedRun, RunRequest, load_run
 from flows.node import MESSAGE_LIMIT, NodeRunner, run_node
 from flows.orchestration.runs import Runs
 from flows.orchestration.texts import printable
-from flows.sandbox import Sandbox, SandboxProvider, SandboxSpec
+from flows.sandbox import Sandbox, SandboxSpec, ahead
+from flows.sandbox.ahead import RunSandbox
 from flows.sandbox.providers import provider
 from flows.store import executions, leases
 from flows.store.leases import Lease
@@ -71,50 +72,70 @@ async def execute_workflow(
     """
     settings, log = get_settings(), get_run_logger()
     flow_run = _flow_run()
-    database = _database(settings.sqlalchemy_url, settings.database_pool_size)
-    cipher = Cipher(settings.encryption_key.get_secret_value())
-    request = RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {})
+    sandbox = begin_sandbox(flow_run)
     try:
-        run = await database.run(
-            lambda session: load_run(session, request, cipher, settings.max_steps, settings.lease_seconds)
-        )
+        database = _database(settings.sqlalchemy_url, settings.database_pool_size)
+        cipher = Cipher(settings.encryption_key.get_secret_value())
+        request = RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {})
+        try:
+            run = await database.run(
+                lambda session: load_run(session, request, cipher, settings.max_steps, settings.lease_seconds)
+            )
+        except ExecutionClosedError as error:
+            log.warning("Nothing is run: %s", error)
+            return Cancelled(message=str(error))
+        except LeaseError:
+            raise
+        except NovaError as error:
+            await _close(database, request.find, error)
+            return _failed(error)
+        if execution is None:
+            await _label(settings, flow_run, run, log)
+        try:
+            return await _execute(settings, database, cipher, run, sandbox, log)
+        except LeaseError:
+            raise
+        except BaseException:
+            # Cancelled, suspended: who goes on with it need not wait out the lease.
+            with anyio.CancelScope(shield=True):
+                await sandbox.end()
+                await database.run(lambda session: leases.release(session, run.lease))
+            raise
     except LeaseError as error:
         raise Abort(str(error)) from None  # another process says what becomes of the run
-    except ExecutionClosedError as error:
-        log.warning("Nothing is run: %s", error)
-        return Cancelled(message=str(error))
-    except NovaError as error:
-        await _close(database, request.find, error)
-        return _failed(error)
-    if execution is None:
-        await _label(settings, flow_run, run, log)
-    try:
-        return await _execute(settings, database, cipher, run, log)
-    except LeaseError as error:
-        raise Abort(str(error)) from None
-    except BaseException:
-        # Cancelled, suspended: its sandbox is dead, and who goes on with it need not wait out the lease.
+    finally:
         with anyio.CancelScope(shield=True):
-            await database.run(lambda session: leases.release(session, run.lease))
-        raise
+            await sandbox.end()
+
+
+def begin_sandbox(flow_run: FlowRun) -> RunSandbox:
+    """Begin to make the sandbox of a run; a worker may call it before the flow does.
+
+    Whoever does must end it (`flows.sandbox.ahead.end`): the flow may never come to its start.
+    """
+    settings = get_settings()
+    spec = SandboxSpec(flow_run.id, flow_run.name, settings.run_timeout, settings.output_limit)
+    return ahead.begin(provider(settings), spec)
 
 
 async def _execute(
-    settings: Settings, database: Database, cipher: Cipher, run: LoadedRun, log: Log
+    settings: Settings, database: Database, cipher: Cipher, run: LoadedRun, sandbox: RunSandbox, log: Log
 ) -> State[Any]:
     """Walk the run to its end within its time and close its row, however it ends."""
-    places = provider(settings)
-    sandbox: Sandbox | None = None
-    watch = asyncio.get_running_loop().call_later(settings.run_warning, _warn, log, settings)
+    loop = asyncio.get_running_loop()
+    watch: asyncio.TimerHandle | None = None
     try:
-        async with asyncio.timeout(settings.run_timeout) as limit:
-            sandbox = await _open_sandbox(places, run, settings, database)
+        async with asyncio.timeout(None) as limit:
+            place = await sandbox.ready()  # its turn may be long in coming: that is none of the run's time
+            limit.reschedule(loop.time() + settings.run_timeout)
+            watch = loop.call_later(settings.run_warning, _warn, log, settings)
+            await _load_sandbox(place, run, database)
             runner = NodeRunner(
                 database=database,
                 lease=run.lease,
                 attempt=run.attempt,
                 graph=run.graph,
-                sandbox=sandbox,
+                sandbox=place,
                 cipher=cipher,
                 overlay=run.overlay,
             )
@@ -131,37 +152,23 @@ async def _execute(
         await _close(database, lambda session: run.execution_id, error, run.lease)
         return _failed(error)
     finally:
-        watch.cancel()
-        if sandbox is not None:
-            with anyio.CancelScope(shield=True):
-                await sandbox.kill()
-    await database.run(
-        lambda session: executions.finish(session, run.execution_id, status="completed", lease=run.lease)
+        if watch is not None:
+            watch.cancel()
+    await asyncio.gather(
+        database.run(
+            lambda session: executions.finish(session, run.execution_id, status="completed", lease=run.lease)
+        ),
+        sandbox.end(),  # which takes longer, and nobody waits for
     )
     return Completed(message=f"{steps} nodes executed")
 
 
-async def _open_sandbox(
-    places: SandboxProvider, run: LoadedRun, settings: Settings, database: Database
-) -> Sandbox:
-    """Make the run's sandbox and load its context and credentials; kill it if that fails."""
-    sandbox = await places.create(
-        SandboxSpec(
-            execution_id=run.execution_id,
-            workflow=run.workflow_slug,
-            client=run.client_slug,
-            timeout=settings.run_timeout,
-            output_limit=settings.output_limit,
-        )
+async def _load_sandbox(sandbox: Sandbox, run: LoadedRun, database: Database) -> None:
+    """Load a run's context and credentials into its sandbox, and write down which one it has."""
+    await asyncio.gather(
+        database.run(lambda session: executions.set_progress(session, run.lease, sandbox_id=sandbox.id)),
+        sandbox.load({**run.context, **run.overlay.fragments()}),
     )
-    try:
-        await database.run(lambda session: executions.set_progress(session, run.lease, sandbox_id=sandbox.id))
-        await sandbox.load({**run.context, **run.overlay.fragments()})
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await sandbox.kill()
-        raise
-    return sandbox
 
 
 async def _walk(run: LoadedRun, runner: NodeRunner, log: Log) -> int:

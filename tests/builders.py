@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -46,3 +49,9 @@ def fork(before: dict[str, Any], choice: dict[str, Any], **ways: dict[str, Any])
 def fresh_name(stem: str = "Workflow") -> str:
     """Return a workflow's name that no other test uses."""
     return f"{stem} {next(_numbers)}"
+
+
+async def each(*items: T) -> AsyncIterator[T]:
+    """The items one by one, as what is read from a database comes."""
+    for item in items:
+        yield item

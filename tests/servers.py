@@ -98,14 +98,15 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def postgres_server(folder: Path) -> Iterator[EmbeddedPostgres]:
+def postgres_server(folder: Path, *, durable: bool = False) -> Iterator[EmbeddedPostgres]:
     """Run the embedded PostgreSQL in a folder that its system user can reach."""
     server = EmbeddedPostgres(folder / "pg")
     server.prepare()
     part = server.part(folder / "postgresql.log", {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"})
     with part.log.open("wb") as log:
         process = subprocess.Popen(
-            [*part.command, "-c", "fsync=off"],  # nothing of a test's need survive a power cut
+            # Nothing of a test's need survive a power cut.
+            [*part.command, *([] if durable else ["-c", "fsync=off"])],
             env=part.env,
             cwd=part.cwd,
             user=part.user,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
@@ -15,7 +16,7 @@ from api.body import BodyRoute
 from api.chain import Contexts, RunText, gathered
 from api.dependencies import DatabaseDep, ExecutionId, Limit, OfWorkflow, ServicesDep, Skip, WithStatus
 from api.documentation import documented
-from api.reconciliation import ask_prefect, close_if_over
+from api.reconciliation import close_if_over
 from api.responses import JSON, JsonResponse
 from api.services import Services
 from flows.engine.context import dumps
@@ -23,6 +24,7 @@ from flows.engine.errors import PrefectUnavailableError
 from flows.store import chain, executions
 from flows.store.chain import Frame
 from flows.store.checks import LIVE
+from flows.store.models import Execution
 
 router = APIRouter(prefix="/executions", tags=["executions"], route_class=BodyRoute)
 
@@ -56,20 +58,23 @@ async def list_executions(
 async def get_execution(services: ServicesDep, execution_id: ExecutionId) -> StreamingResponse:
     """Get one execution, with the final context of a completed one."""
     database = services.database
-    await _reconcile(services, execution_id)
 
-    def read(session: Session) -> tuple[dict[str, object], dict[str, str], RunText]:
+    def read(session: Session) -> tuple[Execution, int, dict[str, str]]:
         row = executions.get(session, execution_id)
-        counts = chain.counts(session, [row.id])
-        digests = chain.state(session, row.id) if row.status == "completed" else {}
-        return views.execution(row, counts.get(row.id, 0)), digests, RunText(session, database, row)
+        if row.status != "completed":
+            return row, 0, {}
+        return row, chain.counts(session, [row.id]).get(row.id, 0), chain.state(session, row.id)
 
-    view, digests, text = await database.run(read)
-    result = view["result"]
+    row, nodes, digests = await database.run(read)
+    if row.status in LIVE and await _close_if_over(services, row.flow_run_id):
+        row, nodes, digests = await database.run(read)
+    view = views.execution(row, nodes)
+    result = view.pop("result")
+    text = RunText(database, row.id, row.version_id)
 
     async def write() -> AsyncIterator[bytes]:
         # The result goes last, since it alone may be large.
-        yield dumps({key: value for key, value in view.items() if key != "result"})[:-1] + b',"result":'
+        yield dumps(view)[:-1] + b',"result":'
         if result is None:
             yield b"null}"
             return
@@ -81,13 +86,14 @@ async def get_execution(services: ServicesDep, execution_id: ExecutionId) -> Str
     return StreamingResponse(gathered(write()), media_type=JSON)
 
 
-async def _reconcile(services: Services, execution_id: int) -> None:
-    """Close the row of a run that ended in Prefect without its flow; Prefect being away changes nothing."""
-    row = await services.database.run(lambda session: executions.get(session, execution_id))
-    if row.status not in LIVE or row.flow_run_id is None:
-        return
+async def _close_if_over(services: Services, flow_run_id: UUID | None) -> bool:
+    """Close an open row whose run is over in Prefect; Prefect being away changes nothing."""
+    if flow_run_id is None:
+        return False
     with contextlib.suppress(PrefectUnavailableError):
-        await close_if_over(services, row.id, await ask_prefect(services, row.flow_run_id))
+        state = await services.orchestration.watch.state(flow_run_id)
+        return await close_if_over(services, flow_run_id, state)
+    return False
 
 
 @router.get("/{execution_id}/chain", **documented(200, schemas.Chain, 404, 422))
@@ -106,7 +112,8 @@ async def get_chain(
     most = limit or _ALL
 
     def read(session: Session) -> tuple[RunText, list[Frame], int]:
-        text = RunText(session, database, executions.get(session, execution_id))
+        row = executions.get(session, execution_id)
+        text = RunText(database, row.id, row.version_id)
         return text, text.read_page(session, skip, most, contexts), chain.count(session, execution_id)
 
     text, first, total = await database.run(read)

@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 
 from api import requests, schemas, submission, views
 from api.body import BodyRoute
-from api.dependencies import DatabaseDep, ScheduleId, ServicesDep, WorkflowId
+from api.dependencies import ScheduleId, ServicesDep, WorkflowId
 from api.documentation import documented
 from api.responses import JsonResponse
 from api.services import Services
 from flows.engine.context import dumps
 from flows.engine.errors import InvalidInputError, NotFoundError
+from flows.execution.specs import schedule_spec
 from flows.orchestration.deployments import ScheduleView, validate_cron
 from flows.store import clients, schedules, workflows
 from flows.store.models import Schedule
@@ -74,11 +75,12 @@ async def create_schedule(
 
 @router.get("/{schedule_id}", **documented(200, schemas.Schedule, 404, 422))
 async def get_schedule(
-    database: DatabaseDep, workflow_id: WorkflowId, schedule_id: ScheduleId
+    services: ServicesDep, workflow_id: WorkflowId, schedule_id: ScheduleId
 ) -> JsonResponse:
-    """Get one schedule of NOVA's."""
-    row = await database.run(lambda session: schedules.get(session, workflow_id, schedule_id))
-    return JsonResponse(views.schedule(row))
+    """Get one schedule of NOVA's, with what an operator changed of it in Prefect."""
+    row = await services.database.run(lambda session: schedules.get(session, workflow_id, schedule_id))
+    found = {view.id: view for view in await _in_prefect(services, workflow_id)}
+    return JsonResponse(_merged(row, found.get(row.id)))
 
 
 @router.put("/{schedule_id}", **documented(200, schemas.Schedule, 404, 413, 415, 422))
@@ -99,13 +101,14 @@ async def update_schedule(
         return write(session, fields)
 
     row = await services.database.run(check_and_write)
+    keep_active = "active" not in fields
     old = ScheduleFields(
         cron=before.cron, timezone=before.timezone, parameters=before.parameters, active=before.active
     )
 
     async def put() -> None:
         try:
-            await _put(services, workflow_id, row)
+            await _put(services, workflow_id, row, keep_active=keep_active)
         except Exception:
             await services.database.run(lambda session: write(session, old))
             raise
@@ -146,17 +149,21 @@ async def _in_prefect(services: Services, workflow_id: int) -> list[ScheduleView
 
 
 def _merged(row: Schedule, found: ScheduleView | None) -> dict[str, Any]:
-    """A schedule of ours with what an operator may have changed in Prefect: whether it is active."""
-    return views.schedule(row) | ({"active": found.active, "rule": found.rule} if found else {})
+    """A schedule of ours with what an operator may have changed in Prefect: when it is due, and if at all."""
+    if found is None:
+        return views.schedule(row)
+    when = {"cron": found.cron, "timezone": found.timezone} if found.cron else {}
+    return views.schedule(row) | when | {"active": found.active, "rule": found.rule}
 
 
-async def _put(services: Services, workflow_id: int, row: Schedule) -> None:
+async def _put(services: Services, workflow_id: int, row: Schedule, *, keep_active: bool = False) -> None:
     """Make Prefect's schedule equal to the row; a deployment that is gone is made again."""
     workflow = await services.database.run(lambda session: workflows.get(session, workflow_id))
     deployments = services.orchestration.deployments
     if workflow.deployment_id is not None:
         try:
-            await deployments.put_schedule(workflow.deployment_id, views.schedule_spec(row))
+            spec = schedule_spec(row)
+            await deployments.put_schedule(workflow.deployment_id, spec, keep_active=keep_active)
             return
         except NotFoundError:
             pass

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from fastapi.responses import StreamingResponse
-from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from api import schemas
@@ -17,16 +15,16 @@ from api.body import BodyRoute
 from api.chain import RunText, gathered
 from api.dependencies import ServicesDep
 from api.documentation import documented
-from api.reconciliation import ask_prefect, close_if_over
+from api.reconciliation import close_if_over
 from api.responses import JSON, JsonResponse, timestamp
 from api.services import Services
 from flows.engine.context import dumps
 from flows.engine.errors import NotFoundError, PrefectUnavailableError
 from flows.orchestration.runs import RunState
 from flows.store import chain, executions
-from flows.store.chain import Frame
 from flows.store.checks import LIVE
-from flows.store.models import Execution
+from flows.store.executions import Poll
+from flows.store.session import Database
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=BodyRoute)
 
@@ -39,17 +37,6 @@ _ALL = 2**62
 """More entries than any chain has."""
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What the database knows of a task; `first` and `digests` are read for a completed one only."""
-
-    execution: Execution
-    nodes_done: int
-    text: RunText
-    digests: dict[str, str]
-    first: list[Frame]
-
-
 @router.get("/{task_id}", **documented(200, schemas.Task, 404, 422))
 async def get_task(
     services: ServicesDep,
@@ -59,15 +46,15 @@ async def get_task(
 ) -> Response:
     """Poll a task. One that is over is answered from the database alone."""
     flow_run_id = _parse(task_id)
-    known = await _read(services, flow_run_id)
-    if known is None:
-        state = await services.orchestration.runs.find(flow_run_id)
-        known = await _read(services, flow_run_id)  # its flow may have begun meanwhile
-        if known is None:
+    row = await _read(services, flow_run_id)
+    if row is None:
+        state = await services.orchestration.watch.state(flow_run_id)
+        row = await _read(services, flow_run_id)  # its flow may have begun meanwhile
+        if row is None:
             return JsonResponse(_unstarted(flow_run_id, state))
-    if known.execution.status in LIVE:
-        return await _open(services, flow_run_id, known)
-    return _final(flow_run_id, known)
+    if row.status in LIVE:
+        return await _open(services, flow_run_id, row)
+    return await _final(services.database, flow_run_id, row)
 
 
 def _parse(task_id: str) -> uuid.UUID:
@@ -77,36 +64,26 @@ def _parse(task_id: str) -> uuid.UUID:
         raise NotFoundError(f"There is no task {task_id}.") from None
 
 
-async def _read(services: Services, flow_run_id: uuid.UUID) -> _Known | None:
-    def read(session: Session) -> _Known | None:
-        execution = executions.by_task(session, flow_run_id)
-        if execution is None:
-            return None
-        text = RunText(session, services.database, execution)
-        done = chain.counts(session, [execution.id]).get(execution.id, 0)
-        if execution.status != "completed":
-            return _Known(execution, done, text, {}, [])
-        digests = chain.state(session, execution.id)
-        return _Known(execution, done, text, digests, text.read_page(session, 0, _ALL, "none"))
-
-    return await services.database.run(read)
+async def _read(services: Services, flow_run_id: uuid.UUID) -> Poll | None:
+    return await services.database.run(lambda session: executions.poll(session, flow_run_id))
 
 
-async def _open(services: Services, flow_run_id: uuid.UUID, known: _Known) -> Response:
+async def _open(services: Services, flow_run_id: uuid.UUID, row: Poll) -> Response:
     """Answer for a run that is not over as far as the database knows; close it where Prefect knows better."""
+    watch = services.orchestration.watch
     try:
-        state = await ask_prefect(services, flow_run_id)
+        state = await watch.state(flow_run_id)
+        if await close_if_over(services, flow_run_id, state):
+            again = await _read(services, flow_run_id)
+            if again is None:
+                raise NotFoundError(f"There is no task {flow_run_id}.")
+            if again.status not in LIVE:
+                return await _final(services.database, flow_run_id, again)
+            row, state = again, await watch.state(flow_run_id)
     except PrefectUnavailableError:
         # A poll does not fail because Prefect is away for a moment: the row is the truth, if an old one.
-        return JsonResponse(_from_row(flow_run_id, known, " (Prefect does not answer at the moment)"))
-    if await close_if_over(services, known.execution.id, state):
-        again = await _read(services, flow_run_id)
-        if again is None:
-            raise NotFoundError(f"There is no task {flow_run_id}.")
-        if again.execution.status in LIVE:  # retried at this very moment
-            return JsonResponse(_from_row(flow_run_id, again))
-        return _final(flow_run_id, again)
-    return JsonResponse(_from_prefect(flow_run_id, known, state))
+        return JsonResponse(_from_row(flow_run_id, row, " (Prefect does not answer at the moment)"))
+    return JsonResponse(_from_prefect(flow_run_id, row, state))
 
 
 def _unstarted(flow_run_id: uuid.UUID, state: RunState | None) -> dict[str, Any]:
@@ -125,69 +102,73 @@ def _unstarted(flow_run_id: uuid.UUID, state: RunState | None) -> dict[str, Any]
     return body
 
 
-def _from_prefect(flow_run_id: uuid.UUID, known: _Known, state: RunState | None) -> dict[str, Any]:
-    """The answer for an open row beside a flow run that goes on."""
-    assert state is not None  # a flow run that is gone closes the row
-    if state.final:  # it crashed, and is about to be put back in its queue
-        return _from_row(flow_run_id, known)
-    execution = known.execution
+def _from_prefect(flow_run_id: uuid.UUID, row: Poll, state: RunState | None) -> dict[str, Any]:
+    """The answer for an open row beside what Prefect said of its flow run, a second ago perhaps."""
+    has_begun = row.status == "running" and state is not None and state.run_count == 0
+    if state is None or state.final or (has_begun and state.status == "PENDING"):
+        return _from_row(flow_run_id, row)  # the row is ahead: it was retried, or has just begun
     body = _body(flow_run_id, state.status, state.message)
     if state.status == "RUNNING":
-        body["meta"] = _meta(known)
+        body["meta"] = _meta(row)
     elif state.status == "RETRY":
-        body["error"] = execution.error or state.state_message or _FAILED
+        body["error"] = row.error or state.state_message or _FAILED
     elif state.status == "REVOKED":
-        body |= {"execution_id": execution.id, "error": state.state_message or "The run is being cancelled."}
+        body |= {"execution_id": row.id, "error": state.state_message or "The run is being cancelled."}
     return body
 
 
-def _from_row(flow_run_id: uuid.UUID, known: _Known, remark: str = "") -> dict[str, Any]:
+def _from_row(flow_run_id: uuid.UUID, row: Poll, remark: str = "") -> dict[str, Any]:
     """The answer for an open row when there is nobody to ask."""
-    if known.execution.status == "pending":
+    if row.status == "pending":
         return _body(flow_run_id, "PENDING", _QUEUED + remark)
-    return _body(flow_run_id, "RUNNING", _EXECUTING + remark) | {"meta": _meta(known)}
+    return _body(flow_run_id, "RUNNING", _EXECUTING + remark) | {"meta": _meta(row)}
 
 
-def _final(flow_run_id: uuid.UUID, known: _Known) -> Response:
+async def _final(database: Database, flow_run_id: uuid.UUID, row: Poll) -> Response:
     """The answer for a run that is over: from the database alone."""
-    execution = known.execution
-    if execution.status == "completed":
-        return StreamingResponse(gathered(_success(flow_run_id, known)), media_type=JSON)
+    if row.status == "completed":
+        return await _success(database, flow_run_id, row)
     body = _body(flow_run_id, "FAILURE", _FAILED)
-    if execution.status == "cancelled":
+    if row.status == "cancelled":
         body = _body(flow_run_id, "REVOKED", _CANCELLED)
     body |= {
-        "execution_id": execution.id,
-        "error": execution.error or body["message"],
-        "failed_at_node": execution.failed_at_node,
+        "execution_id": row.id,
+        "error": row.error or body["message"],
+        "failed_at_node": row.failed_at_node,
     }
     return JsonResponse(body)
 
 
-async def _success(flow_run_id: uuid.UUID, known: _Known) -> AsyncIterator[bytes]:
-    execution_id = known.execution.id
-    body = _body(flow_run_id, "SUCCESS", _SUCCEEDED) | {"execution_id": execution_id}
-    yield dumps(body)[:-1] + b',"result":'
-    yield dumps({"execution_id": execution_id, "status": "success"})[:-1] + b',"final_context":'
-    async for text in known.text.context(known.digests):
-        yield text
-    yield b',"execution_trace":['
-    async for text in known.text.entries(known.first, 0, _ALL, "none"):
-        yield text
-    yield b'],"nodes_executed":' + dumps(known.nodes_done) + b"}}"
+async def _success(database: Database, flow_run_id: uuid.UUID, row: Poll) -> Response:
+    text = RunText(database, row.id, row.version_id)
+    digests, first = await database.run(
+        lambda session: (chain.state(session, row.id), text.read_page(session, 0, _ALL, "none"))
+    )
+    body = _body(flow_run_id, "SUCCESS", _SUCCEEDED) | {"execution_id": row.id}
+
+    async def write() -> AsyncIterator[bytes]:
+        yield dumps(body)[:-1] + b',"result":'
+        yield dumps({"execution_id": row.id, "status": "success"})[:-1] + b',"final_context":'
+        async for piece in text.context(digests):
+            yield piece
+        yield b',"execution_trace":['
+        async for piece in text.entries(first, 0, _ALL, "none"):
+            yield piece
+        yield b'],"nodes_executed":' + dumps(row.nodes_done) + b"}}"
+
+    return StreamingResponse(gathered(write()), media_type=JSON)
 
 
 def _body(flow_run_id: uuid.UUID, status: str, message: str) -> dict[str, Any]:
     return {"task_id": str(flow_run_id), "status": status, "message": message}
 
 
-def _meta(known: _Known) -> dict[str, Any]:
-    execution = known.execution
+def _meta(row: Poll) -> dict[str, Any]:
     return {
-        "execution_id": execution.id,
-        "workflow_id": execution.workflow_id,
-        "workflow_name": execution.workflow.name,
-        "client_slug": execution.client_slug,
-        "started_at": timestamp(execution.started_at),
-        "progress": {"nodes_done": known.nodes_done, "current_node": execution.current_node},
+        "execution_id": row.id,
+        "workflow_id": row.workflow_id,
+        "workflow_name": row.workflow_name,
+        "client_slug": row.client_slug,
+        "started_at": timestamp(row.started_at),
+        "progress": {"nodes_done": row.nodes_done, "current_node": row.current_node},
     }

@@ -20,7 +20,7 @@ from api.responses import JsonResponse
 from api.services import Services
 from flows.engine.errors import ConflictError, Fault, InvalidGraphError, PrefectUnavailableError
 from flows.engine.graph import validate_graph
-from flows.store import workflows
+from flows.store import executions, workflows
 from flows.store.models import Workflow
 from flows.store.workflows import WorkflowFields
 
@@ -170,8 +170,15 @@ async def _deploy_or_undo(services: Services, workflow_id: int) -> None:
 
 async def _delete(services: Services, workflow_id: int, deployment_id: UUID | None) -> None:
     deployments = services.orchestration.deployments
+
+    def live(session: Session) -> list[UUID]:
+        # A deployment of prefect.yaml may run it, too: what the rows say counts beside its own deployment.
+        rows = executions.live(session, workflow_id)
+        return [row.flow_run_id for row in rows if row.flow_run_id is not None]
+
     if deployment_id is not None:
-        await deployments.stop_runs(deployment_id, STOP_TIMEOUT)
+        others = await services.database.run(live)
+        await deployments.stop_runs(deployment_id, STOP_TIMEOUT, others)
         await deployments.remove(deployment_id)
 
     def remove(session: Session) -> UUID | None:

@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from flows.engine.errors import ConfigurationError
 
+SERVER_SETTINGS = Path(__file__).parents[1] / "prefect-server.env"
+"""How Prefect's server is tuned: compose.yaml hands the same file to its container."""
 PREFECT_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 _KEPT = {PREFECT_DATABASE, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"}
-"""Prefect's variables that are the user's to set; all those that say where things are are ours."""
+"""Prefect's variables that are the user's to set, beside the tuned ones; those that say where things are
+are ours."""
 _KEPT_PREFIXES = (
     "PREFECT_LOGGING_",
     "PREFECT_SERVER_LOGGING_",
     "PREFECT_WORKER_",
     "PREFECT_SERVER_SERVICES_",
 )
+
+
+@lru_cache(maxsize=1)
+def tuned() -> Mapping[str, str]:
+    """Variables of Prefect's server that differ from Prefect's defaults, each explained in the file."""
+    from dotenv import dotenv_values
+
+    found = dotenv_values(SERVER_SETTINGS, encoding="utf-8", interpolate=False)
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def with_dotenv() -> dict[str, str]:
@@ -39,7 +52,7 @@ def outside() -> dict[str, str]:
     return {
         key: value
         for key, value in with_dotenv().items()
-        if not key.startswith("PREFECT_") or key in _KEPT or key.startswith(_KEPT_PREFIXES)
+        if not key.startswith("PREFECT_") or key in {*_KEPT, *tuned()} or key.startswith(_KEPT_PREFIXES)
     }
 
 
@@ -62,6 +75,7 @@ def parts(
     prefect = f"http://127.0.0.1:{prefect_port}"
     return {
         # Defaults, which the user may have set differently.
+        **tuned(),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",  # strict priorities: nothing is taken before it is due
         **base,
@@ -74,12 +88,7 @@ def parts(
         "PREFECT_UI_URL": prefect,
         "PREFECT_HOME": str(prefect_home),
         "PREFECT_PROFILES_PATH": str(prefect_home / "profiles.toml"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_UI_ENABLED": "true",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # A run that waits for a slot of its workflow (max_concurrent_runs) asks again after 2 s, not 30.
-        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",  # events are most of what grows
+        "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deployments.cli.environment import with_dotenv
-from flows.engine.errors import ConfigurationError
+from flows.engine.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from flows.config.settings import Settings
     from flows.orchestration.client import Orchestration
-    from flows.orchestration.deployments import SyncReport
+    from flows.orchestration.deployments import DeploymentSpec, SyncReport
 
 
 def register(app: typer.Typer) -> None:
@@ -110,54 +111,31 @@ def deploy(
 
 
 async def _deploy(settings: Settings, wait: float) -> SyncReport:
+    from flows.execution.specs import deployment_spec
     from flows.orchestration.client import Orchestration
-    from flows.orchestration.deployments import DeploymentSpec, ScheduleSpec
-    from flows.store import schedules, workflows
+    from flows.store import workflows
     from flows.store.session import Database
 
-    def read(session: Session) -> list[DeploymentSpec]:
-        found, skip = [], 0
-        while True:
-            page, total = workflows.list_(session, skip, 500)
-            found += page
-            skip += len(page)
-            if not page or skip >= total:
-                break
-        return [
-            DeploymentSpec(
-                workflow_id=workflow.id,
-                name=workflow.name,
-                slug=workflow.slug,
-                description=workflow.description,
-                priority=workflow.priority,
-                max_concurrent_runs=workflow.max_concurrent_runs,
-                overlap=workflow.overlap,
-                version=workflow.version,
-                deployment_id=workflow.deployment_id,
-                schedules=tuple(
-                    ScheduleSpec(s.id, s.cron, s.timezone, s.parameters, s.active)
-                    for s in schedules.list_(session, workflow.id)
-                ),
-            )
-            for workflow in found
-        ]
-
     database = Database(settings.sqlalchemy_url, pool_size=2)
+
+    async def specs() -> AsyncIterator[DeploymentSpec]:
+        # Each is read right before it is deployed: the API may change or delete workflows meanwhile.
+        for workflow_id in await database.run(workflows.ids):
+            with contextlib.suppress(NotFoundError):
+                yield await database.run(partial(deployment_spec, workflow_id=workflow_id))
+
     try:
         async with Orchestration(settings) as orchestration:
             await _wait_for(orchestration, wait)
             await orchestration.deployments.ensure_pool()
             before = await orchestration.deployments.of_workflows()
-            specs = await database.run(read)
-            report = await orchestration.deployments.sync(specs, before)
-        known = {spec.workflow_id: spec.deployment_id for spec in specs}
-
-        def note(session: Session) -> None:
-            for workflow_id, deployment_id in report.deployment_ids.items():
-                if known[workflow_id] != deployment_id:
-                    workflows.set_deployment(session, workflow_id, deployment_id)
-
-        await database.run(note)
+            report = await orchestration.deployments.sync(specs(), before)
+            for found in report.deployment_ids.items():
+                note = partial(workflows.set_deployment, workflow_id=found[0], deployment_id=found[1])
+                try:
+                    await database.run(note)
+                except NotFoundError:  # the workflow was deleted while its deployment was made
+                    await orchestration.deployments.remove(found[1])
     finally:
         database.close()
     return report

@@ -15,6 +15,8 @@ from prefect.client.orchestration import PrefectClient
 from deployments.worker import engine
 from deployments.worker.loading import Catalog, FlowNotLoadedError
 from deployments.worker.running import Ending, Run
+from flows.engine.errors import NovaError
+from flows.sandbox import ahead
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -102,6 +104,24 @@ class FlowThread:
             log.warning("Flow run %s could not be taken: %r", run.id, error)
             return
         answer(True)
+        try:
+            if self._catalog.knows_as_nova(run.flow_run):
+                self._begin_sandbox(run)
+            await self._execute(run, client)
+        finally:
+            run.let_end()
+            await ahead.end(run.id)
+
+    def _begin_sandbox(self, run: Run) -> None:
+        """Have a run's sandbox made while the run itself starts."""
+        from flows.execute_workflow import begin_sandbox  # imported by the catalog, in its own time
+
+        try:
+            begin_sandbox(run.flow_run)
+        except NovaError as error:
+            log.debug("The flow will say why no sandbox is made: %s", error)
+
+    async def _execute(self, run: Run, client: PrefectClient) -> None:
         try:
             flow = await self._catalog.find(run.flow_run, client)
         except FlowNotLoadedError as error:

@@ -47,6 +47,10 @@ class Catalog:
             self._by_flow_id[flow_run.flow_id] = flow
         return flow
 
+    def knows_as_nova(self, flow_run: FlowRun) -> bool:
+        """Whether a run is of NOVA's own flow, as far as that is known without asking Prefect."""
+        return flow_run.flow_id in self._by_flow_id
+
     def _load(self, entrypoint: str) -> Flow[..., Any]:
         if (known := self._by_entrypoint.get(entrypoint)) is not None:
             return known

@@ -34,6 +34,14 @@ class Settings(BaseSettings):
     """Set: nodes run in E2B's cloud. Empty: as child processes of this machine, for trusted code only."""
     e2b_template: str = Field(default="", validation_alias="E2B_TEMPLATE")
     """Name or id of the E2B template; empty is E2B's base template."""
+    e2b_creations_per_second: float = Field(
+        default=0.0, ge=0, validation_alias="NOVA_E2B_CREATIONS_PER_SECOND"
+    )
+    """Sandboxes that one process makes in a second; 0 lets E2B say when it is too fast."""
+    e2b_sandboxes: int = Field(default=0, ge=0, validation_alias="NOVA_E2B_SANDBOXES")
+    """Sandboxes that one process has at once; 0 is no limit but E2B's."""
+    e2b_patience: float = Field(default=300.0, gt=0, validation_alias="NOVA_E2B_PATIENCE")
+    """Seconds that making a sandbox waits for its turn in all; they are none of the run's own."""
 
     prefect_api_url: str = Field(default="http://127.0.0.1:4200/api", validation_alias="PREFECT_API_URL")
     prefect_ui_url: str = Field(default="", validation_alias="PREFECT_UI_URL")

@@ -15,6 +15,7 @@ from flows.engine.errors import NotFoundError, PrefectUnavailableError
 from flows.orchestration.deployments import Deployments
 from flows.orchestration.errors import prefect_call
 from flows.orchestration.runs import Runs
+from flows.orchestration.watch import RunWatch
 
 
 class Orchestration:
@@ -31,6 +32,7 @@ class Orchestration:
         self._pool = settings.work_pool
         self._timeout = settings.prefect_timeout
         self.runs = Runs(self._client, settings.prefect_timeout)
+        self.watch = RunWatch(self.runs)
         self.deployments = Deployments(self._client, settings.work_pool, settings.prefect_timeout)
 
     async def __aenter__(self) -> Self:
@@ -40,6 +42,7 @@ class Orchestration:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.watch.close()
         await self._client.__aexit__(kind, error, trace)
 
     async def healthy(self) -> bool:

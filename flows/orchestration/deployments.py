@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import (
@@ -15,6 +17,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
     DeploymentFilterTags,
     FlowRunFilter,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -22,7 +25,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy, Concurrency
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.states import Cancelling
 
-from flows.engine.errors import ConflictError, NotFoundError
+from flows.engine.errors import ConflictError, NotFoundError, PrefectUnavailableError
 from flows.orchestration import schedules as sched
 from flows.orchestration.errors import prefect_call
 from flows.orchestration.pool import ensure_pool
@@ -30,6 +33,8 @@ from flows.orchestration.schedules import ScheduleSpec, ScheduleView, validate_c
 from flows.orchestration.texts import printable
 
 __all__ = ["DeploymentSpec", "Deployments", "ScheduleSpec", "ScheduleView", "SyncReport", "validate_cron"]
+
+log = logging.getLogger(__name__)
 
 FLOW_NAME = "execute-workflow"
 ENTRYPOINT = "flows.execute_workflow.execute_workflow"
@@ -171,19 +176,46 @@ class Deployments:
         except NotFoundError:
             return
 
-    async def stop_runs(self, deployment_id: UUID, timeout: float) -> None:
-        """Cancel all live runs of a deployment and wait until they have stopped.
+    async def stop_runs(
+        self, deployment_id: UUID, timeout: float, others: Collection[UUID] = frozenset()
+    ) -> None:
+        """Cancel all live runs of a deployment, and those of `others`, and wait until they have stopped.
 
         Its schedules are paused first, so that no new run comes. Raises ConflictError when some still
-        run after `timeout` seconds.
+        run after `timeout` seconds; the schedules then go on.
         """
+        paused = await self._pause(deployment_id)
+        try:
+            await self._cancel(deployment_id, others, timeout)
+        except BaseException:
+            if paused:
+                with anyio.CancelScope(shield=True):
+                    await self._resume(deployment_id)
+            raise
+
+    async def _pause(self, deployment_id: UUID) -> bool:
+        """Stop the schedules; False where somebody had, or there is no such deployment."""
         try:
             async with prefect_call(self._timeout, "pausing the deployment"):
+                if (await self._client.read_deployment(deployment_id)).paused:
+                    return False
                 await self._client.pause_deployment(deployment_id)
         except NotFoundError:
+            return False
+        return True
+
+    async def _resume(self, deployment_id: UUID) -> None:
+        try:
+            async with prefect_call(self._timeout, "resuming the deployment"):
+                await self._client.resume_deployment(deployment_id)
+        except NotFoundError:
             return
+        except PrefectUnavailableError as error:
+            log.error("The deployment %s stays paused, resume it in Prefect's UI: %s", deployment_id, error)
+
+    async def _cancel(self, deployment_id: UUID, others: Collection[UUID], timeout: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout
-        while runs := await self._live_runs(deployment_id):
+        while runs := await self._live_runs(deployment_id, others):
             for run in runs:
                 if run.state_type != StateType.CANCELLING:
                     async with prefect_call(self._timeout, "cancelling a flow run"):
@@ -197,19 +229,28 @@ class Deployments:
             await asyncio.sleep(0.25)
 
     async def of_workflows(self) -> dict[UUID, str]:
-        """Return the deployments that carry NOVA's tag: id → name. All others are not NOVA's to touch."""
+        """Return the pool's deployments that carry NOVA's tag: id → name. No other is NOVA's to touch.
+
+        Those of another pool are of another installation that shares Prefect's server.
+        """
         ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[WORKFLOW_TAG]))
         async with prefect_call(self._timeout, "reading the deployments"):
-            return {found.id: found.name async for page in _pages(self._client, ours) for found in page}
+            return {
+                found.id: found.name
+                async for page in _pages(self._client, ours)
+                for found in page
+                if found.work_pool_name == self._pool
+            }
 
-    async def sync(self, specs: Iterable[DeploymentSpec], before: Mapping[UUID, str]) -> SyncReport:
+    async def sync(self, specs: AsyncIterable[DeploymentSpec], before: Mapping[UUID, str]) -> SyncReport:
         """Make the deployments equal to the workflows: create, update, delete.
 
-        `before` is what `of_workflows` gave before the specs were read, and only these are ever deleted: a
-        workflow that is made meanwhile has its deployment already and no spec here.
+        `specs` should read each workflow when it is asked for. `before` is what `of_workflows` gave before
+        the first was read, and only these are ever deleted: a workflow that is made meanwhile has its
+        deployment already and no spec here. Raises ConflictError for a name that another pool has.
         """
         report = SyncReport()
-        for spec in specs:
+        async for spec in specs:
             known = await self._find(spec)
             report.deployment_ids[spec.workflow_id] = await self.apply(spec)
             (report.created if known is None else report.updated).append(spec.slug)
@@ -218,15 +259,20 @@ class Deployments:
             report.removed.append(before[deployment_id])
         return report
 
-    async def put_schedule(self, deployment_id: UUID, spec: ScheduleSpec) -> None:
-        """Create or change one of NOVA's schedules; raises NotFoundError when the deployment is gone."""
+    async def put_schedule(
+        self, deployment_id: UUID, spec: ScheduleSpec, *, keep_active: bool = False
+    ) -> None:
+        """Create or change one of NOVA's schedules; raises NotFoundError when the deployment is gone.
+
+        `keep_active` leaves one that an operator paused in the UI as it is.
+        """
         async with prefect_call(self._timeout, "saving the schedule"):
             for schedule in await self._client.read_deployment_schedules(deployment_id):
                 if sched.nova_id(schedule) == spec.id:
                     await self._client.update_deployment_schedule(
                         deployment_id,
                         schedule.id,
-                        active=spec.active,
+                        active=None if keep_active else spec.active,
                         schedule=sched.to_create(spec).schedule,
                         parameters=spec.parameters,
                     )
@@ -249,7 +295,10 @@ class Deployments:
             return [sched.view(s) for s in await self._client.read_deployment_schedules(deployment_id)]
 
     async def _find(self, spec: DeploymentSpec) -> UUID | None:
-        """The workflow's deployment, by its id or else by its name; None where there is none."""
+        """The workflow's deployment, by its id or else by its name; None where there is none.
+
+        Raises ConflictError where the name is taken by another installation.
+        """
         if spec.deployment_id is not None:
             try:
                 async with prefect_call(self._timeout, "reading the deployment"):
@@ -258,9 +307,15 @@ class Deployments:
                 pass
         try:
             async with prefect_call(self._timeout, "reading the deployment"):
-                return (await self._client.read_deployment_by_name(f"{FLOW_NAME}/{spec.slug}")).id
+                found = await self._client.read_deployment_by_name(f"{FLOW_NAME}/{spec.slug}")
         except NotFoundError:
             return None
+        if found.work_pool_name not in (None, self._pool):
+            raise ConflictError(
+                f"Prefect has a deployment {FLOW_NAME}/{spec.slug} of work pool {found.work_pool_name} "
+                f"already: two installations of NOVA cannot share a Prefect server and workflow names."
+            )
+        return found.id
 
     async def _match_schedules(self, deployment_id: UUID, specs: Sequence[ScheduleSpec]) -> None:
         async with prefect_call(self._timeout, "matching the schedules"):
@@ -275,14 +330,19 @@ class Deployments:
             for number in found.keys() - wanted.keys():
                 await self._client.delete_deployment_schedule(deployment_id, found[number])
 
-    async def _live_runs(self, deployment_id: UUID) -> list[FlowRun]:
+    async def _live_runs(self, deployment_id: UUID, others: Collection[UUID]) -> list[FlowRun]:
+        live = FlowRunFilterState(type=FlowRunFilterStateType(any_=_LIVE))
         async with prefect_call(self._timeout, "reading the live runs"):
-            return await self._client.read_flow_runs(
+            found = await self._client.read_flow_runs(
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
-                flow_run_filter=FlowRunFilter(
-                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_LIVE))
-                ),
+                flow_run_filter=FlowRunFilter(state=live),
             )
+            if missing := set(others) - {run.id for run in found}:
+                named = FlowRunFilterId(any_=list(missing))
+                found += await self._client.read_flow_runs(
+                    flow_run_filter=FlowRunFilter(state=live, id=named)
+                )
+            return found
 
 
 async def _pages(

@@ -158,8 +158,8 @@ class Runs:
 
     async def submit(
         self, *, deployment_id: UUID, public_id: UUID, name: str, tags: list[str], priority: str
-    ) -> UUID:
-        """Create the flow run of an execution and return its id; the same `public_id` gives the same run.
+    ) -> RunState:
+        """Create the flow run of an execution; the same `public_id` gives the same run.
 
         Raises NotFoundError when the deployment is gone.
         """
@@ -172,7 +172,7 @@ class Runs:
                 tags=tags,
                 work_queue_name=priority,
             )
-        return flow_run.id
+        return state_of(flow_run)
 
     async def find(self, flow_run_id: UUID) -> RunState | None:
         """What Prefect says of a flow run; None when it knows none of that id."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+from uuid import UUID
 
 Fragments = Mapping[str, bytes]
 """Context key → its value as ASCII JSON text."""
@@ -17,24 +18,21 @@ Fragments = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """What a sandbox is made for. `timeout` is the run's limit in seconds."""
+    """What a sandbox is made for; known as soon as a run is taken, before its execution was read."""
 
-    execution_id: int
-    workflow: str
-    client: str | None
+    flow_run: UUID
+    """The flow run's id."""
+    run: str
+    """The flow run's name."""
     timeout: float
+    """The run's limit in seconds."""
     output_limit: int = 65_536
     """Bytes of stdout, and of stderr, kept per node."""
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the sandbox is labelled with, so that one left behind can be traced to its run."""
-        return {
-            "nova": "run",
-            "execution": str(self.execution_id),
-            "workflow": self.workflow,
-            "client": self.client or "",
-        }
+        return {"nova": "run", "flow_run": str(self.flow_run), "run": self.run}
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,10 @@ class SandboxProvider(Protocol):
     """Makes sandboxes."""
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox with the runner started in it; raises SandboxError."""
+        """Make a sandbox with the runner started in it; raises SandboxError.
+
+        It may have to wait its turn. Cancelled, it leaves none behind.
+        """
         ...
 
     async def kill(self, sandbox_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flows.engine.errors import SandboxError
 from flows.sandbox import Fragments, NodeCall, NodeResult
@@ -24,7 +24,7 @@ class Channel(ABC):
         self._grace = grace
         self._waiting: dict[str, asyncio.Future[NodeResult]] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ready.add_done_callback(_seen)
+        self._ready.add_done_callback(seen)
         self._fault: str | None = None
         self._reason = "broken"
         self._turn = asyncio.Lock()
@@ -57,7 +57,7 @@ class Channel(ABC):
         future = self._waiting.get(call.call_id)
         if future is None:
             future = self._waiting[call.call_id] = asyncio.get_running_loop().create_future()
-            future.add_done_callback(_seen)
+            future.add_done_callback(seen)
         try:
             async with asyncio.timeout(call.timeout + self._grace):
                 await self._say(run_message(call))
@@ -121,7 +121,7 @@ class Channel(ABC):
         return SandboxError(f"Sandbox {self.id} broke: {self._fault}.", reason=self._reason)
 
 
-def _seen(future: asyncio.Future[NodeResult] | asyncio.Future[None]) -> None:
+def seen(future: asyncio.Future[Any]) -> None:
     """Mark a future's exception as seen, for when nobody waits for it any more."""
     if not future.cancelled():
         future.exception()

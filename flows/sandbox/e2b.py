@@ -1,8 +1,8 @@
 """Sandboxes in E2B's cloud, over E2B's own SDK.
 
-The runner is uploaded as one file and started as root; nodes run as E2B's account `user`, so that they can
-neither end nor impersonate it. What the worker says goes through the runner's stdin, what the runner answers
-comes over the command's output stream.
+The runner is one file, in the template or uploaded, and is started as root; nodes run as E2B's account
+`user`, so that they can neither end nor impersonate it. What the worker says goes through the runner's stdin,
+what the runner answers comes over the command's output stream.
 """
 
 from __future__ import annotations
@@ -13,16 +13,25 @@ import logging
 import math
 import secrets
 import shlex
+from collections.abc import Callable
 
 import e2b
-import httpx
 from e2b.sandbox.commands.command_handle import CommandExitException
 from e2b.sandbox_async.commands.command_handle import AsyncCommandHandle
 
 from flows.engine.errors import SandboxError
 from flows.sandbox import NodeCall, NodeResult, Sandbox, SandboxSpec
-from flows.sandbox.channel import GRACE, Channel
-from flows.sandbox.protocol import BOOT, Chunks, mark_message, run_message, runner_zip
+from flows.sandbox.channel import GRACE, Channel, seen
+from flows.sandbox.e2b_errors import reason_of, sandbox_error
+from flows.sandbox.protocol import (
+    BOOT,
+    Chunks,
+    installed_runner,
+    mark_message,
+    run_message,
+    runner_zip,
+)
+from flows.sandbox.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +43,8 @@ PAUSES = (0.1, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each new try after a broken connection; then the sandbox is given up."""
 REQUEST = 30.0
 """Seconds that one request may take."""
+NO_RUNNER = 86
+"""Exit status of a runner's command where the runner is not: none that Python or a shell has itself."""
 GONE = (e2b.SandboxNotRunningException, e2b.NotFoundException)
 
 
@@ -43,30 +54,64 @@ class E2BProvider:
     Without `api_key` the SDK takes `E2B_API_KEY`; `grace` is in seconds (see Channel).
     """
 
-    def __init__(self, template: str = "", api_key: str | None = None, *, grace: float = GRACE) -> None:
+    def __init__(
+        self,
+        template: str = "",
+        api_key: str | None = None,
+        turns: Turns | None = None,
+        *,
+        grace: float = GRACE,
+    ) -> None:
         self._template = template or None
         self._api_key = api_key
+        self._turns = turns or Turns()
         self._grace = grace
+        self._installed = bool(template)
+        """Whether the template is believed to hold this worker's runner."""
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox and start the runner in it; raises SandboxError, and then leaves none behind."""
-        place = await self._make(spec)
-        sandbox = E2BSandbox(place, self._api_key, self._grace)
+        """Make a sandbox when it is its turn and start the runner in it.
+
+        Raises SandboxError, and then leaves none behind.
+        """
+        key = f"nova-{spec.flow_run}-{secrets.token_hex(8)}"  # the same for every try: one sandbox at most
+        place = await self._turns.make(lambda: self._make(spec, key))
+        sandbox = self._in(place)
         try:
-            await sandbox.start(spec.output_limit)
+            if self._installed:
+                try:
+                    await sandbox.start(installed_runner(), spec.output_limit)
+                    return sandbox
+                except NoRunnerError:
+                    self._note_missing()
+                    sandbox = self._in(place)
+            await sandbox.start(await sandbox.upload_runner(), spec.output_limit)
         except BaseException:
             await sandbox.kill()
             raise
         return sandbox
 
-    async def _make(self, spec: SandboxSpec) -> e2b.AsyncSandbox:
+    def _in(self, place: e2b.AsyncSandbox) -> E2BSandbox:
+        return E2BSandbox(place, self._api_key, self._grace, ended=self._turns.give_back)
+
+    def _note_missing(self) -> None:
+        if self._installed:
+            log.warning(
+                "E2B template %s does not hold this version's runner, which is uploaded into each sandbox "
+                "instead. Build the template anew: nova template build",
+                self._template,
+            )
+        self._installed = False
+
+    async def _make(self, spec: SandboxSpec, key: str) -> e2b.AsyncSandbox:
         making = asyncio.create_task(
             e2b.AsyncSandbox.create(
                 template=self._template,
                 timeout=math.ceil(spec.timeout) + MARGIN,
                 metadata=spec.metadata,
-                idempotency_key=f"nova-{spec.execution_id}-{secrets.token_hex(8)}",
+                idempotency_key=key,
                 api_key=self._api_key,
+                retries=0,  # the SDK's would not keep the pace
             )
         )
         try:
@@ -98,13 +143,20 @@ async def _kill(sandbox_id: str, api_key: str | None) -> None:
             await asyncio.sleep(pause)
 
 
-class E2BSandbox(Channel):
-    """One E2B sandbox with the runner in it."""
+class NoRunnerError(SandboxError):
+    """The runner is not where the template should have it."""
 
-    def __init__(self, place: e2b.AsyncSandbox, api_key: str | None, grace: float) -> None:
+
+class E2BSandbox(Channel):
+    """One E2B sandbox with the runner in it; `ended` is called once, when it was killed."""
+
+    def __init__(
+        self, place: e2b.AsyncSandbox, api_key: str | None, grace: float, ended: Callable[[], None]
+    ) -> None:
         super().__init__(grace)
         self._api_key = api_key
         self._place = place
+        self._ended = ended
         self._chunks = Chunks(CHUNK)
         self._calls: dict[str, NodeCall] = {}
         self._complaints = ""
@@ -117,25 +169,23 @@ class E2BSandbox(Channel):
         """E2B's id of the sandbox."""
         return self._place.sandbox_id
 
-    async def start(self, output_limit: int) -> None:
-        """Upload the runner and start it; raises SandboxError."""
+    async def upload_runner(self) -> str:
+        """Bring the runner into the sandbox and return its path there; raises SandboxError."""
         try:
             uploaded = await self._place.files.write(
                 "nova-runner.zip", runner_zip(), user="root", use_octet_stream=True, request_timeout=REQUEST
             )
-            program = ["python3", "-u", "-c", BOOT, uploaded.path]
-            options = ["--user", "user", "--output-limit", str(output_limit)]
-            handle = await self._place.commands.run(
-                f"exec {shlex.join([*program, *options])}",  # exec: else a signal would reach only the shell
-                background=True,
-                user="root",
-                stdin=True,
-                timeout=0,
-                request_timeout=REQUEST,
-                on_stdout=self._heard,
-                on_stderr=self._complained,
-                retain_output=False,
-            )
+        except Exception as error:
+            raise sandbox_error(error, f"The runner could not be put into E2B sandbox {self.id}") from error
+        return uploaded.path
+
+    async def start(self, runner: str, output_limit: int) -> None:
+        """Start the runner that lies at a path in the sandbox; raises NoRunnerError, SandboxError."""
+        launching = asyncio.create_task(self._launch(runner, output_limit))
+        launching.add_done_callback(seen)
+        try:
+            # Cancelled in the middle the SDK leaves a task behind, with an exception that nobody sees.
+            handle = await asyncio.shield(launching)
         except Exception as error:
             raise sandbox_error(error, f"The runner could not be started in E2B sandbox {self.id}") from error
         self._pid = handle.pid
@@ -147,6 +197,22 @@ class E2BSandbox(Channel):
             raise SandboxError(
                 f"The runner in E2B sandbox {self.id} did not start in {REQUEST:g} s."
             ) from None
+
+    async def _launch(self, runner: str, output_limit: int) -> AsyncCommandHandle[None]:
+        program = ["python3", "-u", "-c", BOOT, runner]
+        options = ["--user", "user", "--output-limit", str(output_limit)]
+        return await self._place.commands.run(
+            # exec: else a signal would reach only the shell
+            f"[ -f {shlex.quote(runner)} ] || exit {NO_RUNNER}; exec {shlex.join([*program, *options])}",
+            background=True,
+            user="root",
+            stdin=True,
+            timeout=0,
+            request_timeout=REQUEST,
+            on_stdout=self._heard,
+            on_stderr=self._complained,
+            retain_output=False,
+        )
 
     async def run(self, call: NodeCall) -> NodeResult:
         """Run one node and wait for its result; raises SandboxError, after which the sandbox is of no use."""
@@ -170,6 +236,8 @@ class E2BSandbox(Channel):
             await _kill(self.id, self._api_key)
         except SandboxError as error:  # E2B ends it at its timeout
             log.warning("%s", error)
+        finally:
+            self._ended()
 
     def _heard(self, text: str) -> None:
         self.received(text.encode("utf-8", "replace"))
@@ -203,6 +271,8 @@ class E2BSandbox(Channel):
                 await handle.wait()
                 ended = "status 0"
             except CommandExitException as error:
+                if error.exit_code == NO_RUNNER and not self._ready.done():
+                    self._ready.set_exception(NoRunnerError(f"E2B sandbox {self.id} holds no runner."))
                 ended = f"status {error.exit_code}"
             except Exception as error:  # noqa: BLE001  (the stream broke; the SDK has plain exceptions, too)
                 again = await self._listen_again(error)
@@ -243,34 +313,3 @@ class E2BSandbox(Channel):
         reason, why = reason_of(error)
         self.broke(why, reason)
         return None
-
-
-def sandbox_error(error: Exception, what: str) -> SandboxError:
-    """Put an SDK's or transport's exception into words; `reason` tells the cases apart."""
-    if isinstance(error, SandboxError):
-        return error
-    reason, why = reason_of(error)
-    return SandboxError(f"{what}: {why}.", reason=reason)
-
-
-def reason_of(error: Exception) -> tuple[str, str]:
-    """Say in one word and in some why a call of the SDK failed."""
-    said = str(error).strip().rstrip(".") or type(error).__name__
-    match error:
-        case e2b.AuthenticationException():
-            return "authentication", f"E2B_API_KEY was refused ({said})"
-        case e2b.RateLimitException():
-            return "rate_limit", f"E2B's rate limit is reached ({said})"
-        case e2b.ServiceBusyException():
-            return "busy", f"E2B has no place free at the moment ({said})"
-        case e2b.SandboxNotRunningException() | e2b.SandboxNotFoundException():
-            return "gone", f"the sandbox is gone ({said})"
-        case e2b.NotEnoughSpaceException():
-            return "space", f"the sandbox's disk is full ({said})"
-        case CommandExitException():
-            return "broken", f"a command ended with status {error.exit_code}: {error.stderr or said}"
-        case e2b.TimeoutException() | httpx.TimeoutException() | TimeoutError():
-            return "timeout", f"E2B did not answer in time ({said})"
-        case httpx.HTTPError() | OSError():
-            return "unreachable", f"E2B cannot be reached ({said})"
-    return "broken", said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -15,6 +16,8 @@ from flows.engine.errors import SandboxError
 from flows.sandbox import Fragments, NodeCall, NodeFailure, NodeResult
 
 RUNNER = Path(__file__).parent / "runner"
+UNIX = 3
+"""A zip file's word for the system that it was made on."""
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from runner.main import main; sys.path.pop(0); main()"
 )
@@ -23,12 +26,23 @@ BOOT = (
 
 @lru_cache(maxsize=1)
 def runner_zip() -> bytes:
-    """Pack the runner into one importable file, for where this package is not installed."""
+    """Pack the runner into one importable file, for where this package is not installed.
+
+    The same sources give the same bytes on every machine: their hash is the name of `installed_runner`.
+    """
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for path in sorted(RUNNER.glob("*.py")):
-            archive.writestr(f"runner/{path.name}", path.read_bytes())
+            entry = zipfile.ZipInfo(f"runner/{path.name}")  # its date is 1980's, not today's
+            entry.create_system = UNIX
+            archive.writestr(entry, path.read_bytes())
     return packed.getvalue()
+
+
+@lru_cache(maxsize=1)
+def installed_runner() -> str:
+    """Name the file that a template holds this very runner in; a template of another version has another."""
+    return f"/opt/nova/runner-{hashlib.sha256(runner_zip()).hexdigest()[:12]}.zip"
 
 
 def load_message(context: Fragments) -> bytes:

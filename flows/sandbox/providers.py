@@ -9,6 +9,7 @@ from flows.config.settings import Settings
 from flows.sandbox import SandboxProvider
 from flows.sandbox.e2b import E2BProvider
 from flows.sandbox.local import LocalProvider
+from flows.sandbox.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 def provider(settings: Settings) -> SandboxProvider:
     """Choose by `E2B_API_KEY`; local sandboxes are warned of, once, since they do not contain anything."""
     if settings.uses_e2b:
-        return E2BProvider(settings.e2b_template, settings.e2b_api_key.get_secret_value())
+        turns = Turns(settings.e2b_creations_per_second, settings.e2b_sandboxes, settings.e2b_patience)
+        return E2BProvider(settings.e2b_template, settings.e2b_api_key.get_secret_value(), turns)
     log.warning(
         "E2B_API_KEY is not set: nodes run as child processes of this machine, with its files and "
         "its network. Run only code that you trust."

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from flows.engine.errors import NotFoundError
 from flows.store import checks, values
 from flows.store.models import Client, Execution, Workflow
-from flows.store.queries import get
 from flows.store.session import constraint
 from flows.store.values import Stored
 
@@ -30,11 +29,14 @@ def create_pending(
         client_id=client.id if client else None,
         client_slug=client.slug if client else None,
         priority=checks.one_of("priority", priority, checks.PRIORITIES),
+        # The digests may be written before the values: they are one transaction.
+        initial={key: value.digest for key, value in initial.items()},
     )
     session.add(row)
     flush(session)
-    row.initial = values.put(session, row.id, initial)
-    return get(session, row.id)
+    if initial:
+        values.put(session, row.id, initial)
+    return row
 
 
 def ensure_row(session: Session, flow_run_id: uuid.UUID, workflow_id: int) -> None:

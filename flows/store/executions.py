@@ -21,12 +21,14 @@ from flows.store.creation import create_pending as create_pending
 from flows.store.leases import Lease
 from flows.store.metrics import metrics as metrics
 from flows.store.models import Client, Execution, Workflow, WorkflowVersion, utcnow
+from flows.store.queries import Poll as Poll
 from flows.store.queries import by_public_id as by_public_id
 from flows.store.queries import by_task as by_task
 from flows.store.queries import get as get
 from flows.store.queries import list_ as list_
 from flows.store.queries import live as live
 from flows.store.queries import locked, with_workflow
+from flows.store.queries import poll as poll
 from flows.store.retrying import FRESH
 from flows.store.retrying import reopen as reopen
 from flows.store.retrying import skip as skip
@@ -49,7 +51,7 @@ def reject(session: Session, execution_id: int, reason: str) -> bool:
     False when it is not pending any more: a flow run has it, or it is closed.
     """
     return _close(
-        session, execution_id, ("pending",), status="failed", error=reason, error_kind="not_started"
+        session, execution_id, ("pending",), None, status="failed", error=reason, error_kind="not_started"
     )
 
 
@@ -151,17 +153,20 @@ def finish(
     error_kind: str | None = None,
     failed_at_node: str | None = None,
     lease: Lease | None = None,
+    attempt: int | None = None,
 ) -> bool:
     """Close a run that is pending or running. False when it was closed already, and stays as it was.
 
     The flow gives its lease, and LeaseLostError is raised unless that is still its own; without one the word
-    comes from outside, and takes the lease from whoever has it.
+    comes from outside, and takes the lease from whoever has it. Who knows from elsewhere that it is over
+    gives the `attempt` that was: one begun since then goes on.
     """
     closed = _close(
         session,
         execution_id,
         checks.LIVE,
         lease,
+        attempt,
         status=status,
         error=error,
         error_kind=error_kind,
@@ -215,13 +220,16 @@ def _close(
     execution_id: int,
     from_: Sequence[str],
     lease: Lease | None = None,
+    attempt: int | None = None,
     **changes: str | None,
 ) -> bool:
     ours = true() if lease is None else lease.is_ours
-    closed = session.scalar(
+    closing = (
         update(Execution)
         .where(Execution.id == execution_id, Execution.status.in_(from_), ours)
         .values(completed_at=utcnow(), current_node=None, next_attempt_at=None, **leases.FREE, **changes)
         .returning(Execution.id)
     )
-    return closed is not None
+    if attempt is not None:
+        closing = closing.where(Execution.attempt == attempt)
+    return session.scalar(closing) is not None

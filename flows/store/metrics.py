@@ -19,7 +19,7 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
     """What the database knows of the contract's `/metrics`.
 
     - `executions`: those made in the last 24 hours: `total`, `completed`, `failed`, `pending` (not over, so
-      running ones count), `success_rate`: completed of total in percent, 0 to 100, two decimals.
+      running ones count), `success_rate`: completed of those that are over, in percent with two decimals.
     - `error_rate`: those made in the last hour: `period_hours`, `total_executions`, `failed_executions`,
       `error_rate`: failed of total, in percent as well.
     - `workflows`: `total_workflows`, `active_workflows`: with an execution made in the last 24 hours.
@@ -29,6 +29,7 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
     """
     now = now or utcnow()
     day, hour = (_counts(session, now - timedelta(hours=hours)) for hours in (24, 1))
+    pending = sum(day.get(status, 0) for status in checks.LIVE)
     active = select(func.count(Execution.workflow_id.distinct())).where(
         Execution.created_at >= now - timedelta(hours=24)
     )
@@ -37,14 +38,14 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
             "total": sum(day.values()),
             "completed": day.get("completed", 0),
             "failed": day.get("failed", 0),
-            "pending": sum(day.get(status, 0) for status in checks.LIVE),
-            "success_rate": _percent(day, "completed"),
+            "pending": pending,
+            "success_rate": _percent(day.get("completed", 0), sum(day.values()) - pending),
         },
         "error_rate": {
             "period_hours": 1,
             "total_executions": sum(hour.values()),
             "failed_executions": hour.get("failed", 0),
-            "error_rate": _percent(hour, "failed"),
+            "error_rate": _percent(hour.get("failed", 0), sum(hour.values())),
         },
         "workflows": {
             "total_workflows": session.scalar(select(func.count()).select_from(Workflow)) or 0,
@@ -61,9 +62,8 @@ def _counts(session: Session, since: datetime) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
-def _percent(counts: dict[str, int], status: str) -> float:
-    total = sum(counts.values())
-    return round(100 * counts.get(status, 0) / total, 2) if total else 0.0
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 2) if whole else 0.0
 
 
 def _infrastructure_failures(session: Session) -> int:

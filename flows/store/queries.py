@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from flows.engine.errors import NotFoundError
 from flows.store import checks
-from flows.store.models import Execution, WorkflowVersion
+from flows.store.models import ChainEntry, Execution, Workflow, WorkflowVersion
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What a poll of a run has to know of it."""
+
+    id: int
+    status: str
+    attempt: int
+    workflow_id: int
+    workflow_name: str
+    version_id: int | None
+    client_slug: str | None
+    started_at: datetime | None
+    current_node: str | None
+    error: str | None
+    failed_at_node: str | None
+    nodes_done: int
+    """Steps that succeeded."""
 
 
 def get(session: Session, execution_id: int) -> Execution:
@@ -23,6 +44,12 @@ def get(session: Session, execution_id: int) -> Execution:
 def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
     """The execution of a task id, which is the flow run's, loaded like `get`'s."""
     return session.scalars(_numbered().where(Execution.flow_run_id == flow_run_id)).one_or_none()
+
+
+def poll(session: Session, flow_run_id: uuid.UUID) -> Poll | None:
+    """What a poll of a task id needs, in one small statement; None when no execution has it."""
+    row = session.execute(_POLL.where(Execution.flow_run_id == flow_run_id)).one_or_none()
+    return Poll(*row) if row is not None else None
 
 
 def by_public_id(session: Session, public_id: uuid.UUID) -> Execution | None:
@@ -63,6 +90,25 @@ def locked(session: Session, which: ColumnElement[bool]) -> Execution | None:
     return session.scalars(
         select(Execution).where(which).with_for_update().execution_options(populate_existing=True)
     ).one_or_none()
+
+
+_POLL = select(
+    Execution.id,
+    Execution.status,
+    Execution.attempt,
+    Execution.workflow_id,
+    Workflow.name,
+    Execution.version_id,
+    Execution.client_slug,
+    Execution.started_at,
+    Execution.current_node,
+    Execution.error,
+    Execution.failed_at_node,
+    select(func.count())
+    .where(ChainEntry.execution_id == Execution.id, ChainEntry.status == "success")
+    .scalar_subquery(),
+).join(Workflow, Workflow.id == Execution.workflow_id)
+"""The fields of `Poll`, in their order."""
 
 
 def with_workflow() -> Select[tuple[Execution]]:

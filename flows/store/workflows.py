@@ -20,6 +20,8 @@ from flows.store.models import Workflow, WorkflowVersion, canonical, utcnow
 from flows.store.session import constraint
 
 _SLUG_LENGTH = 60
+_SLUG_ENDING = 8
+"""Characters that the number of a taken name, and the hyphens before it, may take of it."""
 _SLUG_LOCK = 0x534C5547  # "SLUG": workflows are made one after the other, so that slugs are unique
 
 
@@ -72,6 +74,14 @@ def get(session: Session, workflow_id: int) -> Workflow:
     return found
 
 
+def without_graph(session: Session, workflow_id: int) -> Workflow:
+    """One workflow whose graph is not read, which may be large. Raises NotFoundError."""
+    found = session.get(Workflow, workflow_id)
+    if found is None:
+        raise NotFoundError(f"There is no workflow {workflow_id}.")
+    return found
+
+
 def find(session: Session, slug_or_name: str) -> Workflow | None:
     """The workflow with that slug, else the one with that name, else None."""
     if not checks.is_plain(slug_or_name):
@@ -85,6 +95,11 @@ def list_(session: Session, skip: int = 0, limit: int = 100) -> tuple[list[Workf
     """A page of the workflows, oldest first, and how many there are in all."""
     page = session.scalars(_select().order_by(Workflow.id).offset(skip).limit(limit)).all()
     return list(page), session.scalar(select(func.count()).select_from(Workflow)) or 0
+
+
+def ids(session: Session) -> list[int]:
+    """The ids of all workflows, oldest first."""
+    return list(session.scalars(select(Workflow.id).order_by(Workflow.id)))
 
 
 def update(session: Session, workflow_id: int, **fields: Unpack[WorkflowFields]) -> Workflow:
@@ -134,7 +149,8 @@ def slugify(name: str) -> str:
 
 
 def _free_slug(session: Session, base: str) -> str:
-    taken = set(session.scalars(select(Workflow.slug).where(Workflow.slug.startswith(base, autoescape=True))))
+    stem = base[: _SLUG_LENGTH - _SLUG_ENDING]  # what even a shortened slug begins with
+    taken = set(session.scalars(select(Workflow.slug).where(Workflow.slug.startswith(stem, autoescape=True))))
     slug, number = base, 1
     while slug in taken:
         number += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from types import TracebackType
 from typing import Self
 
@@ -19,11 +20,18 @@ class Relay:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
+        self.sent = bytearray()
+        """All that the clients sent."""
         self.deaf = False
         """What the client sends arrives, what the server answers gets lost."""
         self.open = asyncio.Event()
         """Answers pass while it is set; until then they wait."""
         self.open.set()
+
+    def requests(self, prefix: str) -> list[str]:
+        """The HTTP requests that were sent, each with its body, whose first line begins with `prefix`."""
+        heads = re.split(rb"(?=(?:GET|POST|PUT|PATCH|DELETE) /\S* HTTP/1\.1\r\n)", bytes(self.sent))
+        return [text for text in (head.decode() for head in heads) if text.startswith(prefix)]
 
     async def restore(self) -> None:
         """Listen (again, on the same port)."""
@@ -73,6 +81,8 @@ class Relay:
         while data := await reader.read(65536):
             if is_answer:
                 await self.open.wait()
+            else:
+                self.sent += data
             if not (is_answer and self.deaf):
                 writer.write(data)
                 await writer.drain()

@@ -122,7 +122,7 @@ async def test_metrics_count_what_happened(
         "completed": 2,
         "failed": 1,
         "pending": 1,
-        "success_rate": 50.0,
+        "success_rate": 66.67,
     }
     assert body["error_rate"] == {
         "period_hours": 1,

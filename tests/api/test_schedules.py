@@ -53,7 +53,8 @@ async def test_a_schedule_is_read_changed_and_deleted(
     """PUT takes any subset; Prefect follows; DELETE removes both."""
     made = (await api.post(address, json=MORNING)).json()
     one = f"{address}/{made['id']}"
-    assert (await api.get(one)).json() == made
+    rule = {"cron": "0 9 * * *", "day_or": True, "timezone": "Europe/Madrid"}
+    assert (await api.get(one)).json() == made | {"rule": rule}
     changed = await api.put(one, json={"active": False, "cron": "30 8 * * 1-5"})
     assert changed.json() == made | {"active": False, "cron": "30 8 * * 1-5"}
     (found,) = await in_prefect(prefect, workflow)
@@ -89,6 +90,10 @@ async def test_schedules_made_in_prefect_are_listed_and_left_alone(
     (ours,) = [s for s in await in_prefect(prefect, workflow) if s.slug]
     await prefect.update_deployment_schedule(deployment.id, ours.id, active=False)
     assert (await api.get(address)).json()["schedules"][0]["active"] is False
+    assert (await api.get(f"{address}/1")).json()["active"] is False
+    assert (await api.put(f"{address}/1", json={"cron": "1 9 * * *"})).status_code == 200
+    (ours,) = [s for s in await in_prefect(prefect, workflow) if s.slug]
+    assert ours.active is False
 
 
 async def test_a_deployment_that_is_gone_is_made_again_with_all_schedules(
@@ -142,7 +147,8 @@ async def test_bad_fields_of_a_schedule_are_named(
     if body:
         again = await api.put(f"{address}/{changed['id']}", json=body)
         assert again.status_code == 422
-        assert (await api.get(f"{address}/{changed['id']}")).json() == changed
+        read = (await api.get(f"{address}/{changed['id']}")).json()
+        assert read == changed | {"rule": read["rule"]}
 
 
 async def test_schedules_of_an_unknown_workflow_are_404(api: httpx.AsyncClient, address: str) -> None:

@@ -28,6 +28,7 @@ from prefect.states import (
 from flows.config.settings import Settings
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.servers import free_port
+from tests.waiting import eventually
 
 Start = Callable[..., Any]
 
@@ -38,6 +39,11 @@ async def poll(api: httpx.AsyncClient, task_id: str) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
+
+
+async def becomes(api: httpx.AsyncClient, task_id: str, status: str) -> dict[str, Any]:
+    """Poll until the task has a status: what was done in Prefect is told within two seconds."""
+    return await eventually(lambda: poll(api, task_id), lambda body: body["status"] == status, 5)
 
 
 @pytest.mark.parametrize("state", [None, Late(scheduled_time=datetime.now(UTC)), Pending()])
@@ -85,9 +91,10 @@ async def test_a_paused_task_reads_running_and_says_so(
     task_id, run = await start()
     await run.begin()
     await set_state(task_id, state)
-    body = await poll(api, task_id)
+    body = await eventually(
+        lambda: poll(api, task_id), lambda body: str(state.name).lower() in body["message"], 5
+    )
     assert body["status"] == "RUNNING"
-    assert str(state.name).lower() in body["message"]
 
 
 async def test_a_task_that_will_be_tried_again_is_retry(
@@ -98,7 +105,7 @@ async def test_a_task_that_will_be_tried_again_is_retry(
     await set_state(task_id, Running())
     execution = await run.begin()
     await set_state(task_id, AwaitingRetry(message="The sandbox went away"))
-    body = await poll(api, task_id)
+    body = await becomes(api, task_id, "RETRY")
     assert body == {
         "task_id": task_id,
         "status": "RETRY",
@@ -173,9 +180,9 @@ async def test_a_cancelled_task_is_revoked(api: httpx.AsyncClient, start: Start,
     await set_state(task_id, Running())
     await run.begin()
     await set_state(task_id, Cancelling())
-    assert (await poll(api, task_id))["status"] == "REVOKED"
+    assert (await becomes(api, task_id, "REVOKED"))["error"] == "The run is being cancelled."
     await set_state(task_id, Cancelled(message="An operator did it"))
-    body = await poll(api, task_id)
+    body = await eventually(lambda: poll(api, task_id), lambda body: body["error"] == "An operator did it", 5)
     assert (body["status"], body["execution_id"]) == ("REVOKED", run.execution_id)
     assert (await api.get(f"/executions/{run.execution_id}")).json()["status"] == "cancelled"
 
@@ -186,7 +193,7 @@ async def test_a_run_cancelled_before_it_started_is_revoked(
     """No flow ever saw it, so the poll closes the row."""
     task_id, _ = await start()
     await set_state(task_id, Cancelled())
-    assert (await poll(api, task_id))["status"] == "REVOKED"
+    await becomes(api, task_id, "REVOKED")
     assert (await api.get("/executions?status=cancelled")).json()["total"] == 1
 
 
@@ -197,8 +204,13 @@ async def test_an_execution_cancelled_before_it_started_says_so_itself(
     task_id, _ = await start()
     await set_state(task_id, Cancelled(message="An operator did it"))
     (listed,) = (await api.get("/executions")).json()["executions"]
-    execution = (await api.get(f"/executions/{listed['id']}")).json()
-    assert (execution["status"], execution["error"]) == ("cancelled", "An operator did it")
+
+    async def read() -> dict[str, Any]:
+        found: dict[str, Any] = (await api.get(f"/executions/{listed['id']}")).json()
+        return found
+
+    execution = await eventually(read, lambda found: found["status"] == "cancelled", 5)
+    assert execution["error"] == "An operator did it"
 
 
 async def test_a_flow_run_deleted_in_prefect_is_revoked(
@@ -207,8 +219,7 @@ async def test_a_flow_run_deleted_in_prefect_is_revoked(
     """The id was issued, so it is no 404: the run will never come."""
     task_id, _ = await start()
     await prefect.delete_flow_run(UUID(task_id))
-    body = await poll(api, task_id)
-    assert body["status"] == "REVOKED"
+    body = await becomes(api, task_id, "REVOKED")
     assert "deleted" in body["error"]
 
 
@@ -219,7 +230,7 @@ async def test_completed_in_prefect_alone_is_no_success(
     task_id, run = await start()
     await run.begin()
     await set_state(task_id, Completed())
-    assert (await poll(api, task_id))["status"] == "FAILURE"
+    await becomes(api, task_id, "FAILURE")
 
 
 async def test_an_open_row_is_not_final_whatever_the_order(
@@ -251,9 +262,9 @@ async def test_a_run_from_the_ui_can_be_polled_before_it_starts(
     await set_state(task_id, Running())
     assert (await poll(api, task_id))["status"] == "PENDING"
     await set_state(task_id, Cancelled())
-    assert (await poll(api, task_id))["status"] == "REVOKED"
+    await becomes(api, task_id, "REVOKED")
     await set_state(task_id, Crashed(message="No module named flows"))
-    assert (await poll(api, task_id))["error"] == "No module named flows"
+    assert (await becomes(api, task_id, "FAILURE"))["error"] == "No module named flows"
 
 
 async def test_the_tasks_of_a_deleted_workflow_are_gone(
@@ -265,7 +276,7 @@ async def test_the_tasks_of_a_deleted_workflow_are_gone(
     await run.finish()
     await set_state(task_id, Completed())
     await api.delete(f"/workflows/{workflow['id']}")
-    assert (await api.get(f"/tasks/{task_id}")).status_code == 404
+    await eventually(lambda: api.get(f"/tasks/{task_id}"), lambda answer: answer.status_code == 404, 5)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])

@@ -1,162 +1,126 @@
-"""How long a run takes from POST to done: NOVA's worker beside Prefect's own, in one run on one machine.
+"""How fast NOVA is, beside stock Prefect: the same flow and sandboxes under Prefect's `process` worker.
 
-    python -m tests.bench [--runs 20] [--burst 60] [--limit 4]
-
-Starts PostgreSQL, Prefect's server and the API, then one worker type after the other over the same workflow
-of four trivial nodes in local sandboxes. Everything is on this machine and loopback, and bounded in number.
+Starts PostgreSQL, Prefect's server and the API as `nova up` does, then workers and servers of E2B's
+protocol as the cases need them, all on this machine; prints one table. Takes about 15 minutes, --quick three.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import statistics
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from rich.console import Console
-from rich.table import Table
 
-from flows.credentials.cipher import generate_key
-from flows.store import migrations
-from tests.builders import action, line
-from tests.servers import PrefectServer, ServerProcess, clean_environment, free_port, postgres_server
+from tests.bench import table
+from tests.bench.cases import Bench, Case, loads, rates, sizes
+from tests.bench.client import Client
+from tests.bench.site import Site, site
 
-FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
-GRAPH = line(*(action(f"n{i}", f"context['n'] = {i}") for i in range(4)))
-
-
-@dataclass
-class Figures:
-    """What was measured of one worker type: seconds, and runs per second."""
-
-    submitted: list[float]
-    """POST to its answer."""
-    alone: list[float]
-    """POST to done, one run at a time."""
-    rate: float
-    """Runs per second of a burst."""
+CASES: dict[str, Case] = {
+    "alone": rates.alone,
+    "burst": rates.burst,
+    "delays": rates.delays,
+    "creations": rates.creations,
+    "contexts": sizes.contexts,
+    "nested": sizes.nested,
+    "graphs": sizes.graphs,
+    "at-once": sizes.at_once,
+    "memory": sizes.memory,
+    "posts": loads.posts,
+    "priorities": loads.priorities,
+}
 
 
-async def measure(api: httpx.AsyncClient, workflow: int, runs: int, burst: int) -> Figures:
-    """Run the workflow `runs` times one by one, after one that warms up, then `burst` times at once."""
-    await one(api, workflow)
-    pairs = [await one(api, workflow) for _ in range(runs)]
-    since = time.perf_counter()
-    await asyncio.gather(*(one(api, workflow, pause=0.25) for _ in range(burst)))
-    rate = burst / (time.perf_counter() - since)
-    return Figures([pair[0] for pair in pairs], [pair[1] for pair in pairs], rate)
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    cases = "\n".join(f"  {name:<11} {case.__doc__}" for name, case in CASES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=__doc__,
+        epilog=f"cases:\n{cases}\n\nBars are those of issue 3; a ratio says how many times better NOVA is.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--cases", default=",".join(CASES), help="which, with commas between them (default: all)"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer runs of everything: a first impression")
+    parser.add_argument("--without-stock", action="store_true", help="measure NOVA alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    options = parser.parse_args()
+    options.cases = options.cases.split(",")
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"no case is called {', '.join(sorted(unknown))}")
+    return options
 
 
-async def one(api: httpx.AsyncClient, workflow: int, pause: float = 0.02) -> tuple[float, float]:
-    """Return the seconds from POST to its answer and to SUCCESS; anything else ends the benchmark.
-
-    `pause` is the seconds between two polls, which a burst's clients must not make the load themselves with.
-    """
-    since = time.perf_counter()
-    answer = await api.post(f"/workflows/{workflow}/execute", json={})
-    answer.raise_for_status()
-    submitted = time.perf_counter() - since
-    while True:
-        task = (await api.get(f"/tasks/{answer.json()['task_id']}")).json()
-        if task["status"] in FINAL:
-            break
-        await asyncio.sleep(pause)
-    if task["status"] != "SUCCESS":
-        raise SystemExit(f"a run ended as {task}")
-    return submitted, time.perf_counter() - since
-
-
-@contextlib.contextmanager
-def nova(folder: Path, kind: str, limit: int, environment: dict[str, str]) -> Iterator[str]:
-    """Run the API and one worker of a type; gives the API's address."""
-    port = free_port()
-    command = [sys.executable, "-m", "deployments.cli"]
-    with (
-        ServerProcess([*command, "api", "--port", str(port)], environment, folder / f"api-{kind}.log") as api,
-        ServerProcess(
-            [*command, "worker", "--type", kind, "--limit", str(limit)],
-            environment,
-            folder / f"worker-{kind}.log",
-        ),
-    ):
-        api.wait_for_http(f"http://127.0.0.1:{port}/health")
-        yield f"http://127.0.0.1:{port}"
+async def measure(options: argparse.Namespace, place: Site, said: Console) -> int:
+    """Run the cases and print the table; returns how many cases failed."""
+    _end_on_signals(said)
+    facts = table.machine()
+    rows: list[table.Row] = []
+    failures: dict[str, str] = {}
+    async with Client(place.api_url, place.prefect_url) as client:
+        bench = Bench(place, client, not options.without_stock, options.quick, said.print)
+        for name in options.cases:
+            said.print(f"[bold]{name}[/bold]: {CASES[name].__doc__}")
+            since = time.monotonic()
+            try:
+                found = await CASES[name](bench)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other cases go on
+                said.print_exception()
+                failures[name] = f"{type(error).__name__}: {error}"
+                continue
+            rows += found
+            for row in found:
+                stock = "" if row.stock is None else f", stock {row.stock:.3g}"
+                said.print(f"  {row.what}: {row.nova:.3g} {row.unit}{stock}", highlight=False)
+            said.print(f"  took {time.monotonic() - since:.0f} s")
+    table.show(facts, rows, failures, Console(width=max(Console().width, 150)))
+    if options.json:
+        table.save(options.json, facts, rows, failures)
+    return len(failures)
 
 
-async def story(url: str, name: str, runs: int, burst: int) -> Figures:
-    """Make the workflow over the API and measure it."""
-    async with httpx.AsyncClient(base_url=url, timeout=120) as api:
-        answer = await api.post("/workflows", json={"name": name, "graph_definition": GRAPH})
-        answer.raise_for_status()
-        return await measure(api, answer.json()["id"], runs, burst)
+def _end_on_signals(said: Console) -> None:
+    """Have the first SIGINT or SIGTERM cancel this task; those that follow must not cut the tidying short."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
+    def end() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, lambda: None)
+        said.print("Stopping everything …")
+        if task is not None:
+            task.cancel()
 
-def show(figures: dict[str, Figures]) -> None:
-    """Print one table; the last column is stock Prefect over NOVA."""
-    ours, stock = figures["nova"], figures["process"]
-    table = Table("four trivial nodes, local sandbox", "nova", "stock Prefect", "ratio")
-
-    def row(name: str, a: float, b: float, unit: str, ratio: float) -> None:
-        table.add_row(name, f"{a:.3f} {unit}", f"{b:.3f} {unit}", f"{ratio:.1f}")
-
-    for name, pick in (("p50", statistics.median), ("p95", _p95)):
-        a, b = pick(ours.submitted), pick(stock.submitted)
-        row(f"POST to its answer, {name}", a, b, "s", b / a)
-    for name, pick in (("p50", statistics.median), ("p95", _p95)):
-        a, b = pick(ours.alone), pick(stock.alone)
-        row(f"POST to done, one at a time, {name}", a, b, "s", b / a)
-    row("burst", ours.rate, stock.rate, "runs/s", ours.rate / stock.rate)
-    Console(width=110).print(table)
-
-
-def _p95(values: list[float]) -> float:
-    return statistics.quantiles(values, n=20, method="inclusive")[18]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
 
 
 def main() -> None:
-    """Measure both worker types and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--runs", type=int, default=20, help="runs one at a time (default 20)")
-    parser.add_argument("--burst", type=int, default=60, help="runs at once (default 60)")
-    parser.add_argument("--limit", type=int, default=4, help="runs that a worker does at once (default 4)")
-    options = parser.parse_args()
+    """Measure in a folder of its own, which is removed at the end."""
+    options = arguments()
     # Without bytecode every new process would compile what it imports, the stock worker's above all.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    figures = {}
-    place = "/var/tmp" if Path("/var/tmp").is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="nova-bench-", dir=place) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        with postgres_server(folder) as postgres:
-            for database in ("nova", "prefect"):
-                postgres.make_database(database)
-            migrations.upgrade(postgres.url("nova"))
-            with PrefectServer(postgres.url("prefect"), folder) as prefect:
-                environment = clean_environment(
-                    DATABASE_URL=postgres.url("nova"),
-                    NOVA_ENCRYPTION_KEY=generate_key(),
-                    PREFECT_API_URL=prefect.api_url,
-                    PREFECT_HOME=str(folder),
-                )
-                ServerProcess(
-                    [sys.executable, "-m", "deployments.cli", "deploy"], environment, folder / "deploy.log"
-                ).process.wait()
-                for kind in ("nova", "process"):
-                    # A stock run takes seconds: a third of them says as much.
-                    share = 1 if kind == "nova" else 3
-                    with nova(folder, kind, options.limit, environment) as url:
-                        figures[kind] = asyncio.run(
-                            story(url, f"bench {kind}", options.runs // share, options.burst // share)
-                        )
-    show(figures)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up then, too
+    parent = "/var/tmp" if Path("/var/tmp").is_dir() else None
+    try:
+        with tempfile.TemporaryDirectory(prefix="nova-bench-", dir=parent) as name:
+            Path(name).chmod(0o755)  # PostgreSQL's own user must reach it
+            with site(Path(name)) as place:
+                try:
+                    failed = asyncio.run(measure(options, place, Console(stderr=True)))
+                finally:
+                    for number in (signal.SIGINT, signal.SIGTERM):
+                        signal.signal(number, signal.SIG_IGN)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":

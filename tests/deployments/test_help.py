@@ -28,6 +28,8 @@ COMMANDS = [
     *(f"workflows schedule {verb}" for verb in ("list", "add", "pause", "resume", "remove")),
     "clients",
     *(f"clients {verb}" for verb in ("add", "list", "remove")),
+    "template",
+    "template build",
 ]
 
 
@@ -44,7 +46,17 @@ def test_every_command_has_help(command: str) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     """Prefect, SQLAlchemy and their like are imported by the commands that need them."""
-    heavy = ("prefect", "sqlalchemy", "fastapi", "pydantic", "httpx", "cryptography", "psycopg2", "pymupdf")
+    heavy = (
+        "prefect",
+        "sqlalchemy",
+        "fastapi",
+        "pydantic",
+        "httpx",
+        "cryptography",
+        "psycopg2",
+        "pymupdf",
+        "e2b",
+    )
     code = f"import sys, deployments.cli.main; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -61,6 +61,17 @@ def test_it_tells_its_addresses_and_then_that_it_is_ready(up: Up) -> None:
     assert stat.S_IMODE((up.data_dir / "encryption.key").stat().st_mode) == 0o600
 
 
+def test_prefects_server_is_tuned(up: Up) -> None:
+    """The running server itself says that it batches, keeps and waits as our file has it."""
+    server = httpx.get(f"{up.address('Prefect UI')}/api/admin/settings").json()["server"]
+    services = server["services"]
+    assert services["task_run_recorder"]["batch_size"] == 50
+    assert services["event_persister"]["batch_size"] == 200
+    assert server["database"]["sqlalchemy"]["pool_size"] == 20
+    assert server["concurrency"]["lease_storage"].endswith(".filesystem")
+    assert server["analytics_enabled"] is False
+
+
 def test_a_second_nova_on_the_same_folder_is_refused(up: Up, nova: Nova) -> None:
     """It says who holds the folder, and the first goes on."""
     done = nova("up", "--data-dir", str(up.data_dir), "--api-port", "0", "--prefect-port", "0")

@@ -17,6 +17,12 @@ def main() -> None:
     parser.add_argument(
         "--start-delay", type=float, default=0.0, help="seconds that a sandbox takes to start"
     )
+    parser.add_argument(
+        "--creations-per-second", type=float, default=None, help="more are answered with 429 (default: none)"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=None, help="sandboxes beyond it are answered with 429 (default: none)"
+    )
     parser.add_argument("--api-key", default=None, help="the only key that is let in; else any is")
     parser.add_argument("--fail", type=float, default=0.0, help="share of the calls that fail, 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="of the chance that they fail by")
@@ -24,13 +30,7 @@ def main() -> None:
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    with E2BServer(
-        port=options.port,
-        start_delay=options.start_delay,
-        api_key=options.api_key,
-        fail=options.fail,
-        seed=options.seed,
-    ) as server:
+    with E2BServer(**vars(options)) as server:
         sys.stdout.write(f"{server.url}\n")
         sys.stdout.flush()
         done.wait()

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.e2b_server import commands, control, files, watching
+from tests.e2b_server import builds, commands, control, files, watching
+from tests.e2b_server.builds import Builds
 from tests.e2b_server.places import Place, Places
 from tests.e2b_server.wire import RpcError
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def application(places: Places, api_key: str | None = None) -> Starlette:
+def application(places: Places, made: Builds, api_key: str | None = None) -> Starlette:
     """Build the application; with `api_key`, any other key is refused."""
 
-    def planned(handle: Callable[[Places, Request], Awaitable[Response]]) -> Handler:
+    def keyed(handle: Handler) -> Handler:
         async def checked(request: Request) -> Response:
             given = request.headers.get("x-api-key")
             if not given or (api_key is not None and given != api_key):
                 await request.body()
                 return control.answer(401, "Invalid API key")
-            return await handle(places, request)
+            return await handle(request)
 
         return checked
+
+    def planned(handle: Callable[[Places, Request], Awaitable[Response]]) -> Handler:
+        return keyed(partial(handle, places))
+
+    def built(handle: Callable[[Builds, Request], Awaitable[Response]]) -> Handler:
+        return keyed(partial(handle, made))
 
     def placed(handle: Callable[[Place, Request], Awaitable[Response]], *, signed: bool = False) -> Handler:
         async def found(request: Request) -> Response:
@@ -54,6 +62,7 @@ def application(places: Places, api_key: str | None = None) -> Starlette:
         return JSONResponse([control.summary(place) for place in places.all])
 
     one = "/sandboxes/{id}"
+    build = "/templates/{template}/builds/{build}"
     return Starlette(
         routes=[
             Route("/v2/sandboxes", planned(control.create), methods=["POST"]),
@@ -64,6 +73,12 @@ def application(places: Places, api_key: str | None = None) -> Starlette:
             Route(f"{one}/metrics", planned(control.metrics), methods=["GET"]),
             Route(f"{one}/connect", planned(control.connect), methods=["POST"]),
             Route(f"/v2{one}/connect", planned(control.connect), methods=["POST"]),
+            Route("/v3/templates", built(builds.ask), methods=["POST"]),
+            Route("/templates/{template}/files/{hash}", built(builds.files), methods=["GET"]),
+            Route("/uploads/{hash}", partial(builds.upload, made), methods=["PUT"]),
+            Route(f"/v2{build}", built(builds.start), methods=["POST"]),
+            Route(f"{build}/status", built(builds.status), methods=["GET"]),
+            Route("/templates/aliases/{alias}", built(builds.alias), methods=["GET"]),
             Route("/health", placed(healthy, signed=True), methods=["GET"]),
             Route("/files", placed(files.download, signed=True), methods=["GET"]),
             Route("/files", placed(files.upload, signed=True), methods=["POST"]),

@@ -33,7 +33,8 @@ async def start(place: Place, request: Request, user: str) -> Response:
     """Start a program and follow it."""
     body = await only(request)
     config = body["process"]
-    arguments = [a for a in config.get("args", ()) if a != "-l"]  # a login shell would reset PATH
+    # A login shell would reset PATH.
+    arguments = [place.located(a) for a in config.get("args", ()) if a != "-l"]
     envs = {str(k): str(v) for k, v in config.get("envs", {}).items()}
     if any(len(text.encode("utf-8")) > LONGEST for text in [*arguments, *envs.values()]):
         return failed(RpcError("internal", "fork/exec /bin/bash: argument list too long"))

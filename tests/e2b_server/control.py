@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tests.e2b_server.limits import LimitReachedError
 from tests.e2b_server.places import Place, Places
 
 DEFAULT_TIMEOUT = 300
@@ -29,10 +30,14 @@ async def create(places: Places, request: Request) -> Response:
     """Make a sandbox."""
     body = await request.json()
     if places.refuse_with is not None:
+        places.refused += 1
         refusal = answer(*places.refuse_with)
         refusal.headers["Should-Retry"] = "false"
         return refusal
-    place = await places.create(body, request.headers.get("idempotency-key"))
+    try:
+        place = await places.create(body, request.headers.get("idempotency-key"))
+    except LimitReachedError as reached:
+        return answer(429, str(reached))
     return JSONResponse(place.describe(), 201)
 
 

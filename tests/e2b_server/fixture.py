@@ -13,7 +13,9 @@ import pytest
 import uvicorn
 
 from tests.e2b_server.app import application
+from tests.e2b_server.builds import Builds
 from tests.e2b_server.faults import Faults
+from tests.e2b_server.limits import Bucket
 from tests.e2b_server.places import Place, Places
 
 
@@ -25,16 +27,20 @@ class E2BServer:
         *,
         port: int = 0,
         start_delay: float = 0.0,
+        creations_per_second: float | None = None,
+        at_once: int | None = None,
         api_key: str | None = None,
         fail: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.places = Places(start_delay)
+        self.places = Places(start_delay, creations_per_second, at_once)
+        self._limits = (creations_per_second, at_once)
+        self.builds = Builds(self.places)
         self._start_delay = start_delay
         self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms each
         config = uvicorn.Config(
-            Faults(application(self.places, api_key), self.places, fail, seed),
+            Faults(application(self.places, self.builds, api_key), self.places, fail, seed),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -72,6 +78,14 @@ class E2BServer:
         if place is not None:
             self._call(place.cut_off)
 
+    def hold(self) -> None:
+        """Answer no creation until `release` is called."""
+        self._call(self.places.open.clear)
+
+    def release(self) -> None:
+        """Answer the creations that were held, and those to come."""
+        self._call(self.places.open.set)
+
     def set_timeout(self, sandbox_id: str, seconds: float) -> None:
         """Let a sandbox's time run out in that many seconds."""
         place = self.places.find(sandbox_id)
@@ -98,8 +112,13 @@ class E2BServer:
             self._call(functools.partial(self.places.kill, place, "stop"))
         self.places.all.clear()
         self.places.keys.clear()
+        self.places.installed.clear()
+        self.builds.forget()
         self.places.asked = 0
         self.places.start_delay, self.places.refuse_with, self.places.envs = self._start_delay, None, {}
+        self.places.creations_per_second, self.places.at_once = self._limits
+        self.places.too_many, self.places.refused, self.places.bucket = 0, 0, Bucket()
+        self.release()
 
     def stop(self) -> None:
         """End every sandbox, then the server."""

@@ -12,11 +12,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from flows.sandbox.runner.processes import is_alive
+from tests.e2b_server.limits import Bucket, LimitReachedError
 from tests.e2b_server.processes import Process
 
 HOME = "/home/user"
@@ -42,6 +45,7 @@ class Place:
     """When the last of its processes was dead."""
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="e2b-server-")))
     processes: dict[int, Process] = field(default_factory=dict)
+    installed: list[str] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -80,6 +84,22 @@ class Place:
         root = self.folder / "root"
         return "/" + str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
+    def install(self, files: Mapping[str, bytes]) -> None:
+        """Lay its template's files into it."""
+        for name, data in files.items():
+            pure = PurePosixPath(name)
+            below_home = pure.is_relative_to(HOME)
+            path = self.home / pure.relative_to(HOME) if below_home else self.folder / "root" / name[1:]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self.installed = list(files)
+
+    def located(self, argument: str) -> str:
+        """A program's argument with its template's files where they lie on this machine: it has no root."""
+        for name in self.installed:
+            argument = argument.replace(name, str(self.path(name)))
+        return argument
+
     def environment(self, user: str) -> dict[str, str]:
         """What a command of the sandbox sees as its environment."""
         return {
@@ -117,7 +137,8 @@ class Place:
     def members(self) -> set[int]:
         """All living processes of the sandbox, wherever they went: its id is in their environment."""
         mark = f"E2B_SANDBOX_ID={self.id}".encode("ascii")
-        found = {process.pid for process in self.processes.values() if not process.over}
+        # `over` comes a turn of the loop after the end, `is_alive` alone may mean a later process.
+        found = {p.pid for p in self.processes.values() if not p.over and is_alive(p.pid)}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
@@ -160,27 +181,58 @@ class Place:
 class Places:
     """All sandboxes that the server ever made, and the knobs that make it misbehave."""
 
-    def __init__(self, start_delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        start_delay: float = 0.0,
+        creations_per_second: float | None = None,
+        at_once: int | None = None,
+    ) -> None:
         self.all: list[Place] = []
         self.start_delay = start_delay
+        self.creations_per_second = creations_per_second
+        self.at_once = at_once
+        self.too_many = 0
+        """Creations that were refused because of one of these two limits."""
+        self.bucket = Bucket()
+        self.making = 0
+        self.open = asyncio.Event()
+        """While it is not set, creations are not answered."""
+        self.open.set()
         self.asked = 0
         """Creations that were begun, the ones that are not done yet included."""
         self.refuse_with: tuple[int, str] | None = None
         """Status and message with which the next creations are refused."""
+        self.refused = 0
+        """How many were."""
         self.envs: dict[str, str] = {}
         """Variables that the next sandboxes have, as if their template had set them."""
         self.keys: dict[str, Place] = {}
+        self.installed: dict[str, dict[str, bytes]] = {}
+        """Name of a template → the files that its sandboxes have, path → content."""
 
     def find(self, sandbox_id: str) -> Place | None:
         """Find a sandbox that is running or paused."""
         return next((p for p in self.all if p.id == sandbox_id and not p.killed), None)
 
     async def create(self, body: dict[str, Any], key: str | None) -> Place:
-        """Make a sandbox; a repeated idempotency key gives the one that it made before."""
+        """Make a sandbox; a repeated idempotency key gives the one that it made before.
+
+        Raises LimitReachedError.
+        """
         if key and key in self.keys:
             return self.keys[key]
+        try:
+            self.check_limits()
+        except LimitReachedError:
+            self.too_many += 1
+            raise
         self.asked += 1
-        await asyncio.sleep(self.start_delay)
+        self.making += 1
+        try:
+            await asyncio.sleep(self.start_delay)
+            await self.open.wait()
+        finally:
+            self.making -= 1
         place = Place(
             id="i" + secrets.token_hex(10),
             template=body["templateID"],
@@ -191,12 +243,23 @@ class Places:
         )
         place.home.mkdir()
         (place.folder / "tmp").mkdir()
+        place.install(self.installed.get(place.template, {}))
         place.home.chmod(0o755)
         self.all.append(place)
         if key:
             self.keys[key] = place
         self.set_timeout(place, place.timeout)
         return place
+
+    def check_limits(self) -> None:
+        """Raise LimitReachedError when no sandbox may be made now."""
+        running = self.making + sum(place.state == "running" for place in self.all)
+        if self.at_once is not None and running >= self.at_once:
+            raise LimitReachedError(
+                f"you have reached the maximum number of concurrent E2B sandboxes ({self.at_once})"
+            )
+        if self.creations_per_second is not None and not self.bucket.take(self.creations_per_second):
+            raise LimitReachedError(f"more than {self.creations_per_second:g} sandboxes a second")
 
     def set_timeout(self, place: Place, seconds: float) -> None:
         """Let a sandbox end, or pause if it was made so, in that many seconds."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from flows.store import executions
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.flows.conftest import Nova
@@ -36,11 +37,8 @@ async def test_one_sandbox_serves_a_run_and_is_killed(nova_in_e2b: Nova, e2b_ser
     (place,) = e2b_server.sandboxes
     assert place.killed
     assert place.template == "nova-python"
-    assert {key: place.metadata[key] for key in ("execution", "workflow", "client")} == {
-        "execution": str(execution.id),
-        "workflow": workflow.slug,
-        "client": client,
-    }
+    flow_run = await nova_in_e2b.prefect.read_flow_run(outcome.flow_run_id)
+    assert place.metadata == {"nova": "run", "flow_run": str(flow_run.id), "run": flow_run.name}
     assert 600 <= place.timeout <= 700
     assert outcome.execution.sandbox_id == place.id
 
@@ -92,3 +90,52 @@ async def test_refused_key_is_said(nova_in_e2b: Nova, e2b_server: E2BServer) -> 
     assert outcome.execution.status == "failed"
     assert "E2B_API_KEY" in (outcome.execution.error or "")
     assert "e2b_000" not in (outcome.execution.error or "")
+
+
+async def test_sandbox_is_made_while_the_run_is_read(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
+    """The run is taken over while E2B is still at it, and the time that this takes is none of the run's."""
+    workflow = await nova_in_e2b.workflow(line(action("a", "context['a'] = 1")))
+    execution = await nova_in_e2b.pending(workflow)
+    e2b_server.hold()
+    running = asyncio.create_task(nova_in_e2b.run(workflow, execution=execution.public_id))
+
+    async def status() -> str:
+        return (await nova_in_e2b.database.run(lambda session: executions.get(session, execution.id))).status
+
+    await eventually(status, lambda found: found == "running")
+    assert (e2b_server.places.asked, e2b_server.sandboxes) == (1, [])
+    e2b_server.release()
+    outcome = await nova_in_e2b.outcome(execution.id, await running)
+    assert outcome.execution.status == "completed"
+    assert outcome.execution.sandbox_id == e2b_server.sandboxes[0].id
+
+
+async def test_waiting_for_a_sandbox_is_none_of_the_run_s_time(
+    nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
+) -> None:
+    """A run whose sandbox takes longer than a run may still has all of its time."""
+    limits(NOVA_RUN_TIMEOUT="2")
+    e2b_server.places.start_delay = 2.5
+    outcome = await nova_in_e2b.run_graph(line(action("a", "context['a'] = 1")))
+    assert (outcome.execution.status, outcome.execution.error) == ("completed", None)
+
+
+async def test_turn_that_does_not_come_is_a_failure_of_the_infrastructure(
+    nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
+) -> None:
+    """Past the patience that is set the run says what it waited for."""
+    limits(NOVA_E2B_PATIENCE="0.3")
+    e2b_server.places.at_once = 0
+    outcome = await nova_in_e2b.run_graph(line(action("a", "pass")))
+    assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "infrastructure")
+    assert "waited 0.3 s for its turn" in (outcome.execution.error or "")
+
+
+async def test_run_that_is_not_to_be_run_leaves_no_sandbox(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
+    """What was made ahead of a run that turns out to be over is ended."""
+    workflow = await nova_in_e2b.workflow(line(action("a", "pass")))
+    execution = await nova_in_e2b.pending(workflow)
+    await nova_in_e2b.database.run(lambda session: executions.reject(session, execution.id, "no Prefect"))
+    state = await nova_in_e2b.run(workflow, execution=execution.public_id)
+    assert state.is_cancelled()
+    assert all(place.killed for place in e2b_server.sandboxes)

@@ -11,11 +11,13 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.states import Running
 
 from flows.config.settings import Settings
-from flows.engine.errors import InvalidInputError, NotFoundError, PrefectUnavailableError
+from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError, PrefectUnavailableError
 from flows.orchestration.client import Orchestration
 from flows.orchestration.deployments import DeploymentSpec, ScheduleSpec, validate_cron
+from tests.builders import each
 from tests.servers import free_port
 
 
@@ -157,7 +159,7 @@ async def test_sync_heals_and_leaves_foreign_deployments_alone(
     before = await orchestration.deployments.of_workflows()
     new_id = await orchestration.deployments.apply(replace(gone, slug=f"new-{uuid4().hex[:8]}"))
 
-    report = await orchestration.deployments.sync([replace(invoices, deployment_id=lost_id)], before)
+    report = await orchestration.deployments.sync(each(replace(invoices, deployment_id=lost_id)), before)
 
     assert report.created == [invoices.slug]
     assert gone.slug in report.removed
@@ -168,6 +170,35 @@ async def test_sync_heals_and_leaves_foreign_deployments_alone(
         await orchestration.deployments.list_schedules(gone_id)
 
 
+async def test_sync_keeps_the_hands_off_another_installation(
+    orchestration: Orchestration, prefect_server: str, invoices: DeploymentSpec
+) -> None:
+    """What is of another work pool on the same Prefect server is neither removed nor taken."""
+    settings = Settings(PREFECT_API_URL=prefect_server, NOVA_WORK_POOL=f"staging-{uuid4().hex[:8]}")
+    async with Orchestration(settings) as staging:
+        await staging.deployments.ensure_pool()
+        theirs = replace(invoices, slug=f"theirs-{uuid4().hex[:8]}")
+        theirs_id = await staging.deployments.apply(theirs)
+        report = await orchestration.deployments.sync(each(), await orchestration.deployments.of_workflows())
+        assert theirs.slug not in report.removed
+        assert await staging.deployments.list_schedules(theirs_id) == []
+        with pytest.raises(ConflictError, match="staging-"):
+            await orchestration.deployments.apply(theirs)
+
+
+async def test_a_pause_in_prefect_outlives_a_new_time(
+    orchestration: Orchestration, prefect: PrefectClient, invoices: DeploymentSpec
+) -> None:
+    """A changed cron line leaves a schedule paused that an operator has paused."""
+    deployments = orchestration.deployments
+    deployment_id = await deployments.apply(replace(invoices, schedules=(daily(),)))
+    (schedule,) = await prefect.read_deployment_schedules(deployment_id)
+    await prefect.update_deployment_schedule(deployment_id, schedule.id, active=False)
+    await deployments.put_schedule(deployment_id, daily(cron="30 8 * * 1"), keep_active=True)
+    (listed,) = await deployments.list_schedules(deployment_id)
+    assert (listed.cron, listed.active) == ("30 8 * * 1", False)
+
+
 async def test_run_carries_its_name_tags_queue_and_parameters(
     orchestration: Orchestration, prefect: PrefectClient, invoices: DeploymentSpec
 ) -> None:
@@ -176,13 +207,14 @@ async def test_run_carries_its_name_tags_queue_and_parameters(
     public_id = uuid4()
 
     async def submit() -> UUID:
-        return await orchestration.runs.submit(
+        state = await orchestration.runs.submit(
             deployment_id=deployment_id,
             public_id=public_id,
             name="invoices #8 idom",
             tags=["client:idom"],
             priority="high",
         )
+        return state.flow_run_id
 
     first, second = await submit(), await submit()
     assert first == second
@@ -202,9 +234,39 @@ async def test_stopping_cancels_what_waits(orchestration: Orchestration, invoice
         deployment_id=deployment_id, public_id=uuid4(), name="x", tags=[], priority="normal"
     )
     await orchestration.deployments.stop_runs(deployment_id, timeout=10)
-    state = await orchestration.runs.find(run)
+    state = await orchestration.runs.find(run.flow_run_id)
     assert state is not None
     assert (state.status, state.final) == ("REVOKED", True)
+
+
+async def test_runs_that_do_not_stop_leave_the_schedules_on(
+    orchestration: Orchestration, prefect: PrefectClient, invoices: DeploymentSpec
+) -> None:
+    """A refused deletion changes nothing; a deployment that an operator paused stays paused, too."""
+    deployment_id = await orchestration.deployments.apply(invoices)
+    run = await orchestration.runs.submit(
+        deployment_id=deployment_id, public_id=uuid4(), name="x", tags=[], priority="normal"
+    )
+    await prefect.set_flow_run_state(run.flow_run_id, Running(), force=True)
+    for paused in (False, True):
+        if paused:
+            await prefect.pause_deployment(deployment_id)
+        with pytest.raises(ConflictError):
+            await orchestration.deployments.stop_runs(deployment_id, timeout=0)
+        assert (await prefect.read_deployment(deployment_id)).paused is paused
+
+
+async def test_stopping_takes_runs_of_other_deployments_along(
+    orchestration: Orchestration, prefect: PrefectClient, invoices: DeploymentSpec
+) -> None:
+    """A run of the same workflow that another deployment started is cancelled with the rest."""
+    deployment_id = await orchestration.deployments.apply(invoices)
+    other_id = await orchestration.deployments.apply(replace(invoices, slug=f"other-{uuid4().hex[:8]}"))
+    run = await orchestration.runs.submit(
+        deployment_id=other_id, public_id=uuid4(), name="x", tags=[], priority="normal"
+    )
+    await orchestration.deployments.stop_runs(deployment_id, timeout=10, others=[run.flow_run_id])
+    assert (await prefect.read_flow_run(run.flow_run_id)).state_name == "Cancelled"
 
 
 async def test_unknown_run_is_none_and_missing_deployment_is_said(orchestration: Orchestration) -> None:

@@ -17,6 +17,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from flows.config.settings import Settings
 from flows.orchestration.client import Orchestration
 from flows.orchestration.pool import QUEUES
+from tests.builders import each
 from tests.servers import clean_environment
 
 FILE = Path(__file__).parents[2] / "prefect.yaml"
@@ -55,7 +56,7 @@ async def test_prefect_deploy_all(
         await nova.deployments.ensure_pool()
         said = _prefect_deploy_all(prefect_server, tmp_path)
         assert said.returncode == 0, said.stdout + said.stderr
-        await nova.deployments.sync([], await nova.deployments.of_workflows())
+        await nova.deployments.sync(each(), await nova.deployments.of_workflows())
     async with PrefectClient(prefect_server) as prefect:
         for deployment in deployments:
             found = await prefect.read_deployment_by_name(f"execute-workflow/{deployment['name']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
+from uuid import UUID
 
 import pytest
 
@@ -16,12 +17,13 @@ from tests.e2b_server.fixture import e2b_server, e2b_session_server
 
 __all__ = ["e2b_server", "e2b_session_server"]
 
+FLOW_RUN = UUID("0199c0de-0000-7000-8000-000000000007")
 Kind = Literal["action", "decision", "condition"]
 
 
 def spec(timeout: float = 600, output_limit: int = 65_536) -> SandboxSpec:
     """What a sandbox of these tests is made for."""
-    return SandboxSpec(7, "invoices", "idom", timeout, output_limit)
+    return SandboxSpec(FLOW_RUN, "invoices #7 idom", timeout, output_limit)
 
 
 def text(value: object) -> bytes:

@@ -12,8 +12,9 @@ import pytest
 
 from flows.engine.errors import SandboxError
 from flows.sandbox.e2b import E2BProvider
+from flows.sandbox.turns import Turns
 from tests.e2b_server.fixture import E2BServer
-from tests.sandbox.conftest import Bench, spec
+from tests.sandbox.conftest import FLOW_RUN, Bench, spec
 
 
 async def started(told: Path) -> None:
@@ -34,7 +35,7 @@ async def test_a_sandbox_is_made_for_its_run(e2b_server: E2BServer) -> None:
     [place] = e2b_server.sandboxes
     assert place.id == sandbox.id
     assert place.template == "nova-python"
-    assert place.metadata == {"nova": "run", "execution": "7", "workflow": "invoices", "client": "idom"}
+    assert place.metadata == {"nova": "run", "flow_run": str(FLOW_RUN), "run": "invoices #7 idom"}
     assert place.timeout == 90 + 60
     assert place.ended_by == "kill"
     with pytest.raises(SandboxError):
@@ -150,6 +151,7 @@ async def test_an_answer_lost_on_the_way_is_given_again(e2b_server: E2BServer, t
         (401, "authentication", "E2B_API_KEY was refused"),
         (429, "rate_limit", "rate limit"),
         (503, "busy", "no place free"),
+        (502, "busy", "not well"),
         (500, "broken", "500"),
         (400, "broken", "template"),
     ],
@@ -160,7 +162,7 @@ async def test_a_refused_sandbox_says_why(
     """What E2B answers instead of a sandbox comes back in words, and as a reason that code can tell apart."""
     e2b_server.places.refuse_with = (status, "template or so")
     with pytest.raises(SandboxError, match=words) as caught:
-        await E2BProvider().create(spec())
+        await E2BProvider(turns=Turns(patience=0.5)).create(spec())
     assert caught.value.reason == reason
 
 

@@ -18,6 +18,7 @@ from flows.sandbox.protocol import (
     Answer,
     Answers,
     Chunks,
+    installed_runner,
     load_message,
     mark_message,
     run_message,
@@ -180,3 +181,13 @@ except PermissionError: context["safe"] = True
         result = wire.run(call(1, "import os; context['uid'] = os.getuid()"))
         assert result.changes == {"uid": str(os.getuid()).encode("ascii")}
     wire.end()
+
+
+def test_the_packed_runner_is_the_same_everywhere() -> None:
+    """A template that one machine built is found by workers of others: no clock or zone is in the name."""
+    code = "from flows.sandbox.protocol import installed_runner; print(installed_runner())"
+    elsewhere = {**os.environ, "TZ": "Pacific/Kiritimati", "PYTHONPATH": str(Path(__file__).parents[2])}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == installed_runner()

@@ -13,8 +13,9 @@ from flows.config.settings import Settings
 from flows.credentials.cipher import generate_key
 from flows.orchestration.client import Orchestration
 from flows.store.session import Database
+from tests.access_log import AccessLog
 from tests.servers import PrefectServer
-from tests.worker.site import AccessLog, Site
+from tests.worker.site import Site
 
 
 @pytest.fixture(scope="session")

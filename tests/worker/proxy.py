@@ -1,25 +1,35 @@
-"""A way to Prefect's server that lets no event stream through."""
+"""Ways to Prefect's server that let not everything through."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 
-class NoEvents:
-    """A TCP proxy that closes every connection which asks for events; entering it gives the API's URL."""
+class Proxy:
+    """A TCP proxy before Prefect's API; `api_url` is where it is reached once it is entered."""
 
     def __init__(self, api_url: str) -> None:
         self._target = urlsplit(api_url)
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.Task[None]] = set()
+        self.api_url = ""
 
-    async def __aenter__(self) -> str:
+    def refuses(self, head: bytes) -> bool:
+        """Whether a connection that begins with this line is closed at once."""
+        return False
+
+    async def passes(self, data: bytes) -> None:
+        """Return when these bytes of a client may go on to the server."""
+
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}{self._target.path}"
+        self.api_url = f"http://127.0.0.1:{port}{self._target.path}"
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -38,15 +48,56 @@ class NoEvents:
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n")
-            if b"/events/out" in head:
+            if self.refuses(head):
                 return
             back, forth = await asyncio.open_connection(self._target.hostname, self._target.port)
             with contextlib.closing(forth):
                 forth.write(head)
-                await asyncio.wait(
-                    {asyncio.create_task(_pump(reader, forth)), asyncio.create_task(_pump(back, writer))},
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
+                ways = {
+                    asyncio.create_task(self._forth(reader, forth)),
+                    asyncio.create_task(_pump(back, writer)),
+                }
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _forth(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self.passes(data)
+                writer.write(data)
+                await writer.drain()
+
+
+class NoEvents(Proxy):
+    """Lets no event stream through."""
+
+    def refuses(self, head: bytes) -> bool:
+        """Close the connections that ask for events."""
+        return b"/events/out" in head
+
+
+class HeldStarts(Proxy):
+    """Holds proposals of Running while `hold` was called and `release` was not."""
+
+    def __init__(self, api_url: str) -> None:
+        super().__init__(api_url)
+        self._open = asyncio.Event()
+        self._open.set()
+        self.held = asyncio.Event()
+        """Set once a proposal is held."""
+
+    def hold(self) -> None:
+        """Let no run become Running."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Let all go on."""
+        self._open.set()
+
+    async def passes(self, data: bytes) -> None:
+        """Wait where these bytes propose Running."""
+        if b'"RUNNING"' in data and not self._open.is_set():
+            self.held.set()
+            await self._open.wait()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

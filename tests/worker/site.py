@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,15 +92,15 @@ class Site:
 
         row = await self.database.run(write)
         assert workflow.deployment_id is not None
-        flow_run_id = await self.orchestration.runs.submit(
+        state = await self.orchestration.runs.submit(
             deployment_id=workflow.deployment_id,
             public_id=row.public_id,
             name=f"{workflow.slug} #{row.id}",
             tags=[f"workflow:{workflow.slug}"],
             priority=priority,
         )
-        await self.database.run(lambda session: executions.confirm(session, row.id, flow_run_id))
-        return flow_run_id
+        await self.database.run(lambda session: executions.confirm(session, row.id, state.flow_run_id))
+        return state.flow_run_id
 
     async def deploy(self, entrypoint: str) -> UUID:
         """Deploy a flow that is not NOVA's; return the deployment's id."""
@@ -185,29 +183,3 @@ class Site:
         command += ["--type", kind, "--install-policy", "never"]
         command += [*(["--limit", str(limit)] if limit else []), *options]
         return ServerProcess(command, environment, folder / f"{name}.log")
-
-
-class AccessLog:
-    """The requests that a Prefect server answered, read from its log."""
-
-    _LINE = re.compile(r'"(GET|POST|PATCH|PUT|DELETE) /api(\S*) HTTP')
-    _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._from = 0
-
-    def mark(self) -> None:
-        """Count from here."""
-        self._from = self._log.stat().st_size
-
-    def requests(self) -> Counter[str]:
-        """How often each kind of request came since the mark, ids and pools left out."""
-        with self._log.open("rb") as file:
-            file.seek(self._from)
-            text = file.read().decode("utf-8", "replace")
-        found: Counter[str] = Counter()
-        for method, path in self._LINE.findall(text):
-            short = self._ID.sub("{id}", path.partition("?")[0])
-            found[f"{method} {re.sub(r'/work_pools/[^/]+', '/work_pools/{name}', short)}"] += 1
-        return found

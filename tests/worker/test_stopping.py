@@ -79,8 +79,8 @@ async def test_a_run_can_be_cancelled_at_any_moment(site: Site, folder: Path) ->
 async def test_without_the_event_stream_polls_do_it(site: Site, folder: Path) -> None:
     """Runs are found and cancelled all the same when no event comes through."""
     workflow, short = await site.workflow(FOR_EVER), await site.workflow(A_SECOND)
-    async with NoEvents(site.settings.prefect_api_url) as api_url:
-        with site.worker(folder, api_url=api_url) as worker:
+    async with NoEvents(site.settings.prefect_api_url) as proxy:
+        with site.worker(folder, api_url=proxy.api_url) as worker:
             flow_run_id = await site.submit(workflow)
             await site.until_step(flow_run_id, "sleep")
             await site.until_state(await site.submit(short), "Completed", timeout=10)

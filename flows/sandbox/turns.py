@@ -1,0 +1,99 @@
+"""Waiting one's turn to make a sandbox: so many a second, so many at once, and patience with refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from flows.engine.errors import SandboxError
+
+log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+
+NOT_NOW = frozenset({"rate_limit", "busy"})
+"""Reasons of a SandboxError that pass by themselves."""
+SLACK = 1.02
+"""How much slower than its limit a rate is kept: requests do not take the same time on their way."""
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 5.0
+"""Seconds between two tries of one creation, of which up to a half is left to chance."""
+
+
+class Turns:
+    """The places and the pace of one process's sandboxes.
+
+    0 is no limit of that kind; `patience` is the seconds that one creation waits in all. Other processes
+    share the account and know nothing of this one: what they use up shows in a refusal, and is waited out.
+    """
+
+    def __init__(self, per_second: float = 0.0, at_once: int = 0, patience: float = 300.0) -> None:
+        self._interval = SLACK / per_second if per_second else 0.0
+        self._places = asyncio.Semaphore(at_once) if at_once else None
+        self._patience = patience
+        self._moment = asyncio.Lock()
+        self._next = 0.0
+
+    async def make(self, attempt: Callable[[], Awaitable[Made]]) -> Made:
+        """Make a sandbox when it is its turn, again while E2B says "not now"; `attempt` makes it once.
+
+        The sandbox has a place then, which `give_back` frees. Raises SandboxError when patience ends, and
+        what `attempt` raises; no place is taken then.
+        """
+        deadline = asyncio.get_running_loop().time() + self._patience
+        await self._take_place(deadline)
+        try:
+            return await self._try(attempt, deadline)
+        except BaseException:
+            self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """Free the place of a sandbox that has ended."""
+        if self._places is not None:
+            self._places.release()
+
+    async def _take_place(self, deadline: float) -> None:
+        if self._places is None:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+        except TimeoutError:
+            raise self._impatient("every place is taken") from None
+
+    async def _try(self, attempt: Callable[[], Awaitable[Made]], deadline: float) -> Made:
+        pause = FIRST_PAUSE
+        while True:
+            await self._wait_for_moment(deadline)
+            try:
+                return await attempt()
+            except SandboxError as refusal:
+                if refusal.reason not in NOT_NOW:
+                    raise
+                wait = pause * random.uniform(0.5, 1.0)
+                if asyncio.get_running_loop().time() + wait > deadline:
+                    raise self._impatient(str(refusal), refusal.reason) from refusal
+                log.info("A sandbox has to wait %.1f s: %s", wait, refusal)
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _wait_for_moment(self, deadline: float) -> None:
+        """Keep the pace: one after the other, in the order in which they came."""
+        if not self._interval:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(deadline), self._moment:
+                await asyncio.sleep(self._next - loop.time())
+                self._next = loop.time() + self._interval
+        except TimeoutError:
+            raise self._impatient("too many are before it") from None
+
+    def _impatient(self, why: str, reason: str = "rate_limit") -> SandboxError:
+        return SandboxError(
+            f"A sandbox waited {self._patience:g} s for its turn, and it did not come: {why}", reason=reason
+        )
