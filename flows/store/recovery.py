@@ -103,7 +103,7 @@ def _seize(session: Session, *which: ColumnElement[bool], flow_run_id: UUID | No
     ).one_or_none()
     if found is None:
         return None
-    row, is_early = found.tuple()
+    row, is_early = found
     lease = Lease(row.id, uuid4(), SECONDS)
     session.execute(
         update(Execution)
