@@ -95,7 +95,7 @@ def _filter(stack: Stack, what: str, body: dict[str, object]) -> list[dict[str, 
 
 def _sandboxes(stack: Stack) -> list[str]:
     return [
-        f"sandbox {each['id']} of execution {each['metadata'].get('execution')} is {each['state']}"
+        f"sandbox {each['id']} is {each['state']}; made for {each['metadata']}"
         for each in stack.sandboxes()
         if each["state"] != "killed"
     ]
