@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from api import errors
+from api import errors, submission
 from api.documentation import with_examples
 from api.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from api.responses import JsonResponse
@@ -23,6 +24,7 @@ from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
 from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
+from flows.execution.recovery import Reconciler
 from flows.orchestration.client import Orchestration
 from flows.store import migrations
 from flows.store.session import Database
@@ -115,12 +117,30 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
             async with Orchestration(chosen) as orchestration:
                 services = Services(chosen, database, orchestration, cipher)
                 app.state.services = services
-                yield
+                async with _recovery(services):
+                    yield
                 await services.background.drain(_DRAIN)
         finally:
             await asyncio.to_thread(database.close)
 
     return lifespan
+
+
+@asynccontextmanager
+async def _recovery(services: Services) -> AsyncIterator[None]:
+    """Look after the runs that nobody runs, beside the requests."""
+    reconciler = Reconciler(
+        services.database,
+        services.orchestration.runs,
+        services.settings,
+        partial(submission.resubmit, services),
+    )
+    task = asyncio.create_task(reconciler.run_forever())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def _check_tables(url: str) -> None:

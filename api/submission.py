@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -25,6 +25,7 @@ from flows.engine.errors import (
 from flows.execution.specs import deployment_spec
 from flows.orchestration.deployments import Deployments, DeploymentSpec
 from flows.store import clients, executions, workflows
+from flows.store.models import Execution, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,20 @@ class Pending:
     deployment_id: UUID | None
     client_slug: str | None
     priority: str
+
+    @classmethod
+    def of(cls, row: Execution, workflow: Workflow) -> Self:
+        """What Prefect has to be told of an execution."""
+        return cls(
+            execution_id=row.id,
+            public_id=row.public_id,
+            workflow_id=workflow.id,
+            workflow_name=workflow.name,
+            slug=workflow.slug,
+            deployment_id=workflow.deployment_id,
+            client_slug=row.client_slug,
+            priority=row.priority,
+        )
 
     @property
     def name(self) -> str:
@@ -82,20 +97,24 @@ async def execute(
             priority=priority or workflow.priority,
             initial=vault.store_initial(services.cipher, to_fragments(initial_context)),
         )
-        return Pending(
-            execution_id=row.id,
-            public_id=row.public_id,
-            workflow_id=workflow.id,
-            workflow_name=workflow.name,
-            slug=workflow.slug,
-            deployment_id=workflow.deployment_id,
-            client_slug=row.client_slug,
-            priority=row.priority,
-        )
+        return Pending.of(row, workflow)
 
     pending = await services.database.run(write)
     # From here on it comes to an end even if the client hangs up or the server stops.
     return pending, await services.background.finish(_submit(services, pending))
+
+
+async def resubmit(services: Services, execution_id: int) -> UUID:
+    """Hand an execution to Prefect that may not have reached it; where it did, it is the same flow run.
+
+    Raises NotFoundError when the execution is gone, PrefectUnavailableError and DatabaseUnavailableError.
+    """
+
+    def read(session: Session) -> Pending:
+        row = executions.get(session, execution_id)
+        return Pending.of(row, row.workflow)
+
+    return await _create_flow_run(services, await services.database.run(read))
 
 
 async def _submit(services: Services, pending: Pending) -> UUID:

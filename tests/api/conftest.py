@@ -53,7 +53,8 @@ def make_settings(database_url: str, prefect_url: str, encryption_key: str, **ex
         NOVA_ENCRYPTION_KEY=encryption_key,
         NOVA_WORK_POOL=WORK_POOL,
         E2B_API_KEY="",
-        **extra,
+        # These tests drive runs by hand: what looks after runs must not, unless a test is about it.
+        **{"NOVA_RECOVERY_INTERVAL": 3600.0} | extra,
     )
 
 
