@@ -128,6 +128,7 @@ async def _deploy(settings: Settings, wait: float) -> SyncReport:
         async with Orchestration(settings) as orchestration:
             await _wait_for(orchestration, wait)
             await orchestration.deployments.ensure_pool()
+            await orchestration.deployments.ensure_cleanup()
             before = await orchestration.deployments.of_workflows()
             report = await orchestration.deployments.sync(specs(), before)
             for found in report.deployment_ids.items():

@@ -147,6 +147,8 @@ class Reconciler:
             return None
         if state.kind == "scheduled":  # retried by a person, where the row is closed
             return lease / 3 if row is not None and row.may_be_retried else None
+        if row is None and state.workflow_id is None and state.kind == "running":
+            return self._settings.run_timeout  # the cleanup, which has neither row nor lease
         if state.kind == "cancelling" or (row is not None and not row.is_live):
             return lease / 3
         # Prefect's own workers take the lease when the flow begins, which in Pending may take a while.
@@ -162,11 +164,11 @@ class Reconciler:
         now = await self._runs.find(flow_run_id)
         if now is None or now.state_id != state.state_id:
             return None
-        log.warning("Flow run %s is of no workflow or execution that there is; it is ended.", flow_run_id)
+        log.warning("Flow run %s has no execution and never will; it is ended.", flow_run_id)
         await self._runs.set_final(
             flow_run_id,
             "cancelled" if state.kind == "cancelling" else "failed",
-            "There is no such workflow or execution: was it deleted?",
+            "Its worker died, and there is no such workflow or execution to go on with.",
         )
         return None
 

@@ -31,6 +31,7 @@ from flows.orchestration.errors import prefect_call
 from flows.orchestration.pool import ensure_pool
 from flows.orchestration.schedules import ScheduleSpec, ScheduleView, validate_cron
 from flows.orchestration.texts import printable
+from flows.orchestration.upkeep import ensure_cleanup
 
 __all__ = ["DeploymentSpec", "Deployments", "ScheduleSpec", "ScheduleView", "SyncReport", "validate_cron"]
 
@@ -147,6 +148,10 @@ class Deployments:
     async def ensure_pool(self) -> None:
         """Make the work pool and its three queues where they are missing."""
         await ensure_pool(self._client, self._pool, self._timeout)
+
+    async def ensure_cleanup(self) -> None:
+        """Make the deployment of the flow that tidies up where it is missing; its schedule stays as it is."""
+        await ensure_cleanup(self._client, self._pool, self._timeout)
 
     async def apply(self, spec: DeploymentSpec) -> UUID:
         """Create or update the deployment of a workflow and return its id.

@@ -30,6 +30,7 @@ from flows.engine.errors import ConflictError, NotFoundError
 from flows.orchestration.deployments import FLOW_NAME
 from flows.orchestration.errors import prefect_call
 from flows.orchestration.texts import printable
+from flows.orchestration.upkeep import CLEANUP_FLOW
 
 TaskStatus = Literal["PENDING", "RUNNING", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
 """The task states of the HTTP contract."""
@@ -284,7 +285,7 @@ class Runs:
         return [task_run.id for task_run in found]
 
 
-_OURS = FlowFilter(name=FlowFilterName(any_=[FLOW_NAME]))
+_OURS = FlowFilter(name=FlowFilterName(any_=[FLOW_NAME, CLEANUP_FLOW]))
 
 
 def _message(text: str) -> str:

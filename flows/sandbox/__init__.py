@@ -7,9 +7,9 @@ so that neither side parses what it only passes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 Fragments = Mapping[str, bytes]
@@ -46,6 +46,8 @@ class NodeCall:
     code: str
     timeout: float
     """Seconds."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """What the code finds in its variable `run`; JSON."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,15 @@ class Sandbox(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FoundSandbox:
+    """A sandbox that there is, whoever made it."""
+
+    id: str
+    flow_run: UUID | None
+    """The run that it was made for; None where it does not say."""
+
+
 class SandboxProvider(Protocol):
     """Makes sandboxes."""
 
@@ -109,4 +120,8 @@ class SandboxProvider(Protocol):
 
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox by its id, whoever made it; one that is gone is no error; raises SandboxError."""
+        ...
+
+    async def list(self) -> Sequence[FoundSandbox]:
+        """The sandboxes that may be left over of this installation's runs; raises SandboxError."""
         ...

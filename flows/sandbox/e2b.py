@@ -13,14 +13,15 @@ import logging
 import math
 import secrets
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from uuid import UUID
 
 import e2b
 from e2b.sandbox.commands.command_handle import CommandExitException
 from e2b.sandbox_async.commands.command_handle import AsyncCommandHandle
 
 from flows.engine.errors import SandboxError
-from flows.sandbox import NodeCall, NodeResult, Sandbox, SandboxSpec
+from flows.sandbox import FoundSandbox, NodeCall, NodeResult, Sandbox, SandboxSpec
 from flows.sandbox.channel import GRACE, Channel, seen
 from flows.sandbox.e2b_errors import reason_of, sandbox_error
 from flows.sandbox.protocol import (
@@ -51,7 +52,8 @@ GONE = (e2b.SandboxNotRunningException, e2b.NotFoundException)
 class E2BProvider:
     """Makes sandboxes from an E2B template; `""` is E2B's base template.
 
-    Without `api_key` the SDK takes `E2B_API_KEY`; `grace` is in seconds (see Channel).
+    Without `api_key` the SDK takes `E2B_API_KEY`; `grace` is in seconds (see Channel). `installation` tells
+    the sandboxes apart of several installations of NOVA that share a key.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class E2BProvider:
         api_key: str | None = None,
         turns: Turns | None = None,
         *,
+        installation: str = "",
         grace: float = GRACE,
     ) -> None:
+        self._mark = {"installation": installation} if installation else {}
         self._template = template or None
         self._api_key = api_key
         self._turns = turns or Turns()
@@ -108,7 +112,7 @@ class E2BProvider:
             e2b.AsyncSandbox.create(
                 template=self._template,
                 timeout=math.ceil(spec.timeout) + MARGIN,
-                metadata=spec.metadata,
+                metadata=spec.metadata | self._mark,
                 idempotency_key=key,
                 api_key=self._api_key,
                 retries=0,  # the SDK's would not keep the pace
@@ -129,6 +133,25 @@ class E2BProvider:
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox by its id; one that is gone is no error; raises SandboxError."""
         await _kill(sandbox_id, self._api_key)
+
+    async def list(self) -> Sequence[FoundSandbox]:
+        """The sandboxes of this installation's runs that E2B knows; raises SandboxError."""
+        ours = e2b.SandboxQuery(metadata={"nova": "run", **self._mark})
+        found: list[e2b.SandboxInfo] = []
+        try:
+            pages = e2b.AsyncSandbox.list(ours, api_key=self._api_key, request_timeout=REQUEST)
+            while pages.has_next:
+                found += await pages.next_items()
+        except Exception as error:
+            raise sandbox_error(error, "E2B does not tell which sandboxes there are") from error
+        return [FoundSandbox(one.sandbox_id, _uuid(one.metadata.get("flow_run"))) for one in found]
+
+
+def _uuid(text: str | None) -> UUID | None:
+    try:
+        return UUID(text or "")
+    except ValueError:
+        return None
 
 
 async def _kill(sandbox_id: str, api_key: str | None) -> None:

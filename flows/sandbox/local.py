@@ -17,10 +17,11 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.engine.errors import SandboxError
-from flows.sandbox import Sandbox, SandboxSpec
+from flows.sandbox import FoundSandbox, Sandbox, SandboxSpec
 from flows.sandbox.channel import GRACE, Channel
 from flows.sandbox.protocol import BOOT, RUNNER, Chunks
 from flows.sandbox.runner.processes import LINUX, is_alive, kill_below
@@ -67,6 +68,10 @@ class LocalProvider:
         if kind != "local" or not number.isdigit() or not token:
             raise SandboxError(f"{sandbox_id} is not the id of a local sandbox.")
         await asyncio.to_thread(_kill_stranger, int(number), token)
+
+    async def list(self) -> Sequence[FoundSandbox]:
+        """None: a local sandbox ends when its worker does, since its runner's stdin ends then."""
+        return []
 
 
 class LocalSandbox(Channel):

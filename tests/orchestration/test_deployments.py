@@ -269,6 +269,26 @@ async def test_stopping_takes_runs_of_other_deployments_along(
     assert (await prefect.read_flow_run(run.flow_run_id)).state_name == "Cancelled"
 
 
+async def test_the_cleanup_is_deployed_once_and_its_schedule_is_the_operators(
+    orchestration: Orchestration, prefect: PrefectClient
+) -> None:
+    """It is in the pool's first queue, every five minutes; deploying again keeps a changed schedule."""
+    await orchestration.deployments.ensure_cleanup()
+    deployment = await prefect.read_deployment_by_name(f"cleanup/{orchestration.deployments._pool}")
+    assert (deployment.entrypoint, deployment.work_queue_name) == ("flows.cleanup.cleanup", "high")
+    [schedule] = deployment.schedules
+    assert isinstance(schedule.schedule, CronSchedule)
+    assert (schedule.schedule.cron, schedule.active) == ("*/5 * * * *", True)
+    await prefect.update_deployment_schedule(
+        deployment.id, schedule.id, active=False, schedule=CronSchedule(cron="0 * * * *")
+    )
+    await orchestration.deployments.ensure_cleanup()
+    [kept] = (await prefect.read_deployment(deployment.id)).schedules
+    assert isinstance(kept.schedule, CronSchedule)
+    assert (kept.id, kept.schedule.cron, kept.active) == (schedule.id, "0 * * * *", False)
+    assert deployment.id not in await orchestration.deployments.of_workflows()
+
+
 async def test_unknown_run_is_none_and_missing_deployment_is_said(orchestration: Orchestration) -> None:
     """An id that Prefect never issued is no run, and a deleted deployment is a NotFoundError."""
     assert await orchestration.runs.find(uuid4()) is None

@@ -171,6 +171,22 @@ async def test_a_run_of_a_workflow_that_is_gone_is_ended(scene: Scene) -> None:
     assert await scene.state(flow_run_id) == "Failed"
 
 
+async def test_a_cleanup_whose_worker_died_is_ended(scene: Scene) -> None:
+    """It has neither row nor lease: it gets as long as a run may take, and its slot is free for the next."""
+    await scene.site.orchestration.deployments.ensure_cleanup()
+    deployment = await scene.prefect.read_deployment_by_name(f"cleanup/{scene.site.pool}")
+    flow_run_id = (await scene.prefect.create_flow_run_from_deployment(deployment.id)).id
+    await scene.set_state(flow_run_id, Pending())
+    await scene.set_state(flow_run_id, Running())
+    assert await scene.look_again_after(599) == NOTHING
+    assert await scene.state(flow_run_id) == "Running"
+    scene.clock.now += 1
+    await scene.look()
+    assert await scene.state(flow_run_id) == "Failed"
+    following = (await scene.prefect.create_flow_run_from_deployment(deployment.id)).id
+    assert await scene.set_state(following, Pending()) == "Pending"
+
+
 async def test_runs_of_another_pool_are_another_installations(scene: Scene) -> None:
     """Two databases may share a Prefect server: what this one does not know is not its to end."""
     flow_run_id = await scene.ui_run(await scene.site.workflow(GRAPH))

@@ -92,6 +92,17 @@ async def test_limits_of_the_pool_and_of_queues_hold(site: Site, folder: Path) -
     assert at_once([run for run in runs if run.work_queue_name == "high"]) == 1
 
 
+async def test_the_cleanup_runs_there_too(site: Site, folder: Path) -> None:
+    """A worker runs the maintenance flow of its pool beside the workflows."""
+    await site.orchestration.deployments.ensure_cleanup()
+    deployment = await site.prefect.read_deployment_by_name(f"cleanup/{site.pool}")
+    flow_run_id = (await site.prefect.create_flow_run_from_deployment(deployment.id)).id
+    with site.worker(folder):
+        run = await site.until_state(flow_run_id, "Completed")
+    assert run.state is not None
+    assert run.state.message == "0 sandboxes ended, 0 idempotency keys forgotten"
+
+
 async def test_the_stock_process_worker_runs_the_same_deployment(site: Site, folder: Path) -> None:
     """Nothing in a deployment knows its worker: type process runs it from the same pool."""
     workflow = await site.workflow(ONE_ACTION)

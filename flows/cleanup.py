@@ -1,0 +1,60 @@
+"""The flow that tidies up: sandboxes of runs that are over, idempotency keys of yesterday."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from flows.config.settings import get_settings
+from flows.engine.errors import SandboxError
+from flows.sandbox import SandboxProvider
+from flows.sandbox.providers import provider
+from flows.store.cleanup import forget_keys, going_on
+from flows.store.session import Database
+
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+@flow(name="cleanup", persist_result=False, log_prints=False, timeout_seconds=300)
+async def cleanup() -> State[Any]:
+    """End the sandboxes whose run is over or unknown, and forget idempotency keys that are out of date.
+
+    Raises SandboxError and DatabaseUnavailableError, which the next time may not.
+    """
+    settings, log = get_settings(), get_run_logger()
+    database = Database(settings.sqlalchemy_url, pool_size=1)
+    try:
+        keys = await database.run(forget_keys)
+        sandboxes = await sweep(provider(settings), database, log)
+    finally:
+        await asyncio.to_thread(database.close)
+    return Completed(message=f"{sandboxes} sandboxes ended, {keys} idempotency keys forgotten")
+
+
+async def sweep(places: SandboxProvider, database: Database, log: Log) -> int:
+    """End the sandboxes that no run needs any more and return how many they were.
+
+    First the sandboxes, then the rows: a run's row is leased or live before it has a sandbox. Raises
+    SandboxError and DatabaseUnavailableError.
+    """
+    found = await places.list()
+    runs = {one.flow_run for one in found if one.flow_run is not None}
+    needed = await database.run(lambda session: going_on(session, runs))
+    ended = 0
+    for one in found:
+        if one.flow_run in needed:
+            continue
+        log.warning("Sandbox %s of flow run %s is left over and is ended.", one.id, one.flow_run)
+        try:
+            await places.kill(one.id)
+        except SandboxError as error:
+            log.warning("%s", error)
+        else:
+            ended += 1
+    return ended
