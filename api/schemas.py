@@ -325,10 +325,10 @@ class ErrorRate(_Answer):
 
 
 class CircuitBreaker(_Answer):
-    """Runs that the machinery lost since the last one that completed. It reports; it holds no run back."""
+    """Whether runs use E2B (`closed`), wait for it (`open`), or one of them tries it (`half_open`)."""
 
-    state: Literal["closed", "open"]
-    failure_count: int = Field(examples=[0])
+    state: Literal["closed", "open", "half_open"]
+    failure_count: int = Field(examples=[0], description="Failures of E2B since its last success.")
     failure_threshold: int = Field(examples=[5])
     is_healthy: bool
 

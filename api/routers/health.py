@@ -15,14 +15,12 @@ from api.responses import JsonResponse
 from api.services import Services
 from api.version import VERSION
 from flows.engine.errors import DatabaseUnavailableError, PrefectUnavailableError
-from flows.store import executions
+from flows.store import breaker, executions
 
 router = APIRouter(tags=["health"])
 
 _PATIENCE = 5.0
 """Seconds that a health check waits for each part."""
-_FAILURE_THRESHOLD = 5
-"""Runs lost by the machinery in a row from which the circuit breaker reads open."""
 _ERROR_RATE = 50.0
 """Percent of failed runs in the last hour from which the error rate is an issue."""
 
@@ -59,48 +57,47 @@ async def detailed_health(services: ServicesDep) -> JsonResponse:
     """Each part by itself, and what is wrong; 503 with the same body when the database or Prefect is down."""
     response_time, prefect, workers = await _look(services)
     figures: dict[str, Any] = {}
+    circuit: dict[str, Any] | None = None
     if response_time is not None:
         try:
-            figures = await asyncio.wait_for(services.database.run(executions.metrics), _PATIENCE)
+            figures, circuit = await asyncio.wait_for(_figures(services), _PATIENCE)
         except (DatabaseUnavailableError, TimeoutError):
             response_time = None
     rate = figures.get("error_rate", {}).get("error_rate", 0.0)
-    breaker = _circuit_breaker(figures.get("infrastructure_failures", 0))
+    works = circuit is None or circuit["is_healthy"]
     mode = "e2b" if services.settings.uses_e2b else "local"
-    components = {
+    components: dict[str, dict[str, Any]] = {
         "database": {"healthy": response_time is not None, "response_time_ms": response_time},
-        "executor": {"healthy": breaker["is_healthy"], "mode": mode, "circuit_breaker": breaker},
+        "executor": {"healthy": works, "mode": mode, "circuit_breaker": circuit},
         "error_rate": {"healthy": rate < _ERROR_RATE, "error_rate": rate},
         "prefect": {"healthy": prefect},
         "workers": {"healthy": workers > 0, "online": workers},
     }
     sentences = {
         "database": "The database does not answer.",
-        "executor": f"The last {breaker['failure_count']} runs were lost by the machinery.",
+        "executor": "E2B fails again and again: runs wait until it works.",
         "error_rate": f"{rate:g} % of the last hour's runs failed.",
         "prefect": "Prefect's server does not answer.",
         "workers": "No worker is online: runs wait.",
     }
     issues = [sentences[name] for name, part in components.items() if not part["healthy"]]
-    figures.pop("infrastructure_failures", None)
     body = {"healthy": not issues, "components": components, "issues": issues, "metrics": figures}
     return _answer(body, response_time is not None and prefect)
 
 
 @router.get("/metrics", **documented(200, schemas.Metrics))
 async def metrics(services: ServicesDep) -> JsonResponse:
-    """Figures of the last day and hour.
+    """Figures of the last day and hour, and the circuit breaker of E2B, which all workers share.
 
-    `circuit_breaker` counts the runs that the machinery lost since the last one that completed, and reads
-    `open` from five on. It reports; it does not hold runs back.
+    While it is `open` runs wait instead of failing; `half_open`, one of them tries whether E2B works again.
     """
     response_time = await services.database.ping()
-    figures = await services.database.run(executions.metrics)
+    figures, circuit = await _figures(services)
     return JsonResponse(
         {
             "executions": figures["executions"],
             "error_rate": figures["error_rate"],
-            "circuit_breaker": _circuit_breaker(figures["infrastructure_failures"]),
+            "circuit_breaker": circuit,
             "workflows": figures["workflows"],
             "database": {"connected": True, "response_time_ms": round(response_time, 2)},
         }
@@ -129,13 +126,16 @@ async def _workers(services: Services) -> int:
         return 0
 
 
-def _circuit_breaker(failures: int) -> dict[str, Any]:
-    closed = failures < _FAILURE_THRESHOLD
-    return {
-        "state": "closed" if closed else "open",
-        "failure_count": failures,
-        "failure_threshold": _FAILURE_THRESHOLD,
-        "is_healthy": closed,
+async def _figures(services: Services) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the database knows: the figures, and the circuit breaker."""
+    figures, circuit = await services.database.run(
+        lambda session: (executions.metrics(session), breaker.read(session))
+    )
+    return figures, {
+        "state": circuit["state"],
+        "failure_count": circuit["failure_count"],
+        "failure_threshold": services.settings.breaker_threshold,
+        "is_healthy": circuit["state"] == "closed",
     }
 
 

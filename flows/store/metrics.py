@@ -11,9 +11,6 @@ from sqlalchemy.orm import Session
 from flows.store import checks
 from flows.store.models import Execution, Workflow, utcnow
 
-_INFRASTRUCTURE = ("infrastructure", "crashed")
-"""Kinds of error that say something about the machinery, not about a workflow."""
-
 
 def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
     """What the database knows of the contract's `/metrics`.
@@ -23,7 +20,6 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
     - `error_rate`: those made in the last hour: `period_hours`, `total_executions`, `failed_executions`,
       `error_rate`: failed of total, in percent as well.
     - `workflows`: `total_workflows`, `active_workflows`: with an execution made in the last 24 hours.
-    - `infrastructure_failures`: runs that the machinery lost since the last one that it completed.
 
     Rates of nothing are 0.
     """
@@ -51,7 +47,6 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
             "total_workflows": session.scalar(select(func.count()).select_from(Workflow)) or 0,
             "active_workflows": session.scalar(active) or 0,
         },
-        "infrastructure_failures": _infrastructure_failures(session),
     }
 
 
@@ -64,17 +59,3 @@ def _counts(session: Session, since: datetime) -> dict[str, int]:
 
 def _percent(part: int, whole: int) -> float:
     return round(100 * part / whole, 2) if whole else 0.0
-
-
-def _infrastructure_failures(session: Session) -> int:
-    last_success = session.scalar(
-        select(func.max(Execution.completed_at)).where(Execution.status == "completed")
-    )
-    failures = (
-        select(func.count())
-        .select_from(Execution)
-        .where(Execution.status == "failed", Execution.error_kind.in_(_INFRASTRUCTURE))
-    )
-    if last_success is not None:
-        failures = failures.where(Execution.completed_at > last_success)
-    return session.scalar(failures) or 0

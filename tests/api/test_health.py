@@ -12,6 +12,8 @@ from prefect.client.orchestration import PrefectClient
 
 from api.version import VERSION
 from flows.config.settings import Settings
+from flows.store import breaker
+from flows.store.session import Database
 from tests.api.conftest import WORK_POOL, make_settings, running_api
 from tests.api.relay import Relay
 from tests.servers import free_port
@@ -135,21 +137,42 @@ async def test_metrics_count_what_happened(
     assert body["database"]["response_time_ms"] > 0
 
 
-@pytest.mark.parametrize(("failures", "state"), [(0, "closed"), (4, "closed"), (5, "open")])
-async def test_the_circuit_breaker_reports_lost_runs(
-    api: httpx.AsyncClient, start: Callable[..., Any], failures: int, state: str
+@pytest.mark.parametrize(("failures", "state"), [(0, "closed"), (2, "closed"), (3, "open")])
+async def test_the_circuit_breaker_is_the_one_of_the_workers(
+    settings: Settings, database: Database, failures: int, state: str
 ) -> None:
-    """Runs that the machinery lost since the last success; a node's own failures don't count."""
-    _, run = await start()
-    await run.begin()
-    await run.finish("failed", error="KeyError", error_kind="node")
+    """Both figures and health tell what stands in the database, where all workers keep it."""
     for _ in range(failures):
-        _, run = await start()
-        await run.begin()
-        await run.finish("failed", error="gone", error_kind="infrastructure")
-    assert (await api.get("/metrics")).json()["circuit_breaker"] == {
+        await database.run(lambda session: breaker.failed(session, 3, 60.0))
+    async with running_api(settings.model_copy(update={"breaker_threshold": 3})) as api:
+        told = (await api.get("/metrics")).json()["circuit_breaker"]
+        health = (await api.get("/health/detailed")).json()
+    assert told == {
         "state": state,
         "failure_count": failures,
-        "failure_threshold": 5,
+        "failure_threshold": 3,
         "is_healthy": state == "closed",
     }
+    assert health["components"]["executor"]["circuit_breaker"] == told
+    assert any("E2B" in issue for issue in health["issues"]) is (state == "open")
+
+
+async def test_a_breaker_that_lets_one_run_try_is_half_open(
+    api: httpx.AsyncClient, database: Database
+) -> None:
+    """Its pause is over; whether E2B works is not known yet."""
+    await database.run(lambda session: breaker.failed(session, 1, 0.0))
+    assert (await database.run(breaker.admit)).allowed
+    told = (await api.get("/metrics")).json()["circuit_breaker"]
+    assert (told["state"], told["is_healthy"]) == ("half_open", False)
+
+
+async def test_what_fails_in_a_run_is_not_the_breakers(
+    api: httpx.AsyncClient, start: Callable[..., Any]
+) -> None:
+    """Runs that failed are no failures of E2B."""
+    for _ in range(6):
+        _, run = await start()
+        await run.begin()
+        await run.finish("failed", error="KeyError", error_kind="node")
+    assert (await api.get("/metrics")).json()["circuit_breaker"]["failure_count"] == 0
