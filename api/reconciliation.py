@@ -22,7 +22,7 @@ async def close_if_over(services: Services, flow_run_id: UUID, state: RunState |
     row = await services.database.run(lambda session: executions.poll(session, flow_run_id))
     if row is None or row.status not in LIVE:
         return True
-    closed = closing(await services.orchestration.watch.fresh(flow_run_id))
+    closed = closing(await services.orchestration.watch.fresh(flow_run_id), row.reopened_from)
     if closed is None:
         return True
     status, error, kind = closed

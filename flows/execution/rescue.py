@@ -21,6 +21,8 @@ LOST_STARTS = 10
 """Attempts in a row that ended before a node was started, from which a run is given up."""
 
 _DIED = "The worker of this run died."
+RETRIED = "A person retried it."
+"""What Prefect shows of a run that was retried over the API."""
 
 
 @dataclass
@@ -62,11 +64,13 @@ class Rescue:
         if seized.row.status not in checks.LIVE:
             await self._agree(seized, flow_run_id, state)
             return
-        end: Closing | None = closing(state)
+        end: Closing | None = closing(state, seized.row.reopened_from)
         if state is not None and state.kind == "cancelling":
             end = "cancelled", state.state_message or "The run was cancelled.", "cancelled"
         if end is not None:
             await self._close(seized, flow_run_id, state, end)
+        elif state is not None and state.final and state.state_id == seized.row.reopened_from:
+            await self._retry(seized, flow_run_id)
         elif state is None or state.kind == "paused":  # nobody has to run it
             await self._release(seized)
         else:
@@ -91,6 +95,18 @@ class Rescue:
         await self._database.run(lambda session: recovery.put_back(session, seized, _DIED))
         self._report.requeued += 1
         log.warning("Execution %d lost its worker and is in its queue again.", seized.row.id)
+
+    async def _retry(self, seized: Seized, flow_run_id: UUID) -> None:
+        """Tell Prefect of a person's retry: the API that had opened the row did not come to it."""
+        await self._confirm(seized)
+        try:
+            await self._runs.requeue(flow_run_id, RETRIED)
+        except ConflictError as error:
+            await self._fail(seized, flow_run_id, str(error))
+            return
+        await self._release(seized)
+        self._report.reopened += 1
+        log.info("Execution %d was retried and is in its queue.", seized.row.id)
 
     def _given_up(self, seized: Seized) -> str | None:
         """Why a run is not tried any more; None while it is."""

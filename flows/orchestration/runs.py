@@ -128,16 +128,17 @@ def _uuid(text: object) -> UUID | None:
         return None
 
 
-def closing(state: RunState | None) -> Closing | None:
+def closing(state: RunState | None, reopened_from: UUID | None = None) -> Closing | None:
     """What an execution's open row becomes, given Prefect's state; None while the run may still go on.
 
     The flow closes its row before it ends, so a final state beside an open row says that the flow could
     not: it was cancelled before its start, was deleted (no state at all) or marked by hand. One that crashed
-    may still go on: the reconciler puts it back in its queue.
+    may still go on: the reconciler puts it back in its queue. So does one whose row a person opened again
+    beside that very state (`reopened_from`).
     """
     if state is None:
         return "cancelled", "The flow run was deleted in Prefect.", "cancelled"
-    if not state.final or state.kind == "crashed":
+    if not state.final or state.kind == "crashed" or state.state_id == reopened_from:
         return None
     if state.status == "REVOKED":
         return "cancelled", state.state_message or "The run was cancelled.", "cancelled"

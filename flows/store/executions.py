@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, true, update
+from sqlalchemy import ColumnElement, case, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from flows.engine.errors import ConflictError, ExecutionClosedError, LeaseLostError, NotFoundError
@@ -36,22 +36,31 @@ from flows.store.session import now
 from flows.store.values import Stored
 
 
-def confirm(session: Session, execution_id: int, flow_run_id: uuid.UUID) -> None:
-    """Note the flow run that Prefect made; nothing happens when the flow was faster and did so itself."""
+def confirm(session: Session, execution_id: int, flow_run_id: uuid.UUID) -> bool:
+    """Note the flow run that Prefect made; nothing happens when the flow was faster and did so itself.
+
+    False when the run was rejected meanwhile: that flow run will never start it.
+    """
     session.execute(
         update(Execution)
         .where(Execution.id == execution_id, Execution.flow_run_id.is_(None))
         .values(flow_run_id=flow_run_id)
     )
+    rejected = select(Execution.id).where(Execution.id == execution_id, Execution.error_kind == "not_started")
+    return session.scalar(rejected) is None
 
 
 def reject(session: Session, execution_id: int, reason: str) -> bool:
     """Close a run that Prefect did not confirm, as never started: no late flow run will start it either.
 
-    False when it is not pending any more: a flow run has it, or it is closed.
+    False when it is closed, or a flow run has it: another request with the same key may have been told so.
     """
     return _close(
-        session, execution_id, ("pending",), None, status="failed", error=reason, error_kind="not_started"
+        session,
+        (Execution.id == execution_id, Execution.status == "pending", Execution.flow_run_id.is_(None)),
+        status="failed",
+        error=reason,
+        error_kind="not_started",
     )
 
 
@@ -144,6 +153,20 @@ def postpone(
     return due
 
 
+def revoke(session: Session, execution_id: int, attempt: int) -> bool:
+    """Note, before anybody is told so, that a run is cancelled though it has not stopped yet.
+
+    It ends as `cancelled`, even if its last node succeeds first. False when that attempt is over.
+    """
+    revoked = (
+        update(Execution)
+        .where(Execution.id == execution_id, Execution.status.in_(checks.LIVE), Execution.attempt == attempt)
+        .values(revoked=True)
+        .returning(Execution.id)
+    )
+    return session.scalar(revoked) is not None
+
+
 def finish(
     session: Session,
     execution_id: int,
@@ -159,15 +182,17 @@ def finish(
 
     The flow gives its lease, and LeaseLostError is raised unless that is still its own; without one the word
     comes from outside, and takes the lease from whoever has it. Who knows from elsewhere that it is over
-    gives the `attempt` that was: one begun since then goes on.
+    gives the `attempt` that was: one begun since then goes on. A run that was revoked ends as cancelled.
     """
+    which = [Execution.id == execution_id, Execution.status.in_(checks.LIVE)]
+    if lease is not None:
+        which.append(lease.is_ours)
+    if attempt is not None:
+        which.append(Execution.attempt == attempt)
     closed = _close(
         session,
-        execution_id,
-        checks.LIVE,
-        lease,
-        attempt,
-        status=status,
+        which,
+        status=case((Execution.revoked, "cancelled"), else_=status),
         error=error,
         error_kind=error_kind,
         failed_at_node=failed_at_node,
@@ -215,21 +240,11 @@ def _start(session: Session, execution: Execution) -> Execution:
     return session.scalars(loaded).one()
 
 
-def _close(
-    session: Session,
-    execution_id: int,
-    from_: Sequence[str],
-    lease: Lease | None = None,
-    attempt: int | None = None,
-    **changes: str | None,
-) -> bool:
-    ours = true() if lease is None else lease.is_ours
+def _close(session: Session, which: Sequence[ColumnElement[bool]], **changes: Any) -> bool:
     closing = (
         update(Execution)
-        .where(Execution.id == execution_id, Execution.status.in_(from_), ours)
+        .where(*which)
         .values(completed_at=utcnow(), current_node=None, next_attempt_at=None, **leases.FREE, **changes)
         .returning(Execution.id)
     )
-    if attempt is not None:
-        closing = closing.where(Execution.attempt == attempt)
     return session.scalar(closing) is not None

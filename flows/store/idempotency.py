@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -37,6 +37,17 @@ def put(session: Session, key: str, digest: str, execution_id: int) -> bool:
         .returning(IdempotencyKey.key)
     )
     return session.scalar(statement) is not None
+
+
+def move(session: Session, key: str, from_id: int, to_id: int) -> bool:
+    """Let a key stand for another run, whose first one was never started; False when it does already."""
+    moved = (
+        update(IdempotencyKey)
+        .where(IdempotencyKey.key == key, IdempotencyKey.execution_id == from_id)
+        .values(execution_id=to_id)
+        .returning(IdempotencyKey.key)
+    )
+    return session.scalar(moved) is not None
 
 
 def find(session: Session, key: str) -> IdempotencyKey | None:

@@ -181,6 +181,11 @@ class Execution(Base):
     crash_step: Mapped[int | None]
     lost_starts: Mapped[int] = mapped_column(default=0)
     """How many attempts in a row ended before a node was started."""
+    revoked: Mapped[bool] = mapped_column(default=False)
+    """Whether somebody was told that it is cancelled while it still ran: it ends as that, come what may."""
+    reopened_from: Mapped[uuid.UUID | None]
+    """The final state in Prefect that a person's retry began from: as long as that stands, Prefect has not
+    heard of the retry."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]

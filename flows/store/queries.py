@@ -29,6 +29,11 @@ class Poll:
     current_node: str | None
     error: str | None
     failed_at_node: str | None
+    next_attempt_at: datetime | None
+    """When a run that was put off, put back or opened again is due."""
+    retries: int
+    revoked: bool
+    reopened_from: uuid.UUID | None
     nodes_done: int
     """Steps that succeeded."""
 
@@ -46,9 +51,15 @@ def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
     return session.scalars(_numbered().where(Execution.flow_run_id == flow_run_id)).one_or_none()
 
 
-def poll(session: Session, flow_run_id: uuid.UUID) -> Poll | None:
-    """What a poll of a task id needs, in one small statement; None when no execution has it."""
-    row = session.execute(_POLL.where(Execution.flow_run_id == flow_run_id)).one_or_none()
+def poll(session: Session, flow_run_id: uuid.UUID, public_id: uuid.UUID | None = None) -> Poll | None:
+    """What a poll of a task id needs, in one small statement; None when no execution has it.
+
+    `public_id` finds the row that the flow run was made for where its id was not noted there.
+    """
+    mine = Execution.flow_run_id == flow_run_id
+    if public_id is not None:
+        mine |= (Execution.public_id == public_id) & Execution.flow_run_id.is_(None)
+    row = session.execute(_POLL.where(mine)).one_or_none()
     return Poll(*row) if row is not None else None
 
 
@@ -104,6 +115,10 @@ _POLL = select(
     Execution.current_node,
     Execution.error,
     Execution.failed_at_node,
+    Execution.next_attempt_at,
+    Execution.retries,
+    Execution.revoked,
+    Execution.reopened_from,
     select(func.count())
     .where(ChainEntry.execution_id == Execution.id, ChainEntry.status == "success")
     .scalar_subquery(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -23,14 +24,17 @@ FRESH: dict[str, Any] = {
     "crash_step": None,
     "lost_starts": 0,
     "guarded_step": None,
+    "revoked": False,
 }
 """What a person's retry forgets."""
 
 
-def reopen(session: Session, execution_id: int) -> Execution:
+def reopen(session: Session, execution_id: int, reopened_from: UUID | None = None) -> Execution:
     """Open a run that failed or was cancelled, for a person's retry: due now, all counters at zero.
 
-    The error stays until it begins. Raises NotFoundError, and ConflictError when there is nothing to retry.
+    The error stays until it begins. `reopened_from` is the id of the final state that Prefect still has; who
+    finds the row beside that state puts the run in its queue, instead of closing the row again. Raises
+    NotFoundError, and ConflictError when there is nothing to retry.
     """
     execution = _closed(session, execution_id, ("failed", "cancelled"))
     session.execute(
@@ -41,6 +45,7 @@ def reopen(session: Session, execution_id: int) -> Execution:
             status="running" if execution.flow_run_id else "pending",
             completed_at=None,
             next_attempt_at=now(),
+            reopened_from=reopened_from,
             **FRESH,
         )
     )
@@ -48,7 +53,12 @@ def reopen(session: Session, execution_id: int) -> Execution:
 
 
 def skip(
-    session: Session, execution_id: int, step: int, changes: Stored, branch: str | None = None
+    session: Session,
+    execution_id: int,
+    step: int,
+    changes: Stored,
+    branch: str | None = None,
+    reopened_from: UUID | None = None,
 ) -> Execution:
     """Let a run that failed at a step go on behind it, as if its node had changed the context so.
 
@@ -80,7 +90,7 @@ def skip(
             stdout="Skipped by a person.",
         ),
     )
-    return reopen(session, execution_id)
+    return reopen(session, execution_id, reopened_from)
 
 
 def _closed(session: Session, execution_id: int, statuses: tuple[str, ...]) -> Execution:

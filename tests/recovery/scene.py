@@ -131,6 +131,12 @@ class Scene:
             lambda session: executions.finish(session, lease.execution_id, status=status, lease=lease, **why)
         )
 
+    async def reopened(self, flow_run_id: UUID) -> None:
+        """Open the row for a person's retry, as the API does before Prefect is told."""
+        row, state = await self.row(flow_run_id), await self.runs.find(flow_run_id)
+        assert state is not None
+        await self.database.run(lambda session: executions.reopen(session, row.id, state.state_id))
+
     async def died(self, *flow_run_ids: UUID) -> None:
         """Let the leases of these runs run out."""
         statement = update(Execution).where(

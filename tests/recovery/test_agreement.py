@@ -16,11 +16,11 @@ from prefect.states import (
     Running,
     Scheduled,
 )
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from flows.execution.rescue import Report
 from flows.store import executions
-from flows.store.models import Workflow
+from flows.store.models import Execution, Workflow
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 
 
@@ -133,17 +133,48 @@ async def test_a_run_that_is_retried_in_the_ui_is_open_again(scene: Scene, statu
     await scene.stepping(flow_run_id)
 
 
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+async def test_a_retry_that_prefect_did_not_hear_of(scene: Scene, status: str) -> None:
+    """The API died between opening the row and telling Prefect: the run goes on, it is not closed again."""
+    flow_run_id = await scene.submitted()
+    await scene.finished(await scene.stepping(flow_run_id), status, error="Why.")
+    await scene.set_state(flow_run_id, Failed())
+    await scene.reopened(flow_run_id)
+    assert await scene.look() == Report(reopened=1)
+    assert await scene.state(flow_run_id) == "AwaitingRetry"
+    row = await scene.row(flow_run_id)
+    assert (row.status, row.lease_owner, row.lost_starts) == ("running", None, 0)
+    assert await scene.look_again_after(1000) == NOTHING
+    await scene.stepping(flow_run_id)
+
+
+async def test_a_retry_that_is_cancelled_before_it_begins(scene: Scene) -> None:
+    """What is done in Prefect after the retry counts: the row is closed."""
+    flow_run_id = await scene.submitted()
+    await scene.finished(await scene.stepping(flow_run_id), "failed", error="Why.")
+    await scene.set_state(flow_run_id, Failed())
+    await scene.reopened(flow_run_id)
+    assert await scene.look() == Report(reopened=1)
+    await scene.set_state(flow_run_id, Cancelled())
+    assert await scene.look() == Report(closed=1)
+    assert (await scene.row(flow_run_id)).status == "cancelled"
+
+
 async def test_what_cannot_be_retried_stays_closed(scene: Scene) -> None:
     """A run that succeeded, and one that its client was told was never started: their flow says so itself."""
     done = await scene.submitted()
     await scene.finished(await scene.stepping(done))
     never = await scene.submitted()
     row = await scene.row(never)
+    not_noted = update(Execution).where(Execution.id == row.id).values(flow_run_id=None)
+    await scene.database.run(lambda session: session.execute(not_noted))
     await scene.database.run(lambda session: executions.reject(session, row.id, "Prefect was away."))
     for flow_run_id in (done, never):
         await scene.set_state(flow_run_id, AwaitingRetry(), force=True)
     assert await scene.look_again_after(1000) == NOTHING
-    assert [(await scene.row(one)).status for one in (done, never)] == ["completed", "failed"]
+    assert (await scene.row(done)).status == "completed"
+    rejected = await scene.database.run(lambda session: executions.get(session, row.id))
+    assert (rejected.status, rejected.error_kind) == ("failed", "not_started")
 
 
 async def test_a_retry_that_dies_before_it_begins_can_be_made_again(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import ConflictError, ExecutionClosedError, InvalidInputError, NotFoundError
-from flows.store import chain, clients, executions, values, workflows
+from flows.store import chain, clients, executions, leases, values, workflows
 from flows.store.models import Execution, Workflow, utcnow
 from flows.store.session import Database
 from flows.store.values import Value
@@ -203,6 +203,43 @@ def test_what_has_begun_cannot_be_given_up(database: Database, workflow: Workflo
     assert read(database, made).status == "running"
 
 
+def test_what_a_flow_run_has_is_not_given_up(database: Database, workflow: Workflow) -> None:
+    """Two requests with one key: the first answered 202, so the second gives nothing up."""
+    made = create(database, workflow)
+    assert database.run_sync(lambda s: executions.confirm(s, made.id, uuid.uuid4()))
+    assert not database.run_sync(lambda s: executions.reject(s, made.id, "x"))
+    assert read(database, made).status == "pending"
+
+
+def test_what_was_given_up_is_not_confirmed(database: Database, workflow: Workflow) -> None:
+    """Two requests with one key: the first answered 503, so the second must not answer 202."""
+    made = create(database, workflow)
+    database.run_sync(lambda s: executions.reject(s, made.id, "x"))
+    assert not database.run_sync(lambda s: executions.confirm(s, made.id, uuid.uuid4()))
+
+
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_run_that_reads_cancelled_ends_as_that(
+    database: Database, execution: Execution, status: str
+) -> None:
+    """Somebody was told so before its last node had ended: no final state is taken back."""
+    assert database.run_sync(lambda s: executions.revoke(s, execution.id, execution.attempt))
+    assert read(database, execution).status == "running"
+    assert finish(database, execution, status, lease=lease_of(execution))
+    assert read(database, execution).status == "cancelled"
+
+
+def test_a_run_that_is_over_is_not_revoked(database: Database, execution: Execution) -> None:
+    """Nor is an attempt that began since; a retried run may complete."""
+    assert not database.run_sync(lambda s: executions.revoke(s, execution.id, execution.attempt - 1))
+    assert database.run_sync(lambda s: executions.revoke(s, execution.id, execution.attempt))
+    finish(database, execution, "cancelled")
+    assert not database.run_sync(lambda s: executions.revoke(s, execution.id, execution.attempt))
+    database.run_sync(lambda s: executions.reopen(s, execution.id))
+    finish(database, execution, "completed")
+    assert read(database, execution).status == "completed"
+
+
 def test_only_the_first_end_counts(database: Database, execution: Execution) -> None:
     """Whoever closes a run second is told, and overwrites nothing."""
     assert finish(database, execution, "cancelled", error_kind="cancelled")
@@ -214,6 +251,7 @@ def test_who_heard_of_an_earlier_attempts_end_closes_nothing(database: Database,
     """The run was retried since: the attempt that goes on now stays open, and is closed by its own number."""
     flow_run_id = uuid.uuid4()
     first = begin(database, workflow, flow_run_id)
+    database.run_sync(lambda s: leases.release(s, lease_of(first)))
     second = begin(database, workflow, flow_run_id)
 
     assert not finish(database, first, "failed", attempt=first.attempt)
@@ -239,6 +277,17 @@ def test_a_poll_reads_what_there_is_to_tell(database: Database, workflow: Workfl
     assert (found.workflow_name, found.version_id) == ("Invoices", made.version_id)
     assert (found.current_node, found.client_slug, found.error) == ("a", None, None)
     assert database.run_sync(lambda s: executions.poll(s, uuid.uuid4())) is None
+
+
+def test_a_poll_finds_the_run_whose_flow_run_was_not_noted(database: Database, workflow: Workflow) -> None:
+    """By the public id that Prefect was given; a row that has a flow run is no other one's."""
+    made, flow_run_id = create(database, workflow), uuid.uuid4()
+    assert database.run_sync(lambda s: executions.poll(s, flow_run_id)) is None
+    found = database.run_sync(lambda s: executions.poll(s, flow_run_id, made.public_id))
+    assert found is not None
+    assert (found.id, found.next_attempt_at, found.retries, found.revoked) == (made.id, None, 0, False)
+    database.run_sync(lambda s: executions.confirm(s, made.id, flow_run_id))
+    assert database.run_sync(lambda s: executions.poll(s, uuid.uuid4(), made.public_id)) is None
 
 
 def test_a_pending_run_can_be_closed(database: Database, workflow: Workflow) -> None:
@@ -381,14 +430,13 @@ def test_metrics_of_nothing(database: Database) -> None:
         "executions": {"total": 0, "completed": 0, "failed": 0, "pending": 0, "success_rate": 0.0},
         "error_rate": {"period_hours": 1, "total_executions": 0, "failed_executions": 0, "error_rate": 0.0},
         "workflows": {"total_workflows": 0, "active_workflows": 0},
-        "infrastructure_failures": 0,
     }
 
 
 def test_metrics_count_the_last_day_and_the_last_hour(
     database: Database, workflow: Workflow, graph: dict[str, Any]
 ) -> None:
-    """Success is percent of what is over, errors of all; failed infrastructure counts since a success."""
+    """Success is percent of what is over, errors of all."""
     database.run_sync(lambda s: workflows.create(s, name="Idle", graph=graph))
     kinds = ["infrastructure", None, "crashed", "infrastructure", "node"]
     for kind in kinds:
@@ -413,5 +461,4 @@ def test_metrics_count_the_last_day_and_the_last_hour(
             "error_rate": 66.67,
         },
         "workflows": {"total_workflows": 2, "active_workflows": 1},
-        "infrastructure_failures": 2,
     }

@@ -90,6 +90,24 @@ def test_of_requests_at_once_one_makes_the_run(
     assert database.run_sync(executions.list_)[1] == 2
 
 
+def test_a_key_is_moved_once(database: Database, workflow: Workflow, execution: Execution) -> None:
+    """Its run was never started, and two requests make another one: only one of them gets the key."""
+    put(database, "order 7", execution)
+
+    def request(session: Session) -> int | None:
+        made = executions.create_pending(
+            session, workflow_id=workflow.id, client=None, priority="normal", initial={}
+        )
+        if idempotency.move(session, "order 7", execution.id, made.id):
+            return made.id
+        session.rollback()
+        return None
+
+    outcomes = together(*[partial(database.run_sync, request)] * 2)
+    (winner,) = (one for one in outcomes if one is not None)
+    assert find(database, "order 7") == (ONE, winner)
+
+
 def test_a_key_goes_with_its_run(database: Database, execution: Execution) -> None:
     """Its workflow is deleted: the key stands for nothing."""
     put(database, "order 7", execution)

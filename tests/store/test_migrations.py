@@ -116,8 +116,15 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
     migrations.upgrade(empty_database_url)
     after = contents(empty_database_url)
 
-    fresh = {"stepping": False, "retries": 0, "crashes": 0, "lost_starts": 0}
-    nothing = ("lease_owner", "lease_until", "guarded_step", "next_attempt_at", "crash_step")
+    fresh = {"stepping": False, "retries": 0, "crashes": 0, "lost_starts": 0, "revoked": False}
+    nothing = (
+        "lease_owner",
+        "lease_until",
+        "guarded_step",
+        "next_attempt_at",
+        "crash_step",
+        "reopened_from",
+    )
     before["executions"] = [row | fresh | dict.fromkeys(nothing) for row in before["executions"]]
     assert after == before
 

@@ -165,8 +165,10 @@ def test_a_run_is_opened_again(database: Database, execution: Execution, status:
     database.run_sync(lambda s: chain.append(s, lease_of(execution), Step(0, 1, "start", "start", "success")))
     change(database, execution, **COUNTED)
     fail(database, execution, status)
-    row = database.run_sync(lambda s: executions.reopen(s, execution.id))
+    stands = uuid.uuid4()
+    row = database.run_sync(lambda s: executions.reopen(s, execution.id, stands))
     assert (row.status, row.error, row.completed_at, row.attempt) == ("running", "boom", None, 1)
+    assert row.reopened_from == stands
     assert row.workflow.name == "Invoices"
     assert -10 < seconds_left(database, execution, "next_attempt_at") <= 0
     assert counters(database, execution) == FORGOTTEN

@@ -13,14 +13,16 @@ branch_labels = None
 depends_on = None
 
 _COUNTERS = ("retries", "crashes", "lost_starts")
+_FLAGS = ("stepping", "revoked")
 _COLUMNS = (
     "lease_owner",
     "lease_until",
-    "stepping",
+    "reopened_from",
     "guarded_step",
     "next_attempt_at",
     "crash_step",
     *_COUNTERS,
+    *_FLAGS,
 )
 
 
@@ -30,11 +32,11 @@ def upgrade() -> None:
     op.add_column("executions", sa.Column("guarded_step", sa.Integer(), nullable=True))
     op.add_column("executions", sa.Column("next_attempt_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("executions", sa.Column("crash_step", sa.Integer(), nullable=True))
+    op.add_column("executions", sa.Column("reopened_from", sa.Uuid(), nullable=True))
     # The rows that there are get the default; later ones are given their values by NOVA.
-    op.add_column(
-        "executions", sa.Column("stepping", sa.Boolean(), nullable=False, server_default=sa.false())
-    )
-    op.alter_column("executions", "stepping", server_default=None)
+    for name in _FLAGS:
+        op.add_column("executions", sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false()))
+        op.alter_column("executions", name, server_default=None)
     for name in _COUNTERS:
         op.add_column("executions", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
         op.alter_column("executions", name, server_default=None)
