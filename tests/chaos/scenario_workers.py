@@ -53,13 +53,14 @@ async def worker_paused(stack: Stack, size: Size) -> Verdict:
 
 async def worker_stopped(stack: Stack, size: Size) -> Verdict:
     """A worker gets SIGTERM with ten runs in flight, while another one is there."""
-    told = stack.worker(limit=10, NOVA_WORKER_GRACE="3")
+    told, other = stack.worker(limit=10, NOVA_WORKER_GRACE="3"), stack.worker(limit=10)
+    await asyncio.to_thread(stack.wait_for_workers)
+    other.signal(signal.SIGSTOP)  # so that all ten are the first one's
     async with Batch(stack, poll=size.poll) as batch:
         plain = batch.workflow(SLOW)
         runs = await batch.submit(plain, 10)
         await batch.until(lambda: batch.all_started(runs), 90, "ten runs to start")
-        stack.worker(limit=10)
-        await asyncio.to_thread(stack.wait_for_workers)
+        other.signal(signal.SIGCONT)
         size.say(f"{told.name} is told to stop; {batch.open()} runs are open")
         await asyncio.to_thread(told.stop, 40)
         await batch.over(size.patience)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import httpx
+
 from tests.chaos import leftovers
 from tests.chaos.judging import Verdict
 from tests.chaos.scenario_clouds import calls_fail, polled
@@ -34,6 +36,10 @@ async def run(stack: Stack, name: str, size: Size) -> Verdict:
     """Run a scenario on a stack that has no workers, end its workers, and count what is left over."""
     try:
         verdict = await SCENARIOS[name](stack, size)
+        try:
+            verdict.facts["sandboxes swept"] = await asyncio.to_thread(leftovers.sweep, stack)
+        except (AssertionError, httpx.HTTPError) as error:
+            verdict.fault("cleanups that failed", str(error))
         for kind, found in (await asyncio.to_thread(leftovers.while_it_stands, stack)).items():
             verdict.faults[kind] = [line for line in found if line not in stack.reported]
             stack.reported |= set(found)
