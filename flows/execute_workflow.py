@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
-from typing import Any, cast
+from contextlib import nullcontext
+from datetime import datetime
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import anyio
@@ -19,44 +20,51 @@ from prefect.states import Cancelled, Completed, Failed
 from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings, get_settings
-from flows.credentials.cipher import Cipher
-from flows.engine.errors import ExecutionClosedError, LeaseError, NodeError, NovaError, RunTimeoutError
+from flows.engine.errors import (
+    BreakerOpenError,
+    ExecutionClosedError,
+    LeaseError,
+    NodeError,
+    NovaError,
+    RunTimeoutError,
+)
 from flows.engine.graph import Node
 from flows.engine.traversal import Visit, next_node
+from flows.execution import ending
+from flows.execution.leases import Held
 from flows.execution.loading import LoadedRun, RunRequest, load_run
-from flows.node import MESSAGE_LIMIT, NodeRunner, run_node
+from flows.execution.nodes import NodeRunner
+from flows.execution.outages import insist, outlast
+from flows.execution.place import Place
+from flows.execution.process import process
+from flows.node import MESSAGE_LIMIT, run_node
 from flows.orchestration.runs import Runs
 from flows.orchestration.texts import printable
-from flows.sandbox import Sandbox, SandboxSpec, ahead
-from flows.sandbox.ahead import RunSandbox
+from flows.sandbox import SandboxSpec, ahead
 from flows.sandbox.providers import provider
-from flows.store import executions, leases
-from flows.store.leases import Lease
-from flows.store.session import Database
+from flows.store import executions
 
+T = TypeVar("T")
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """Close the row of a run that was cancelled and end its sandbox: its process did not live to do it."""
-    await _close_from_outside(
-        flow_run.id, "cancelled", state.message or "The run was cancelled.", "cancelled"
-    )
+    settings, message = get_settings(), state.message or "The run was cancelled."
+
+    def write(session: Session) -> str | None:
+        row = executions.by_task(session, flow_run.id)
+        if row is None or not executions.finish(
+            session, row.id, status="cancelled", error=message, error_kind="cancelled"
+        ):
+            return None
+        return row.sandbox_id
+
+    if sandbox_id := await process(settings).database.run(write):
+        await provider(settings).kill(sandbox_id)
 
 
-async def close_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
-    """Close the row of a run whose process died, and end its sandbox."""
-    message = state.message or "The process of the run died."
-    await _close_from_outside(flow_run.id, "failed", message, "crashed")
-
-
-@flow(
-    name="execute-workflow",
-    persist_result=False,
-    log_prints=False,
-    on_cancellation=[close_cancelled],
-    on_crashed=[close_crashed],
-)
+@flow(name="execute-workflow", persist_result=False, log_prints=False, on_cancellation=[close_cancelled])
 async def execute_workflow(
     workflow_id: int,
     client_slug: str | None = None,
@@ -70,179 +78,210 @@ async def execute_workflow(
 
     `initial_context` is visible to everybody who can see Prefect: keep it small and free of secrets.
     """
-    settings, log = get_settings(), get_run_logger()
     flow_run = _flow_run()
-    sandbox = begin_sandbox(flow_run)
+    attempt = _Attempt(
+        get_settings(),
+        flow_run,
+        RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {}),
+        get_run_logger(),
+    )
     try:
-        database = _database(settings.sqlalchemy_url, settings.database_pool_size)
-        cipher = Cipher(settings.encryption_key.get_secret_value())
-        request = RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {})
-        try:
-            run = await database.run(
-                lambda session: load_run(session, request, cipher, settings.max_steps, settings.lease_seconds)
-            )
-        except ExecutionClosedError as error:
-            log.warning("Nothing is run: %s", error)
-            return Cancelled(message=str(error))
-        except LeaseError:
-            raise
-        except NovaError as error:
-            await _close(database, request.find, error)
-            return _failed(error)
-        if execution is None:
-            await _label(settings, flow_run, run, log)
-        try:
-            return await _execute(settings, database, cipher, run, sandbox, log)
-        except LeaseError:
-            raise
-        except BaseException:
-            # Cancelled, suspended: who goes on with it need not wait out the lease.
-            with anyio.CancelScope(shield=True):
-                await sandbox.end()
-                await database.run(lambda session: leases.release(session, run.lease))
-            raise
+        held, refusal = await attempt.take()
+        with held.watched() if held is not None else nullcontext():
+            return await attempt.make(held, refusal)
     except LeaseError as error:
         raise Abort(str(error)) from None  # another process says what becomes of the run
     finally:
         with anyio.CancelScope(shield=True):
-            await sandbox.end()
+            await attempt.leave()
 
 
-def begin_sandbox(flow_run: FlowRun) -> RunSandbox:
+def begin_sandbox(flow_run: FlowRun) -> None:
     """Begin to make the sandbox of a run; a worker may call it before the flow does.
 
     Whoever does must end it (`flows.sandbox.ahead.end`): the flow may never come to its start.
     """
     settings = get_settings()
-    spec = SandboxSpec(flow_run.id, flow_run.name, settings.run_timeout, settings.output_limit)
-    return ahead.begin(provider(settings), spec)
+    ahead.begin(provider(settings), _spec(settings, flow_run))
 
 
-async def _execute(
-    settings: Settings, database: Database, cipher: Cipher, run: LoadedRun, sandbox: RunSandbox, log: Log
-) -> State[Any]:
-    """Walk the run to its end within its time and close its row, however it ends."""
-    loop = asyncio.get_running_loop()
-    watch: asyncio.TimerHandle | None = None
-    try:
-        async with asyncio.timeout(None) as limit:
-            place = await sandbox.ready()  # its turn may be long in coming: that is none of the run's time
-            limit.reschedule(loop.time() + settings.run_timeout)
-            watch = loop.call_later(settings.run_warning, _warn, log, settings)
-            await _load_sandbox(place, run, database)
-            runner = NodeRunner(
-                database=database,
-                lease=run.lease,
-                attempt=run.attempt,
-                graph=run.graph,
-                sandbox=place,
-                cipher=cipher,
-                overlay=run.overlay,
+class _Attempt:
+    """One attempt of a run, from its lease to whatever ends it."""
+
+    def __init__(self, settings: Settings, flow_run: FlowRun, request: RunRequest, log: Log) -> None:
+        self._settings = settings
+        self._flow_run = flow_run
+        self._request = request
+        self._log = log
+        shared = process(settings)
+        self._database, self._cipher, self._leases = shared.database, shared.cipher, shared.leases
+
+    async def take(self) -> tuple[Held | None, BreakerOpenError | None]:
+        """The lease that NOVA's worker took for this run, else one of its own; and why it may not use E2B.
+
+        Raises LeaseHeldError.
+        """
+        if (held := self._leases.held(self._request.flow_run_id)) is not None:
+            return held, None
+        asks = self._settings.uses_e2b
+        try:
+            return await insist(lambda: self._leases.take(self._request, ask_breaker=asks)), None
+        except BreakerOpenError as refusal:
+            return await insist(lambda: self._leases.take(self._request)), refusal
+
+    async def leave(self) -> None:
+        """Leave no sandbox, and no lease that who goes on with the run would have to wait out."""
+        await ahead.end(self._flow_run.id)
+        await self._leases.give_back(self._flow_run.id)
+
+    async def make(self, held: Held | None, refusal: BreakerOpenError | None) -> State[Any]:
+        """Load the run, walk it, and end it in its row; return how it ends in Prefect.
+
+        Raises LeaseError, and Abort where the run was put off.
+        """
+        lease = held.lease if held is not None else None
+        if held is not None and refusal is None:
+            begin_sandbox(self._flow_run)
+        try:
+            run = await outlast(
+                self._database,
+                lambda session: load_run(session, self._request, lease, self._cipher, self._settings),
             )
-            steps = await _walk(run, runner, log)
-    except LeaseError:
-        raise
-    except Exception as error:
-        if isinstance(error, TimeoutError) and limit.expired():
-            error = RunTimeoutError(f"The run took longer than {settings.run_timeout:g} s and was stopped.")
-        # A fault of NOVA's own must not leave an open row either; Prefect's log has its traceback.
-        if not isinstance(error, NovaError):
-            log.exception("NOVA itself failed")
-            error = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
-        await _close(database, lambda session: run.execution_id, error, run.lease)
-        return _failed(error)
-    finally:
-        if watch is not None:
+        except ExecutionClosedError as error:
+            self._log.warning("Nothing is run: %s", error)
+            return Cancelled(message=str(error))
+        except LeaseError:
+            raise
+        except NovaError as error:
+            failure = error
+            if held is not None:
+                await self._end(held, lambda session: ending.fail(session, held.lease, failure))
+            return _failed(failure)
+        if held is None:
+            raise RuntimeError("A run was loaded without its lease.")
+        if self._request.public_id is None:
+            await self._label(run)
+        return await self._execute(run, held, refusal)
+
+    async def _execute(self, run: LoadedRun, held: Held, refusal: BreakerOpenError | None) -> State[Any]:
+        """Walk the run to its end, or to where it breaks off."""
+        settings = self._settings
+        place = Place(settings, self._database, self._cipher, run, _spec(settings, self._flow_run), self._log)
+        nodes = NodeRunner(settings, self._database, self._cipher, run, place, self._log)
+        try:
+            if refusal is not None:
+                raise refusal
+            await place.open()  # its turn may be long in coming: that is none of the run's time
+            steps = await self._walk_in_time(run, nodes)
+        except LeaseError:
+            raise
+        except NovaError as error:
+            return await self._break_off(run, held, error, nodes.at)
+        except Exception as error:  # noqa: BLE001
+            # A fault of NOVA's own must not leave an open row either; Prefect's log has its traceback.
+            self._log.exception("NOVA itself failed")
+            fault = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
+            return await self._break_off(run, held, fault, None)
+        await self._end(held, lambda session: ending.complete(session, held.lease))
+        return Completed(message=f"{steps} nodes executed")
+
+    async def _break_off(self, run: LoadedRun, held: Held, error: NovaError, node: str | None) -> State[Any]:
+        """Put the run off where that may help, else close it as failed."""
+
+        def write(session: Session) -> datetime | None:
+            due = ending.put_off(session, self._settings, run, error, node)
+            if due is None:
+                ending.fail(session, run.lease, error, node)
+            return due
+
+        due = await self._end(held, write)
+        if due is None:
+            return _failed(error)
+        message = f"{str(error).rstrip('.')}. The next attempt is at {due:%H:%M:%S} UTC."
+        if await self._put_back(message, due):
+            raise Abort(message)
+        return Cancelled(message="The run was cancelled.")
+
+    async def _put_back(self, message: str, due: datetime) -> bool:
+        """Put the flow run back in its queue until its next attempt; False where it is being cancelled.
+
+        Proposed here and not returned as the flow's state: Prefect's own worker takes a flow that returns
+        what is not final for crashed.
+        """
+        try:
+            async with get_client() as client:
+                if await Runs(client, self._settings.prefect_timeout).requeue(
+                    self._flow_run.id, message, due
+                ):
+                    return True
+        except NovaError as error:  # the row says when it is due: whoever looks after it tells Prefect
+            self._log.warning("The run could not be put back in its queue yet: %s", error)
+            return True
+        await close_cancelled(execute_workflow, self._flow_run, Cancelled(message="The run was cancelled."))
+        return False
+
+    async def _end(self, held: Held, write: Callable[[Session], T]) -> T:
+        """Write the run's last word of this attempt, which frees its lease, and end the sandbox meanwhile."""
+        held.use_up()
+        written, _ = await asyncio.gather(outlast(self._database, write), ahead.end(self._flow_run.id))
+        self._leases.forget(self._flow_run.id)
+        return written
+
+    async def _walk_in_time(self, run: LoadedRun, nodes: NodeRunner) -> int:
+        """Walk within the time that a run may take; return how many steps the whole run has."""
+        limit, warning = self._settings.run_timeout, self._settings.run_warning
+        said = "The run has taken %g s; at %g s it is stopped."
+        watch = asyncio.get_running_loop().call_later(warning, self._log.warning, said, warning, limit)
+        try:
+            async with asyncio.timeout(limit) as timeout:
+                return await self._walk(run, nodes)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise RunTimeoutError(f"The run took longer than {limit:g} s and was stopped.") from None
+        finally:
             watch.cancel()
-    await asyncio.gather(
-        database.run(
-            lambda session: executions.finish(session, run.execution_id, status="completed", lease=run.lease)
-        ),
-        sandbox.end(),  # which takes longer, and nobody waits for
-    )
-    return Completed(message=f"{steps} nodes executed")
+
+    async def _walk(self, run: LoadedRun, nodes: NodeRunner) -> int:
+        """Run node after node until an end; return how many steps the whole run has."""
+        visits = list(run.visits)
+        previous: State[Visit] | None = None
+        while (node := next_node(run.graph, visits, run.max_steps)) is not None:
+            step = len(visits)
+            if node.type in ("start", "end"):
+                visits.append(await nodes.pass_through(node, step))
+                continue
+            previous = await _run_task(nodes, node, step, previous)
+            visit = await previous.aresult()
+            visits.append(visit)
+            done = f"done → {visit.branch}" if visit.branch else "done"
+            self._log.info("Step %d, %s: %s", step, _shown(node), done)
+        return len(visits)
+
+    async def _label(self, run: LoadedRun) -> None:
+        """Give a run that the API did not make its readable name and tags; it may go without."""
+        tags = sorted({*self._flow_run.tags, *run.tags})
+        try:
+            async with get_client() as client:  # the one that this process or flow run has already
+                await Runs(client, self._settings.prefect_timeout).label(
+                    self._flow_run.id, name=run.name, tags=tags
+                )
+        except NovaError as error:
+            self._log.warning("The flow run could not be named: %s", error)
 
 
-async def _load_sandbox(sandbox: Sandbox, run: LoadedRun, database: Database) -> None:
-    """Load a run's context and credentials into its sandbox, and write down which one it has."""
-    await asyncio.gather(
-        database.run(lambda session: executions.set_progress(session, run.lease, sandbox_id=sandbox.id)),
-        sandbox.load({**run.context, **run.overlay.fragments()}),
-    )
-
-
-async def _walk(run: LoadedRun, runner: NodeRunner, log: Log) -> int:
-    """Run node after node until an end; return how many steps the whole run has."""
-    visits = list(run.visits)
-    previous: State[Visit] | None = None
-    while (node := next_node(run.graph, visits, run.max_steps)) is not None:
-        step = len(visits)
-        if node.type in ("start", "end"):
-            visits.append(await runner.pass_through(node, step))
-            continue
-        previous = await _run_task(runner, node, step, previous)
-        visit = await previous.aresult()
-        visits.append(visit)
-        log.info("Step %d, %s: done%s", step, _shown(node), f" → {visit.branch}" if visit.branch else "")
-    return len(visits)
-
-
-async def _run_task(runner: NodeRunner, node: Node, step: int, previous: State[Visit] | None) -> State[Visit]:
+async def _run_task(nodes: NodeRunner, node: Node, step: int, previous: State[Visit] | None) -> State[Visit]:
     """Run a node as a task named after it; waiting for the one before draws the arrow in the UI."""
     name = _shown(node)
     named = run_node.with_options(task_run_name=lambda: name)
     wait_for = [previous] if previous is not None else None
     # Prefect types the call of an async task as if it were a sync one.
-    call = cast(Awaitable[State[Visit]], named(runner, node.id, step, return_state=True, wait_for=wait_for))
+    call = cast(Awaitable[State[Visit]], named(nodes, node.id, step, return_state=True, wait_for=wait_for))
     return await call
 
 
-async def _close(
-    database: Database, find: Callable[[Session], int | None], error: NovaError, lease: Lease | None = None
-) -> None:
-    """Close the row of a run that failed."""
-    node = error.node_id if isinstance(error, NodeError) else None
-
-    def write(session: Session) -> None:
-        execution_id = find(session)
-        if execution_id is not None:
-            executions.finish(
-                session,
-                execution_id,
-                status="failed",
-                error=str(error),
-                error_kind=error.kind,
-                failed_at_node=node,
-                lease=lease,
-            )
-
-    await database.run(write)
-
-
-async def _close_from_outside(flow_run_id: UUID, status: str, message: str, kind: str) -> None:
-    settings = get_settings()
-    database = _database(settings.sqlalchemy_url, settings.database_pool_size)
-
-    def write(session: Session) -> str | None:
-        row = executions.by_task(session, flow_run_id)
-        if row is None or not executions.finish(
-            session, row.id, status=status, error=message, error_kind=kind
-        ):
-            return None
-        return row.sandbox_id
-
-    if sandbox_id := await database.run(write):
-        await provider(settings).kill(sandbox_id)
-
-
-async def _label(settings: Settings, flow_run: FlowRun, run: LoadedRun, log: Log) -> None:
-    """Give a run that the API did not make its readable name and tags; failing that is no reason to fail."""
-    tags = sorted({*flow_run.tags, *run.tags})
-    try:
-        async with get_client() as client:  # the one that this process or flow run has already
-            await Runs(client, settings.prefect_timeout).label(flow_run.id, name=run.name, tags=tags)
-    except NovaError as error:
-        log.warning("The flow run could not be named: %s", error)
+def _spec(settings: Settings, flow_run: FlowRun) -> SandboxSpec:
+    return SandboxSpec(flow_run.id, flow_run.name, settings.run_timeout, settings.output_limit)
 
 
 def _failed(error: NovaError) -> State[Any]:
@@ -257,18 +296,8 @@ def _shown(node: Node) -> str:
     return printable(node.title)[:200] or node.id
 
 
-def _warn(log: Log, settings: Settings) -> None:
-    log.warning("The run has taken %g s; at %g s it is stopped.", settings.run_warning, settings.run_timeout)
-
-
 def _flow_run() -> FlowRun:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise RuntimeError("execute_workflow needs a flow run")
     return context.flow_run
-
-
-@lru_cache(maxsize=4)
-def _database(url: str, pool_size: int) -> Database:
-    """Return this process's connections: a worker that runs many flows in one process shares them."""
-    return Database(url, pool_size)

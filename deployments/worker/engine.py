@@ -45,6 +45,7 @@ from prefect.utilities.callables import get_call_parameters, parameters_to_args_
 from prefect.utilities.engine import propose_state
 
 from deployments.worker.running import Ending, Run
+from flows.engine.errors import LeaseLostError
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -176,7 +177,14 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         A proposal is never interrupted: half sent, it could overtake the state that ends the run. A stop
         that comes meanwhile takes effect after it; after the last state there is nothing left to stop. Had
         Prefect been asked to cancel the run before that, it answers Cancelling.
+
+        Prefect does not fence: a run whose lease is lost proposes nothing any more.
         """
+        if self.run.held is not None:
+            try:
+                await self.run.held.confirm()
+            except LeaseLostError as lost:
+                raise Abort(str(lost)) from None
         self._intended = state
         with self.run.uninterrupted(to_the_end=state.is_final()):
             accepted = await super().set_state(state, force=force)
@@ -205,6 +213,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         await self._close_cancelled()
 
     async def _end(self) -> None:
+        await self.run.give_back_lease()  # before Prefect is told, which has another worker take it at once
         if self.run.ending is Ending.CANCELLED:
             await self._close_cancelled()
             return
@@ -214,6 +223,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
     async def _close_cancelled(self) -> None:
         """Call the flow's hooks, which close the execution's row, then tell Prefect."""
+        await self.run.give_back_lease()
         if not self.state.is_cancelling():
             await self.call_hooks(Cancelling())
         await self.set_state(Cancelled(message="The run was cancelled."))
@@ -221,6 +231,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
     async def settle(self, client: PrefectClient, error: Exception) -> None:
         """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed."""
         self._client, self._is_started = client, True
+        await self.run.give_back_lease()  # the flow does not run any more
         wanted = self._intended
         for _ in range(SETTLE_TRIES):
             await asyncio.sleep(SETTLE_PAUSE)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient
+from prefect.flows import Flow
 
 from deployments.worker import engine
+from deployments.worker.claiming import GONE, Claim, claim
 from deployments.worker.loading import Catalog, FlowNotLoadedError
 from deployments.worker.running import Ending, Run
 from flows.engine.errors import NovaError
@@ -68,22 +70,22 @@ class FlowThread:
     def _note(self) -> None:
         self.answered = time.monotonic()
 
-    def submit(self, run: Run, ended: Callable[[], None]) -> asyncio.Future[bool]:
-        """Claim a run and execute it; the answer, whether it is ours, comes once Prefect has decided.
+    def submit(self, run: Run, ended: Callable[[], None]) -> asyncio.Future[Claim]:
+        """Claim a run and execute it; the answer, whether it is ours, comes once that is decided.
 
         `ended` is called on the main loop when all of it is over, claimed or not.
         """
-        claimed: asyncio.Future[bool] = self._main.create_future()
+        claimed: asyncio.Future[Claim] = self._main.create_future()
 
-        def answer(ours: bool) -> None:
+        def answer(claim: Claim) -> None:
             if not claimed.done():
-                claimed.set_result(ours)
+                claimed.set_result(claim)
 
         async def live() -> None:
             try:
-                await self._claim_and_execute(run, lambda ours: self._to_main(answer, ours))
+                await self._claim_and_execute(run, lambda claim: self._to_main(answer, claim))
             finally:
-                self._to_main(answer, False)
+                self._to_main(answer, GONE)
                 self._to_main(ended)
 
         self._spawn(live())
@@ -93,24 +95,45 @@ class FlowThread:
         """Have a run end."""
         self._loop.call_soon_threadsafe(run.stop, ending)
 
-    async def _claim_and_execute(self, run: Run, answer: Callable[[bool], None]) -> None:
+    async def _claim_and_execute(self, run: Run, answer: Callable[[Claim], None]) -> None:
         client = self._client
         if client is None:
             raise RuntimeError("The thread of the flows is not ready.")
         try:
-            if not await engine.claim(client, run.flow_run):
+            flow = await self._find(run, client)
+            if flow is None:
                 return
-        except Exception as error:  # noqa: BLE001 - Prefect is out of reach
-            log.warning("Flow run %s could not be taken: %r", run.id, error)
-            return
-        answer(True)
-        try:
-            if self._catalog.knows_as_nova(run.flow_run):
-                self._begin_sandbox(run)
-            await self._execute(run, client)
+            is_nova = self._catalog.knows_as_nova(run.flow_run)
+            claimed = await claim(run, client, has_execution=is_nova)
+            answer(claimed)
+            if claimed.ours:
+                await self._execute(run, flow, client, is_nova)
         finally:
             run.let_end()
             await ahead.end(run.id)
+            await run.give_back_lease()
+
+    async def _find(self, run: Run, client: PrefectClient) -> Flow[..., Any] | FlowNotLoadedError | None:
+        """The flow of a run, or why it cannot be run here; None while nobody can say."""
+        try:
+            return await self._catalog.find(run.flow_run, client)
+        except FlowNotLoadedError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - Prefect is out of reach
+            log.warning("Flow run %s is not taken, since its deployment cannot be read: %r", run.id, error)
+            return None
+
+    async def _execute(
+        self, run: Run, flow: Flow[..., Any] | FlowNotLoadedError, client: PrefectClient, is_nova: bool
+    ) -> None:
+        if isinstance(flow, FlowNotLoadedError):
+            log.error("Flow run %s cannot be run here: %s", run.id, flow)
+            await engine.refuse(client, run.flow_run, str(flow))
+            return
+        if is_nova:
+            self._begin_sandbox(run)
+        run.task = asyncio.current_task()
+        await engine.execute(run, flow, client)
 
     def _begin_sandbox(self, run: Run) -> None:
         """Have a run's sandbox made while the run itself starts."""
@@ -120,20 +143,6 @@ class FlowThread:
             begin_sandbox(run.flow_run)
         except NovaError as error:
             log.debug("The flow will say why no sandbox is made: %s", error)
-
-    async def _execute(self, run: Run, client: PrefectClient) -> None:
-        try:
-            flow = await self._catalog.find(run.flow_run, client)
-        except FlowNotLoadedError as error:
-            log.error("Flow run %s cannot be run here: %s", run.id, error)
-            await engine.refuse(client, run.flow_run, str(error))
-            return
-        except Exception as error:
-            log.exception("Flow run %s was taken but its deployment could not be read", run.id)
-            await engine.hand_back(client, run.id, f"Its worker could not read its deployment: {error!r}")
-            return
-        run.task = asyncio.current_task()
-        await engine.execute(run, flow, client)
 
     def _to_main(self, call: Callable[..., None], *args: Any) -> None:
         try:

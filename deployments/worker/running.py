@@ -11,6 +11,8 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
+from flows.execution.leases import Held
+
 
 class Ending(enum.Enum):
     """How a run that the worker stops ends in Prefect."""
@@ -27,11 +29,18 @@ class Run:
     ending: Ending | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     """Set while it may be cancelled: not before its body runs, which alone can end it in Prefect."""
+    held: Held | None = field(default=None, repr=False)
+    """The lease of its execution, for a run of NOVA's own flow."""
 
     @property
     def id(self) -> UUID:
         """The flow run's id."""
         return self.flow_run.id
+
+    async def give_back_lease(self) -> None:
+        """Let others have the run, as far as it is still ours."""
+        if self.held is not None:
+            await self.held.give_back()
 
     def let_end(self) -> None:
         """Do not interrupt it any more: it is telling Prefect how it ended."""

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
     from prefect.events import Event
 
+    from deployments.worker.claiming import Claim
     from deployments.worker.flowthread import FlowThread
     from deployments.worker.running import Run
     from deployments.worker.stops import StopWatch
+    from deployments.worker.waits import Waits
     from deployments.worker.wakeup import Bell, Stream
 
 log = logging.getLogger("prefect.nova.worker")
@@ -82,6 +84,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._flows: FlowThread
         self._stream: Stream | None = None
         self._stops: StopWatch
+        self._waits: Waits
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
@@ -94,12 +97,15 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
     async def setup(self) -> None:
         """Reach Prefect, start the flows' thread and listen."""
         from deployments.worker.flowthread import FlowThread
+        from deployments.worker.recovery import look_after_runs
         from deployments.worker.stops import StopWatch
+        from deployments.worker.waits import Waits
         from deployments.worker.wakeup import Bell
 
         self._catch_signals()
         await super().setup()
         self._bell = Bell()
+        self._waits = Waits(over=self._bell.ring)
         self._flows = FlowThread(asyncio.get_running_loop(), opened=self._bell.ring)
         self._flows.start()
         self._stops = StopWatch(
@@ -108,7 +114,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             connected=lambda: self._stream is not None and self._stream.connected,
             stop=self._stop,
         )
-        chores = (self._listen(), self._answer_the_bell(), self._stops.poll())
+        recovery = look_after_runs(self.client, self._pool_name)
+        chores = (self._listen(), self._answer_the_bell(), self._stops.poll(), recovery)
         self._chores = [asyncio.create_task(chore) for chore in chores]
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -160,18 +167,22 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             taken: list[FlowRun] = []
             while self._may_take():
                 room = int(self.limiter.available_tokens)
-                found = await self._look_up(room) if room > 0 else []
+                # Those that wait may stand before others, and are shown each time.
+                shown = room + self._waits.number if room > 0 else 0
+                found = await self._look_up(shown) if shown else []
                 self._bell.seen(flow_run.id for flow_run in found)
-                claims = [self._submit(each) for each in found if each.id not in self._held]
-                ours = await asyncio.gather(*claims)
+                due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
+                claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[:room]))
+                for flow_run, claim in zip(due, claims, strict=False):
+                    self._waits.note(flow_run.id, claim)
                 taken += [flow_run for flow_run in found if flow_run.id in self._held]
                 # Some that were shown went to another worker: there may be more behind them.
-                if not found or len(found) < room or all(ours):
+                if not claims or len(found) < shown or all(claim.ours for claim in claims):
                     break
             return taken
 
     def _may_take(self) -> bool:
-        return not self._stopping and self._flows.ready
+        return not self._stopping and self._flows.ready and not self._waits.all_wait
 
     async def _look_up(self, room: int) -> list[FlowRun]:
         from deployments.worker import engine
@@ -189,7 +200,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._polled = time.monotonic()
         return found
 
-    def _submit(self, flow_run: FlowRun) -> asyncio.Future[bool]:
+    def _submit(self, flow_run: FlowRun) -> asyncio.Future[Claim]:
         from deployments.worker.running import Run
 
         run = self._held[flow_run.id] = Run(flow_run)
@@ -254,6 +265,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
         log.error("Flow run %s hangs; it is handed back all the same.", flow_run_id)
         try:
+            await self._held[flow_run_id].give_back_lease()
             await engine.hand_back(self.client, flow_run_id, "Its worker was stopped while its flow hung.")
         except Exception as error:  # noqa: BLE001 - each of the others gets its chance
             log.error("Flow run %s could not be handed back: %r", flow_run_id, error)

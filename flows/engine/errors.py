@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, ClassVar
 
 
@@ -142,12 +143,20 @@ class SandboxError(InfrastructureError):
     """The sandbox could not be made, vanished, or does not answer.
 
     `reason` tells the cases apart for who decides on another try: authentication, rate_limit, busy, gone,
-    space, timeout, unreachable or broken.
+    space, timeout, unreachable, unwell or broken.
     """
 
     def __init__(self, message: str, *, reason: str = "broken") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class BreakerOpenError(InfrastructureError):
+    """The provider of the sandboxes fails: nobody is to try it before `retry_at`."""
+
+    def __init__(self, message: str, *, retry_at: datetime | None) -> None:
+        super().__init__(message)
+        self.retry_at = retry_at
 
 
 class DatabaseUnavailableError(InfrastructureError):

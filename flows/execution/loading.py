@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from flows.config.settings import Settings
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.engine import context
-from flows.engine.errors import InvalidInputError
+from flows.engine.errors import InvalidInputError, LimitError
 from flows.engine.graph import Graph, load_graph
 from flows.engine.traversal import Visit
-from flows.store import chain, clients, executions, leases, values, workflows
+from flows.store import chain, clients, executions, values, workflows
 from flows.store.leases import Lease
 from flows.store.models import Execution
 
@@ -28,17 +29,9 @@ class RunRequest:
     public_id: UUID | None
     """The execution's, where the API made one."""
     workflow_id: int
-    client_slug: str | None
-    initial_context: Mapping[str, Any]
-
-    def find(self, session: Session) -> int | None:
-        """Return the id of the execution that belongs to this flow run, if there is one."""
-        row = (
-            executions.by_public_id(session, self.public_id)
-            if self.public_id is not None
-            else executions.by_task(session, self.flow_run_id)
-        )
-        return row.id if row is not None else None
+    client_slug: str | None = None
+    initial_context: Mapping[str, Any] = field(default_factory=dict)
+    """This and the client count where the API made no execution."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,16 @@ class LoadedRun:
     """A run that was taken over, with everything that it needs."""
 
     lease: Lease
+    public_id: UUID
     attempt: int
+    retries: int
+    """How often it was put off because infrastructure broke."""
+    tries: int
+    """Rows that its next step has already, of tries that failed."""
+    guarded_step: int | None
+    """The step whose node may not be started: it was, and nobody knows what became of it."""
+    stale_sandbox: str | None
+    """The sandbox of an earlier attempt: to be dead before a node starts."""
     workflow_slug: str
     client_slug: str | None
     graph: Graph
@@ -56,6 +58,8 @@ class LoadedRun:
     context: Mapping[str, bytes]
     """The context after those steps as fragments, opened: it goes to the sandbox and nowhere else."""
     overlay: vault.Overlay
+    context_limit: int
+    """Bytes that the context may have."""
 
     @property
     def execution_id(self) -> int:
@@ -75,22 +79,14 @@ class LoadedRun:
 
 
 def load_run(
-    session: Session, request: RunRequest, cipher: Cipher, max_steps: int, lease_seconds: float
+    session: Session, request: RunRequest, lease: Lease | None, cipher: Cipher, settings: Settings
 ) -> LoadedRun:
-    """Take the execution of a flow run over, or make it, and read what its next node needs.
+    """Begin an attempt of the run whose lease was taken, and read what its next node needs.
 
-    `max_steps` holds where the graph does not say its own. Raises LeaseHeldError when another process runs
-    it, ExecutionClosedError when the execution is over, NotFoundError for an unknown workflow or an unknown
-    or inactive client, and InvalidInputError for an initial context that is not JSON.
+    Raises ExecutionClosedError when the execution is over, NotFoundError for an unknown workflow or an
+    unknown or inactive client, LimitError for a context that is too large, and InvalidInputError for an
+    initial context that is not JSON.
     """
-    lease = leases.take(
-        session,
-        flow_run_id=request.flow_run_id,
-        public_id=request.public_id,
-        workflow_id=request.workflow_id,
-        owner=uuid4(),
-        seconds=lease_seconds,
-    )
     if request.public_id is None:
         workflows.get(session, request.workflow_id)  # says which one there is not
     client = clients.active(session, request.client_slug) if request.client_slug else None
@@ -105,7 +101,8 @@ def load_run(
     )
     if row.client_slug and client is None:
         client = clients.active(session, row.client_slug)
-    opened = _open_context(session, row, cipher)
+    opened = open_context(session, row.id, cipher)
+    check_size(map(len, opened.values()), settings.context_limit)
     overlay = vault.overlay(cipher, client, extra_secrets=vault.secrets_of(opened))
     if row.attempt == 1:
         _store_overlay(session, row, overlay)
@@ -113,30 +110,46 @@ def load_run(
     if lease is None or row.version is None:
         raise InvalidInputError(f"Execution {row.id} is not pinned to a version of its workflow.")
     graph = load_graph(row.version.graph)
+    visits = [Visit(node_id, branch) for node_id, branch in chain.visits(session, row.id)]
     return LoadedRun(
         lease=lease,
+        public_id=row.public_id,
         attempt=row.attempt,
+        retries=row.retries,
+        tries=chain.next_attempt(session, row.id, len(visits)) - 1,
+        guarded_step=row.guarded_step,
+        stale_sandbox=row.sandbox_id,
         workflow_slug=row.workflow.slug,
         client_slug=row.client_slug,
         graph=graph,
-        max_steps=graph.max_steps or max_steps,
-        visits=[Visit(node_id, branch) for node_id, branch in chain.visits(session, row.id)],
+        max_steps=graph.max_steps or settings.max_steps,
+        visits=visits,
         context=opened,
         overlay=overlay,
+        context_limit=settings.context_limit,
     )
+
+
+def open_context(session: Session, execution_id: int, cipher: Cipher) -> dict[str, bytes]:
+    """Read the context after the steps that succeeded so far, its sealed values decrypted."""
+    digests = chain.state(session, execution_id)
+    loaded = values.load(session, execution_id, digests.values())
+    return vault.open_values(cipher, {key: loaded[digest] for key, digest in digests.items()})
+
+
+def check_size(sizes: Iterable[int], limit: int) -> None:
+    """Raise LimitError when the values of a context have more bytes together than they may."""
+    if (total := sum(sizes)) > limit:
+        raise LimitError(
+            f"The context has {total:,} bytes; a run's may have {limit:,} (NOVA_CONTEXT_LIMIT). "
+            "Keep large files elsewhere and pass on where they are."
+        )
 
 
 def _fragments(initial_context: Mapping[str, Any]) -> dict[str, bytes]:
     for key, value in initial_context.items():
         context.check_value(value, key)
     return context.to_fragments(initial_context)
-
-
-def _open_context(session: Session, row: Execution, cipher: Cipher) -> dict[str, bytes]:
-    """Read the context after the steps that succeeded so far, its sealed values decrypted."""
-    digests = chain.state(session, row.id)
-    loaded = values.load(session, row.id, digests.values())
-    return vault.open_values(cipher, {key: loaded[digest] for key, digest in digests.items()})
 
 
 def _store_overlay(session: Session, row: Execution, overlay: vault.Overlay) -> None:

@@ -37,6 +37,8 @@ def reason_of(error: Exception) -> tuple[str, str]:
             return "broken", f"a command ended with status {error.exit_code}: {error.stderr or said}"
         case e2b.TimeoutException() | httpx.TimeoutException() | TimeoutError():
             return "timeout", f"E2B did not answer in time ({said})"
+        case e2b.SandboxException(status_code=int(status)) if status >= 500:
+            return "unwell", f"E2B failed ({said})"
         case httpx.HTTPError() | OSError():
             return "unreachable", f"E2B cannot be reached ({said})"
     return "broken", said

@@ -52,7 +52,7 @@ def execute(
     context: Any = dict(values)
     module = types.ModuleType("__main__")
     names = module.__dict__
-    names.update(__builtins__=__builtins__, context=context)
+    names.update(__builtins__=__builtins__, context=context, run=job.get("run") or {})
     sys.modules["__main__"] = module
     head: dict[str, Any] = {}
     pid, depth = os.getpid(), sys.getrecursionlimit()

@@ -1,0 +1,76 @@
+"""How an attempt of a run ends in its row: closed, or put off until infrastructure works again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from flows.config.settings import Settings
+from flows.engine.errors import BreakerOpenError, NodeError, NovaError, SandboxError
+from flows.execution import outages
+from flows.execution.loading import LoadedRun
+from flows.store import breaker, executions
+from flows.store.leases import Lease
+from flows.store.session import now
+
+
+def complete(session: Session, lease: Lease) -> None:
+    """Close the row of a run that came to its end. Raises LeaseLostError."""
+    executions.finish(session, lease.execution_id, status="completed", lease=lease)
+
+
+def fail(session: Session, lease: Lease, error: NovaError, node: str | None = None) -> None:
+    """Close the row of a run that failed, at a node perhaps. Raises LeaseLostError."""
+    executions.finish(
+        session,
+        lease.execution_id,
+        status="failed",
+        error=str(error),
+        error_kind=error.kind,
+        failed_at_node=(error.node_id if isinstance(error, NodeError) else "") or node,
+        lease=lease,
+    )
+
+
+def put_off(
+    session: Session, settings: Settings, run: LoadedRun, error: NovaError, node: str | None
+) -> datetime | None:
+    """Put a run off whose infrastructure broke, and return when its next attempt is due.
+
+    None when it is not worth another attempt, or had all that it may have; those do not count in which the
+    circuit breaker says that E2B fails for everybody. Raises LeaseLostError.
+    """
+    if not outages.passes(error):
+        return None
+    wait = _breaker_pause(session) if settings.uses_e2b and _is_for_breaker(error) else None
+    if wait is None and run.retries >= settings.retries:
+        return None
+    seconds = wait or outages.delay(run.retries, settings.retry_delay, settings.retry_delay_max)
+    return executions.postpone(
+        session,
+        run.lease,
+        error=str(error),
+        error_kind=error.kind,
+        at_node=node,
+        seconds=seconds,
+        counted=wait is None,
+    )
+
+
+def _is_for_breaker(error: NovaError) -> bool:
+    if isinstance(error, SandboxError):
+        return outages.is_the_provider_s(error, making=True)
+    return isinstance(error, BreakerOpenError)
+
+
+def _breaker_pause(session: Session) -> float | None:
+    """Seconds until the breaker may let somebody through; None while it is closed."""
+    state = breaker.read(session)
+    if state["state"] == "closed":
+        return None
+    if state["state"] == "half_open":
+        return breaker.LOOK_AGAIN_SECONDS
+    left = state["retry_at"] - session.scalars(select(now())).one()
+    return float(max(1.0, left.total_seconds()))

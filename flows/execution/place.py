@@ -1,0 +1,134 @@
+"""Where a run's nodes run: the sandbox that was begun ahead, then each that replaces one that broke."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from flows.config.settings import Settings
+from flows.credentials.cipher import Cipher
+from flows.engine.errors import SandboxError
+from flows.execution import outages
+from flows.execution.loading import LoadedRun, open_context
+from flows.execution.outages import outlast
+from flows.sandbox import NodeCall, NodeResult, Sandbox, SandboxSpec, ahead
+from flows.sandbox.providers import provider
+from flows.store import breaker, executions
+from flows.store.session import Database
+
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+class Place:
+    """Owns the sandbox of one attempt of a run, which has one at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        cipher: Cipher,
+        run: LoadedRun,
+        spec: SandboxSpec,
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._provider = provider(settings)
+        self._database = database
+        self._cipher = cipher
+        self._run = run
+        self._spec = spec
+        self._log = log
+        self._context: Mapping[str, bytes] | None = run.context
+        self._stale = run.stale_sandbox
+        self._sandbox: Sandbox | None = None
+
+    async def bury(self) -> None:
+        """See to it that an earlier sandbox of the run is dead; raises SandboxError."""
+        if self._stale is not None:
+            await self._provider.kill(self._stale)
+            self._stale = None
+
+    async def open(self) -> None:
+        """Have a sandbox with the run's context in it, tried again in place where that may help.
+
+        Raises SandboxError, and LeaseLostError.
+        """
+        pauses = outages.pauses(self._settings.node_retry_delay)
+        while True:
+            try:
+                await self._open()
+                return
+            except SandboxError as error:
+                await ahead.end(self._spec.flow_run)
+                await self.count(error, making=True)
+                pause = next(pauses, None)
+                if pause is None or not outages.passes_soon(error):
+                    raise
+                self._log.warning("%s It is tried again in %.1f s.", error, pause)
+            await asyncio.sleep(pause)
+
+    async def replace(self) -> None:
+        """Have another sandbox, after the death of the one that broke; raises what `_open` raises."""
+        if self._sandbox is not None:
+            self._stale, self._sandbox = self._sandbox.id, None
+            await ahead.end(self._spec.flow_run)
+        try:
+            await self._open()
+        except SandboxError as error:
+            await ahead.end(self._spec.flow_run)
+            await self.count(error, making=True)
+            raise
+
+    async def run(self, call: NodeCall) -> NodeResult:
+        """Run a node; raises SandboxError, after which `replace` gives another sandbox."""
+        if self._sandbox is None:
+            raise SandboxError("The run has no sandbox.")
+        try:
+            return await self._sandbox.run(call)
+        except SandboxError as error:
+            await self.count(error, making=False)
+            raise
+
+    async def end(self) -> None:
+        """End the sandbox, made or still in the making."""
+        await ahead.end(self._spec.flow_run)
+
+    async def count(self, error: SandboxError, *, making: bool) -> None:
+        """Tell the circuit breaker of a failure, if it speaks of the provider."""
+        settings = self._settings
+        if settings.uses_e2b and outages.is_the_provider_s(error, making=making):
+            await outlast(
+                self._database,
+                lambda session: breaker.failed(session, settings.breaker_threshold, settings.breaker_pause),
+            )
+
+    async def _open(self) -> None:
+        """Wait for the sandbox, note it in the row before any node starts, and load the context."""
+        making = ahead.begin(self._provider, self._spec)
+        await self.bury()
+        sandbox = await making.ready()
+        context = self._context
+        if context is None:
+            execution_id, cipher = self._run.execution_id, self._cipher
+            context = await outlast(
+                self._database, lambda session: open_context(session, execution_id, cipher)
+            )
+
+        def note(session: Session) -> None:
+            executions.set_progress(session, self._run.lease, sandbox_id=sandbox.id)
+            if self._settings.uses_e2b:
+                breaker.succeeded(session)
+
+        # Both to their end: a note that came late would name a sandbox that was replaced since.
+        done = await asyncio.gather(
+            outlast(self._database, note),
+            sandbox.load({**context, **self._run.overlay.fragments()}),
+            return_exceptions=True,
+        )
+        for outcome in done:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        self._sandbox, self._context = sandbox, None
