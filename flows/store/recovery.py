@@ -132,14 +132,17 @@ def let_go(session: Session, seized: Seized) -> None:
 
 
 def put_back(session: Session, seized: Seized, reason: str) -> None:
-    """Note that an execution waits in its queue again, and give its lease back, unless it is lost.
+    """Note that an execution waits in its queue again, and give its lease back.
 
-    The attempt that ended is counted. `reason` is its error, until the next attempt begins.
+    The attempt that ended is counted. `reason` is its error, until the next attempt begins. Raises
+    LeaseLostError when somebody else looks after it by now, or runs it.
     """
     changes = leases.FREE | {"stepping": False} | seized.counts
     if seized.row.status == "running" and seized.due is None:
         changes |= {"next_attempt_at": now(), "error": reason, "error_kind": "crashed"}
-    session.execute(update(Execution).where(seized.lease.is_ours).values(changes))
+    ours = update(Execution).where(seized.lease.is_ours).values(changes).returning(Execution.id)
+    if session.scalar(ours) is None:
+        raise leases.lost(session, seized.lease)
 
 
 def adopt(session: Session, flow_run_id: UUID, workflow_id: int) -> Standing | None:

@@ -183,15 +183,14 @@ async def test_a_killed_run_gives_its_slot_back(scene: Scene) -> None:
     assert await scene.set_state(first, Pending()) == "Pending"
 
 
-async def test_of_two_reconcilers_one_puts_a_run_back(scene: Scene) -> None:
-    """They look at the same moment, again and again: every run is put back once, and counted once."""
-    ids = [await scene.submitted() for _ in range(4)]
-    for flow_run_id in ids:
+async def test_of_many_reconcilers_one_puts_a_run_back(scene: Scene) -> None:
+    """They look at the same moment: a run is put back once, and its crash counted once."""
+    for _ in range(3):
+        flow_run_id = await scene.submitted()
         await scene.stepping(flow_run_id)
-    await scene.died(*ids)
-    reports = await asyncio.gather(*(scene.another().once() for _ in range(4)))
-    assert sum(report.requeued for report in reports) == len(ids)
-    for flow_run_id in ids:
+        await scene.died(flow_run_id)
+        reports = await asyncio.gather(*(scene.another().once() for _ in range(4)))
+        assert sum(report.requeued for report in reports) == 1
         assert (await scene.row(flow_run_id)).crashes == 1
         states = await scene.prefect.read_flow_run_states(flow_run_id)
         assert [state.name for state in states].count("AwaitingRetry") == 1

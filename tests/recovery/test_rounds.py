@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prefect.states import Cancelled, Completed, Crashed
 
-from flows.engine.errors import InfrastructureError, PrefectUnavailableError
+from flows.engine.errors import InfrastructureError, LeaseLostError, PrefectUnavailableError
 from flows.execute_workflow import execute_workflow
 from flows.execution import recovery as rounds
 from flows.execution.recovery import Reconciler
@@ -137,7 +137,8 @@ async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, see
     assert seized is not None
     await scene.died(seen.flow_run_id)
     lease = await scene.taken(seen.flow_run_id)
-    await scene.database.run(lambda session: recovery.put_back(session, seized, "Late."))
+    with pytest.raises(LeaseLostError):
+        await scene.database.run(lambda session: recovery.put_back(session, seized, "Late."))
     await scene.database.run(lambda session: recovery.let_go(session, seized))
     row = await scene.row(seen.flow_run_id)
     assert (row.lease_owner, row.lost_starts) == (lease.owner, 0)
@@ -145,7 +146,7 @@ async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, see
 
 async def test_runs_that_are_run_are_never_put_back(scene: Scene) -> None:
     """Three reconcilers without any patience look all the time while runs begin, go on and end."""
-    scene.site.settings = scene.site.settings.model_copy(update={"lease_seconds": 1e-9})
+    scene.site.settings = scene.site.settings.model_copy(update={"lease_seconds": -1.0})
     ids = [await scene.submitted() for _ in range(8)]
     reports: list[Report] = []
 
