@@ -65,7 +65,7 @@ class Rescue:
             await self._agree(seized, flow_run_id, state)
             return
         end: Closing | None = closing(state, seized.row.reopened_from)
-        if state is not None and state.kind == "cancelling":
+        if state is not None and (state.kind == "cancelling" or seized.row.revoked):
             end = "cancelled", state.state_message or "The run was cancelled.", "cancelled"
         if end is not None:
             await self._close(seized, flow_run_id, state, end)
@@ -146,7 +146,7 @@ class Rescue:
         )
         self._report.closed += 1
         log.warning("Execution %d is closed as %s: %s", seized.row.id, status, error)
-        if state is not None and not state.final:
+        if state is not None and (not state.final or state.kind == "crashed"):
             await self._end(seized, flow_run_id, status, error)
         elif state is not None:
             await self._crash_task_runs(seized, flow_run_id)

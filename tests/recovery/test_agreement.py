@@ -11,6 +11,7 @@ from prefect.states import (
     Cancelled,
     Cancelling,
     Completed,
+    Crashed,
     Failed,
     Pending,
     Running,
@@ -74,6 +75,20 @@ async def test_a_run_that_is_being_cancelled_and_has_no_worker_any_more(scene: S
     await scene.stepping(flow_run_id)
     await scene.set_state(flow_run_id, Cancelling())
     assert await scene.look_again_after(1000) == NOTHING  # its worker still gives signs of life
+    await scene.died(flow_run_id)
+    assert await scene.look() == Report(closed=1)
+    assert (await scene.row(flow_run_id)).status == "cancelled"
+    assert await scene.state(flow_run_id) == "Cancelled"
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_a_run_that_was_told_cancelled_does_not_go_on(scene: Scene, crashed: bool) -> None:
+    """The API told its client so and died before Prefect heard of it; now its worker is dead, too."""
+    flow_run_id = await scene.submitted()
+    lease = await scene.stepping(flow_run_id)
+    await scene.database.run(lambda session: executions.revoke(session, lease.execution_id, attempt=1))
+    if crashed:
+        await scene.set_state(flow_run_id, Crashed())
     await scene.died(flow_run_id)
     assert await scene.look() == Report(closed=1)
     assert (await scene.row(flow_run_id)).status == "cancelled"
