@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
 from pydantic import BeforeValidator
 
-from api.schemas import ExecutionStatus
+from api.schemas import TASK, ExecutionStatus
 from api.services import Services, services_of
 from flows.engine.errors import NotFoundError
 from flows.orchestration.client import Orchestration
@@ -52,6 +53,16 @@ async def execution_id(
     return existing_id(execution_id, "execution")
 
 
+async def task_id(
+    task_id: Annotated[str, Path(description="What `execute` answered: the flow run's id.", examples=[TASK])],
+) -> UUID:
+    """Id of a task; NotFoundError for what is none."""
+    try:
+        return UUID(task_id)
+    except ValueError:
+        raise NotFoundError(f"There is no task {task_id}.") from None
+
+
 async def schedule_id(
     schedule_id: Annotated[int, Path(description="Id of a schedule.", examples=[1])],
 ) -> int:
@@ -68,6 +79,7 @@ DatabaseDep = Annotated[Database, Depends(database)]
 OrchestrationDep = Annotated[Orchestration, Depends(orchestration)]
 WorkflowId = Annotated[int, Depends(workflow_id)]
 ExecutionId = Annotated[int, Depends(execution_id)]
+TaskId = Annotated[UUID, Depends(task_id)]
 ScheduleId = Annotated[int, Depends(schedule_id)]
 Skip = Annotated[int, Query(ge=0, lt=2**63, description="How many to leave out.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -27,15 +28,21 @@ ALWAYS = (500, 503)
 """Errors that any operation may answer with."""
 
 
-def documented(status: int, model: type[BaseModel], *errors: int) -> dict[str, Any]:
-    """Arguments for a route: its status and answer, and these errors, all with examples."""
+def documented(
+    status: int, model: type[BaseModel], *errors: int, sentences: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """Arguments for a route: its status and answer, and these errors, all with examples.
+
+    `sentences` are those of its own errors, by status, where it has other examples than the rest.
+    """
+    told = _SENTENCES | dict(sentences or {})
     responses: dict[int, dict[str, Any]] = {status: {"content": _content(example(model))}}
     for code in sorted({*errors, *ALWAYS}):
         problems = [{"field": "name", "message": "Field required"}] if code == 422 else None
         responses[code] = {
             "model": schemas.Error,
             "description": HTTPStatus(code).phrase,
-            "content": _content(body_of(code, _SENTENCES[code], problems)),
+            "content": _content(body_of(code, told[code], problems)),
         }
         if code == 503:
             responses[code]["headers"] = {

@@ -8,27 +8,39 @@ from api.services import Services
 from flows.orchestration.runs import RunState, closing
 from flows.store import executions
 from flows.store.checks import LIVE
+from flows.store.executions import Poll
 
 
-async def close_if_over(services: Services, flow_run_id: UUID, state: RunState | None) -> bool:
-    """Close the open row of a run that is over in Prefect; True when the row is worth reading again.
+async def note_end(services: Services, flow_run_id: UUID, row: Poll, state: RunState | None) -> bool:
+    """Note in an open row that its run is over in Prefect, or is being cancelled; True: read it again.
 
-    `state` is what the watch told. It may be a second old, and the run retried since: before a row is closed
-    Prefect is asked anew. The flow's own word counts where it was faster, and an attempt that begins
-    meanwhile goes on. Raises PrefectUnavailableError.
+    `state` is what the watch told. It may be a second old, and the run retried since: before anything is
+    written Prefect is asked anew. The flow's own word counts where it was faster, and an attempt that begins
+    meanwhile goes on. A run that is being cancelled is noted before anybody is told, for it might come to its
+    end first, and a final state is not taken back. Raises PrefectUnavailableError.
     """
-    if closing(state) is None:
+    if closing(state) is None and not (_is_cancelling(state) and not row.revoked):
         return False
-    row = await services.database.run(lambda session: executions.poll(session, flow_run_id))
-    if row is None or row.status not in LIVE:
-        return True
-    closed = closing(await services.orchestration.watch.fresh(flow_run_id), row.reopened_from)
-    if closed is None:
-        return True
-    status, error, kind = closed
-    await services.database.run(
-        lambda session: executions.finish(
-            session, row.id, status=status, error=error, error_kind=kind, attempt=row.attempt
+    now = await services.orchestration.watch.fresh(flow_run_id)
+    closed = closing(now, row.reopened_from)
+    if closed is not None:
+        status, error, kind = closed
+        await services.database.run(
+            lambda session: executions.finish(
+                session, row.id, status=status, error=error, error_kind=kind, attempt=row.attempt
+            )
         )
-    )
+    elif _is_cancelling(now):
+        await services.database.run(lambda session: executions.revoke(session, row.id, row.attempt))
     return True
+
+
+async def note_end_of(services: Services, flow_run_id: UUID) -> bool:
+    """As `note_end`, of a run that one knows no more of."""
+    state = await services.orchestration.watch.state(flow_run_id)
+    row = await services.database.run(lambda session: executions.poll(session, flow_run_id))
+    return row is None or row.status not in LIVE or await note_end(services, flow_run_id, row, state)
+
+
+def _is_cancelling(state: RunState | None) -> bool:
+    return state is not None and state.kind == "cancelling"

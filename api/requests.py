@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Priority = Literal["high", "normal", "low"]
 Overlap = Literal["queue", "skip"]
@@ -91,6 +91,24 @@ class Execute(BaseModel):
         None, description="What the first node finds in `context`."
     )
     priority: Priority | None = Field(None, description="The queue of this run; default is the workflow's.")
+
+
+def _branch(value: object) -> object:
+    """`true` and `false` are what graphs may write for the strings."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+class SkipNode(BaseModel):
+    """What a run goes on with behind the node that is skipped."""
+
+    model_config = _example(context={"mail_sent": True})
+
+    context: dict[str, Any] = Field(
+        default_factory=dict, description="Keys that are laid over the context, as if the node had done so."
+    )
+    branch: Annotated[str | None, BeforeValidator(_branch)] = Field(
+        None, description='The answer of a decision (`"true"`, say), and only of one.'
+    )
 
 
 class ClientCreate(BaseModel):

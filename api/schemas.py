@@ -200,10 +200,23 @@ class Task(_Answer):
     status: Literal["PENDING", "RUNNING", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
     message: str = Field(examples=["Task completed successfully"])
     meta: TaskMeta | None = Field(None, description="With RUNNING.")
+    retries: int | None = Field(
+        None, description="With RETRY: how often the run was put off because infrastructure broke."
+    )
+    next_attempt_at: Time | None = Field(None, description="With RETRY: when it is tried again.")
     execution_id: int | None = Field(None, description="With SUCCESS, FAILURE and REVOKED.")
     result: TaskResult | None = Field(None, description="With SUCCESS.")
     error: str | None = Field(None, description="With FAILURE, RETRY and REVOKED.")
     failed_at_node: str | None = Field(None, description="With FAILURE.")
+
+
+class Accepted(_Answer):
+    """Something that was done to a run; `GET /tasks/{task_id}` tells what comes of it."""
+
+    task_id: UUID = Field(examples=[TASK])
+    status: Literal["REVOKED", "RETRY"] = Field(description="What the task reads now.")
+    execution_id: int | None = Field(examples=[8], description="null where the run has none yet.")
+    message: str = Field(examples=["Task was cancelled"])
 
 
 class Credential(_Answer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from api import idempotency
 from api.services import Services
 from flows.credentials import vault
 from flows.engine.context import to_fragments
@@ -25,12 +26,14 @@ from flows.engine.errors import (
 from flows.execution.specs import deployment_spec
 from flows.orchestration.deployments import Deployments, DeploymentSpec
 from flows.store import clients, executions, workflows
-from flows.store.models import Execution, Workflow
+from flows.store.models import Execution, Workflow, canonical
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 30.0
 """Seconds that a run waits for its turn when many come at once."""
+_HOLD = 30.0
+"""Seconds that a 503 waits until its row is closed, where the database is away as well."""
 _PAUSES = (0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to close a row while the database is away; the last one again and again."""
 
@@ -47,6 +50,8 @@ class Pending:
     deployment_id: UUID | None
     client_slug: str | None
     priority: str
+    flow_run_id: UUID | None
+    """The one that Prefect has made, where that is known already."""
 
     @classmethod
     def of(cls, row: Execution, workflow: Workflow) -> Self:
@@ -60,6 +65,7 @@ class Pending:
             deployment_id=workflow.deployment_id,
             client_slug=row.client_slug,
             priority=row.priority,
+            flow_run_id=row.flow_run_id,
         )
 
     @property
@@ -80,26 +86,40 @@ async def execute(
     client_slug: str | None,
     initial_context: dict[str, Any],
     priority: str | None,
+    key: str | None = None,
 ) -> tuple[Pending, UUID]:
     """Write the execution, have Prefect make its flow run, and return both when Prefect has confirmed it.
 
-    Raises NotFoundError (workflow; client unknown or not active), InvalidValueError (context), and
-    PrefectUnavailableError or DatabaseUnavailableError: then the run was not, and will not be, started.
+    A `key` that stands for a run already gives that run: handed to Prefect once more where it may not have
+    reached it, made anew where it was never started.
+
+    Raises NotFoundError (workflow; client unknown or not active), InvalidValueError (context), ConflictError
+    (the key stands for another request), and PrefectUnavailableError or DatabaseUnavailableError: then the
+    run was not, and will not be, started, unless with the same key.
     """
 
     def write(session: Session) -> Pending:
         workflow = workflows.without_graph(session, workflow_id)
-        client = clients.active(session, client_slug) if client_slug is not None else None
-        row = executions.create_pending(
-            session,
-            workflow_id=workflow.id,
-            client=client,
-            priority=priority or workflow.priority,
-            initial=vault.store_initial(services.cipher, to_fragments(initial_context)),
-        )
-        return Pending.of(row, workflow)
 
-    pending = await services.database.run(write)
+        def make() -> Execution:
+            client = clients.active(session, client_slug) if client_slug is not None else None
+            return executions.create_pending(
+                session,
+                workflow_id=workflow.id,
+                client=client,
+                priority=priority or workflow.priority,
+                initial=vault.store_initial(services.cipher, to_fragments(initial_context)),
+            )
+
+        if key is None:
+            return Pending.of(make(), workflow)
+        request = [workflow_id, client_slug, initial_context, priority]
+        digest = services.cipher.fingerprint(canonical(request).encode())
+        return Pending.of(idempotency.run_of(session, key, digest, make), workflow)
+
+    pending = await idempotency.until_won(lambda: services.database.run(write))
+    if pending.flow_run_id is not None:
+        return pending, pending.flow_run_id
     # From here on it comes to an end even if the client hangs up or the server stops.
     return pending, await services.background.finish(_submit(services, pending))
 
@@ -131,12 +151,15 @@ async def _submit(services: Services, pending: Pending) -> UUID:
             raise PrefectUnavailableError(f"{error} The run was never started; ask again later.") from error
         raise
     try:
-        await services.database.run(
+        is_ours = await services.database.run(
             lambda session: executions.confirm(session, pending.execution_id, flow_run_id)
         )
     except DatabaseUnavailableError as error:
         # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
         log.warning("Execution %d is confirmed by Prefect but not noted: %s", pending.execution_id, error)
+        return flow_run_id
+    if not is_ours:
+        raise PrefectUnavailableError("Another request with the same key gave the run up; ask again.")
     return flow_run_id
 
 
@@ -218,7 +241,8 @@ async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
 async def _reject(services: Services, pending: Pending, error: Exception) -> UUID | None:
     """Close the row as never started; the flow run's id where it started in spite of the error.
 
-    Where the database is away too, this goes on in the background: a late flow run must not start it.
+    Where the database is away too, this goes on in the background, and the answer waits for it as long as a
+    client may: a late flow run must not start what was answered with 503, not even if the API dies then.
     """
     reason = (
         f"The run was never started: {error}"
@@ -230,29 +254,35 @@ async def _reject(services: Services, pending: Pending, error: Exception) -> UUI
         if executions.reject(session, pending.execution_id, reason):
             return None
         try:
-            return executions.get(session, pending.execution_id).flow_run_id
+            row = executions.get(session, pending.execution_id)
         except NotFoundError:
             return None
+        return row.flow_run_id if row.error_kind != "not_started" else None
 
     try:
         return await services.database.run(close)
     except DatabaseUnavailableError:
-        services.background.start(_close_later(services, pending, reason))
-        raise
+        closing = services.background.start(_close_later(services, pending, close))
+        done, _ = await asyncio.wait({closing}, timeout=_HOLD)
+        if not done:
+            raise
+        return closing.result()
 
 
-async def _close_later(services: Services, pending: Pending, reason: str) -> None:
+async def _close_later(
+    services: Services, pending: Pending, close: Callable[[Session], UUID | None]
+) -> UUID | None:
     attempt = 0
     while True:
         await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
         attempt += 1
         try:
-            closed = await services.database.run(
-                lambda session: executions.reject(session, pending.execution_id, reason)
-            )
+            started = await services.database.run(close)
         except DatabaseUnavailableError:
             continue
         log.warning(
-            "Execution %d %s", pending.execution_id, "is closed as never started" if closed else "had started"
+            "Execution %d %s",
+            pending.execution_id,
+            "had started" if started else "is closed as never started",
         )
-        return
+        return started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from api.responses import timestamp
 from flows.credentials import vault
@@ -51,6 +52,16 @@ def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
         "task_id": str(row.flow_run_id) if row.flow_run_id else None,
         "failed_at_node": row.failed_at_node,
         "workflow_version": row.version.number if row.version else None,
+    }
+
+
+def accepted(task_id: UUID, execution_id: int | None, status: str, message: str) -> dict[str, Any]:
+    """Something that was done to a run."""
+    return {
+        "task_id": str(task_id),
+        "status": status,
+        "execution_id": execution_id,
+        "message": message,
     }
 
 

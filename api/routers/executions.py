@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
-from api import schemas, views
+from api import operations, requests, schemas, views
 from api.body import BodyRoute
 from api.chain import Contexts, RunText, gathered
 from api.dependencies import DatabaseDep, ExecutionId, Limit, OfWorkflow, ServicesDep, Skip, WithStatus
 from api.documentation import documented
-from api.reconciliation import close_if_over
+from api.reconciliation import note_end_of
 from api.responses import JSON, JsonResponse
 from api.services import Services
 from flows.engine.context import dumps
@@ -91,9 +91,36 @@ async def _close_if_over(services: Services, flow_run_id: UUID | None) -> bool:
     if flow_run_id is None:
         return False
     with contextlib.suppress(PrefectUnavailableError):
-        state = await services.orchestration.watch.state(flow_run_id)
-        return await close_if_over(services, flow_run_id, state)
+        return await note_end_of(services, flow_run_id)
     return False
+
+
+@router.post(
+    "/{execution_id}/nodes/{step}/skip",
+    **documented(
+        202,
+        schemas.Accepted,
+        *(404, 409, 413, 415, 422),
+        sentences={409: "Execution 8 is at step 3, node 'mail': only that one can be skipped."},
+    ),
+)
+async def skip_node(
+    services: ServicesDep,
+    execution_id: ExecutionId,
+    step: Annotated[int, Path(ge=0, lt=2**31, description="The step at which the run failed.")],
+    body: Annotated[requests.SkipNode | None, Body()] = None,
+) -> JsonResponse:
+    """Let a run that failed at a node go on behind it, with a context as if the node had left it.
+
+    Secret values in it are encrypted like those of `initial_context`.
+    """
+    given = body or requests.SkipNode()
+    task_id = await services.background.finish(
+        operations.skip(services, execution_id, step, given.context, given.branch)
+    )
+    return JsonResponse(
+        views.accepted(task_id, execution_id, "RETRY", f"Step {step} is skipped; the task is queued"), 202
+    )
 
 
 @router.get("/{execution_id}/chain", **documented(200, schemas.Chain, 404, 422))

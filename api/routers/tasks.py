@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
-from api import schemas
+from api import operations, schemas, views
 from api.body import BodyRoute
 from api.chain import RunText, gathered
-from api.dependencies import ServicesDep
+from api.dependencies import ServicesDep, TaskId
 from api.documentation import documented
-from api.reconciliation import close_if_over
+from api.reconciliation import note_end
 from api.responses import JSON, JsonResponse, timestamp
 from api.services import Services
 from flows.engine.context import dumps
@@ -38,34 +39,49 @@ _ALL = 2**62
 
 
 @router.get("/{task_id}", **documented(200, schemas.Task, 404, 422))
-async def get_task(
-    services: ServicesDep,
-    task_id: Annotated[
-        str, Path(description="What `execute` answered: the flow run's id.", examples=[schemas.TASK])
-    ],
-) -> Response:
+async def get_task(services: ServicesDep, task_id: TaskId) -> Response:
     """Poll a task. One that is over is answered from the database alone."""
-    flow_run_id = _parse(task_id)
-    row = await _read(services, flow_run_id)
+    row = await _read(services, task_id)
     if row is None:
-        state = await services.orchestration.watch.state(flow_run_id)
-        row = await _read(services, flow_run_id)  # its flow may have begun meanwhile
+        state = await services.orchestration.watch.state(task_id)
+        # Its flow may have begun meanwhile, or only its id is not noted yet.
+        row = await _read(services, task_id, state.public_id if state else None)
         if row is None:
-            return JsonResponse(_unstarted(flow_run_id, state))
+            return JsonResponse(_unstarted(task_id, state))
     if row.status in LIVE:
-        return await _open(services, flow_run_id, row)
-    return await _final(services.database, flow_run_id, row)
+        return await _open(services, task_id, row)
+    return await _final(services.database, task_id, row)
 
 
-def _parse(task_id: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(task_id)
-    except ValueError:
-        raise NotFoundError(f"There is no task {task_id}.") from None
+@router.post(
+    "/{task_id}/cancel",
+    **documented(202, schemas.Accepted, 404, 409, 422, sentences={409: "Execution 8 is completed already."}),
+)
+async def cancel_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
+    """Cancel a run. One that waits is over at once; one that is running stops, and reads `REVOKED`."""
+    execution_id = await services.background.finish(operations.cancel(services, task_id))
+    return JsonResponse(views.accepted(task_id, execution_id, "REVOKED", _CANCELLED), 202)
 
 
-async def _read(services: Services, flow_run_id: uuid.UUID) -> Poll | None:
-    return await services.database.run(lambda session: executions.poll(session, flow_run_id))
+@router.post(
+    "/{task_id}/retry",
+    **documented(
+        202,
+        schemas.Accepted,
+        *(404, 409, 422),
+        sentences={409: "Execution 8 is running, not failed or cancelled."},
+    ),
+)
+async def retry_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
+    """Try a run that failed or was cancelled again: it goes on behind its last node that succeeded."""
+    execution_id = await services.background.finish(operations.retry(services, task_id))
+    return JsonResponse(views.accepted(task_id, execution_id, "RETRY", "Task is queued again"), 202)
+
+
+async def _read(
+    services: Services, flow_run_id: uuid.UUID, public_id: uuid.UUID | None = None
+) -> Poll | None:
+    return await services.database.run(lambda session: executions.poll(session, flow_run_id, public_id))
 
 
 async def _open(services: Services, flow_run_id: uuid.UUID, row: Poll) -> Response:
@@ -73,8 +89,8 @@ async def _open(services: Services, flow_run_id: uuid.UUID, row: Poll) -> Respon
     watch = services.orchestration.watch
     try:
         state = await watch.state(flow_run_id)
-        if await close_if_over(services, flow_run_id, state):
-            again = await _read(services, flow_run_id)
+        if await note_end(services, flow_run_id, row, state):
+            again = await _read(services, flow_run_id, state.public_id if state else None)
             if again is None:
                 raise NotFoundError(f"There is no task {flow_run_id}.")
             if again.status not in LIVE:
@@ -104,24 +120,40 @@ def _unstarted(flow_run_id: uuid.UUID, state: RunState | None) -> dict[str, Any]
 
 def _from_prefect(flow_run_id: uuid.UUID, row: Poll, state: RunState | None) -> dict[str, Any]:
     """The answer for an open row beside what Prefect said of its flow run, a second ago perhaps."""
-    has_begun = row.status == "running" and state is not None and state.run_count == 0
-    if state is None or state.final or (has_begun and state.status == "PENDING"):
-        return _from_row(flow_run_id, row)  # the row is ahead: it was retried, or has just begun
-    body = _body(flow_run_id, state.status, state.message)
-    if state.status == "RUNNING":
-        body["meta"] = _meta(row)
-    elif state.status == "RETRY":
-        body["error"] = row.error or state.state_message or _FAILED
-    elif state.status == "REVOKED":
-        body |= {"execution_id": row.id, "error": state.state_message or "The run is being cancelled."}
-    return body
+    if row.status == "running" and not row.revoked and state is not None:
+        if state.kind == "crashed":  # to be put back in its queue
+            return _retry(flow_run_id, row, state.state_message)
+        if state.status == "RETRY" and row.next_attempt_at is None:
+            return _retry(flow_run_id, row, state.state_message, due=state.next_attempt)
+        has_begun = state.run_count == 0  # when Prefect was asked it had not
+        if state.status == "PENDING" and row.next_attempt_at is None and not has_begun:
+            return _body(flow_run_id, state.status, state.message)
+        if state.status == "RUNNING" and row.next_attempt_at is None:
+            return _body(flow_run_id, state.status, state.message) | {"meta": _meta(row)}
+    return _from_row(flow_run_id, row)
 
 
 def _from_row(flow_run_id: uuid.UUID, row: Poll, remark: str = "") -> dict[str, Any]:
-    """The answer for an open row when there is nobody to ask."""
+    """The answer for an open row by itself."""
+    if row.revoked:
+        body = _body(flow_run_id, "REVOKED", _CANCELLED)
+        return body | {"execution_id": row.id, "error": "The run is being cancelled."}
+    if row.next_attempt_at is not None:
+        return _retry(flow_run_id, row, remark=remark)
     if row.status == "pending":
         return _body(flow_run_id, "PENDING", _QUEUED + remark)
     return _body(flow_run_id, "RUNNING", _EXECUTING + remark) | {"meta": _meta(row)}
+
+
+def _retry(
+    flow_run_id: uuid.UUID, row: Poll, why: str = "", remark: str = "", due: datetime | None = None
+) -> dict[str, Any]:
+    """The answer for a run that waits for its next attempt."""
+    return _body(flow_run_id, "RETRY", f"Task failed, retrying ({row.attempt} attempts){remark}") | {
+        "error": row.error or why or _FAILED,
+        "retries": row.retries,
+        "next_attempt_at": timestamp(row.next_attempt_at or due),
+    }
 
 
 async def _final(database: Database, flow_run_id: uuid.UUID, row: Poll) -> Response:

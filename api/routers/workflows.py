@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, cast
 from uuid import UUID
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Header
 from sqlalchemy.orm import Session
 
 from api import requests, schemas, submission, views
@@ -104,13 +104,32 @@ async def delete_workflow(services: ServicesDep, workflow_id: WorkflowId) -> Jso
     return JsonResponse({"message": f"Workflow {workflow_id} is deleted, and its executions with it."})
 
 
-@router.post("/{workflow_id}/execute", tags=["tasks"], **documented(202, schemas.Queued, 404, 413, 415, 422))
+@router.post(
+    "/{workflow_id}/execute",
+    tags=["tasks"],
+    **documented(
+        202,
+        schemas.Queued,
+        *(404, 409, 413, 415, 422),
+        sentences={409: "This Idempotency-Key was given with another request. Take a new one."},
+    ),
+)
 async def execute_workflow(
     services: ServicesDep,
     workflow_id: WorkflowId,
     body: Annotated[requests.Execute | None, Body()] = None,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="At most 255 characters. For 24 hours the same key and body are the same task.",
+        ),
+    ] = None,
 ) -> JsonResponse:
-    """Run a workflow; answers when Prefect has confirmed the run. After a 503 it will never be started."""
+    """Run a workflow; answers when Prefect has confirmed the run. After a 503 it will never be started.
+
+    With an `Idempotency-Key` a client that got a 503, or no answer, may simply ask again.
+    """
     wanted = body or requests.Execute()
     pending, task_id = await submission.execute(
         services,
@@ -118,6 +137,7 @@ async def execute_workflow(
         client_slug=wanted.client_slug,
         initial_context=wanted.initial_context or {},
         priority=wanted.priority,
+        key=key,
     )
     return JsonResponse(
         {

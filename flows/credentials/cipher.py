@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from flows.engine.errors import ConfigurationError
@@ -25,6 +28,8 @@ class Cipher:
             raise ConfigurationError(
                 "NOVA_ENCRYPTION_KEY is not set, and no credential is stored without. Make a key: nova key"
             )
+        # The last one stays last when a new one is put before it.
+        self._oldest = parts[-1].encode()
         self._fernet = MultiFernet([_fernet(part, place) for place, part in enumerate(parts, 1)])
 
     def encrypt(self, data: bytes) -> bytes:
@@ -40,6 +45,10 @@ class Cipher:
                 "None of the keys in NOVA_ENCRYPTION_KEY opens what is stored. "
                 "Add the key that it was encrypted with, after a comma."
             ) from None
+
+    def fingerprint(self, data: bytes) -> str:
+        """64 hexadecimal digits that tell whether data is the same, but do not let anybody try what it was."""
+        return hmac.new(self._oldest, data, hashlib.sha256).hexdigest()
 
     def __repr__(self) -> str:
         return "Cipher(***)"

@@ -24,6 +24,8 @@ class Relay:
         """All that the clients sent."""
         self.deaf = False
         """What the client sends arrives, what the server answers gets lost."""
+        self.refused = ""
+        """Requests whose first line begins with this do not arrive: their connection is dropped."""
         self.open = asyncio.Event()
         """Answers pass while it is set; until then they wait."""
         self.open.set()
@@ -82,6 +84,8 @@ class Relay:
             if is_answer:
                 await self.open.wait()
             else:
+                if self.refused and data.startswith(self.refused.encode()):
+                    raise ConnectionResetError
                 self.sent += data
             if not (is_answer and self.deaf):
                 writer.write(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -78,6 +79,19 @@ class Run:
         await self._database.run(work)
         if extra.get("status") != "failed":
             self._step += 1
+
+    async def postpone(self, error: str, seconds: float) -> datetime:
+        """Put the run off, as the flow does when infrastructure broke; when it is due."""
+        return await self._database.run(
+            lambda session: executions.postpone(
+                session,
+                self._lease,
+                error=error,
+                error_kind="infrastructure",
+                at_node=None,
+                seconds=seconds,
+            )
+        )
 
     async def finish(self, status: str = "completed", **why: Any) -> None:
         """Close the execution, as the flow does last."""

@@ -25,6 +25,11 @@ CONTRACT = {
     ("get", "/executions/{execution_id}"),
     ("get", "/executions/{execution_id}/chain"),
 }
+OURS = {
+    ("post", "/tasks/{task_id}/cancel"),
+    ("post", "/tasks/{task_id}/retry"),
+    ("post", "/executions/{execution_id}/nodes/{step}/skip"),
+}
 
 DOCUMENT: dict[str, Any] = create_app().openapi()
 OPERATIONS = {
@@ -47,8 +52,8 @@ def example_of_body(operation: dict[str, Any]) -> Any:
 
 
 def test_the_whole_contract_is_there() -> None:
-    """Each row is an operation; clients, credentials and schedules come on top."""
-    assert set(OPERATIONS) >= CONTRACT
+    """Each row is an operation; clients, credentials, schedules and what is done to runs come on top."""
+    assert set(OPERATIONS) >= CONTRACT | OURS
     assert len({operation["operationId"] for operation in OPERATIONS.values()}) == len(OPERATIONS)
 
 
@@ -80,6 +85,15 @@ def test_each_body_has_an_example_that_fits(key: tuple[str, str]) -> None:
     operation = OPERATIONS[key]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     Draft202012Validator(resolve(schema)).validate(example_of_body(operation))
+
+
+def test_execute_takes_an_idempotency_key() -> None:
+    """A header that may be left out, and 409 for a key that stands for another request."""
+    operation = OPERATIONS["post", "/workflows/{workflow_id}/execute"]
+    (header,) = [one for one in operation["parameters"] if one["in"] == "header"]
+    assert (header["name"], header["required"]) == ("Idempotency-Key", False)
+    example = operation["responses"]["409"]["content"]["application/json"]["example"]
+    assert "Idempotency-Key" in example["error"]
 
 
 def test_a_503_says_when_to_come_back() -> None:

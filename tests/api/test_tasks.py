@@ -24,8 +24,11 @@ from prefect.states import (
     Running,
     Suspended,
 )
+from sqlalchemy import update
 
 from flows.config.settings import Settings
+from flows.store.models import Execution
+from flows.store.session import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -111,8 +114,58 @@ async def test_a_task_that_will_be_tried_again_is_retry(
         "status": "RETRY",
         "message": "Task failed, retrying (1 attempts)",
         "error": "The sandbox went away",
+        "retries": 0,
+        "next_attempt_at": body["next_attempt_at"],
     }
+    assert body["next_attempt_at"].endswith("Z")
     assert (await api.get(f"/executions/{execution.id}")).json()["status"] == "running"
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_run_that_was_put_off_is_retry(
+    api: httpx.AsyncClient, start: Start, set_state: SetState, told: bool
+) -> None:
+    """From its row, before Prefect is told and afterwards: why, how often, and when it is tried again."""
+    task_id, run = await start()
+    await set_state(task_id, Running())
+    await run.begin()
+    due = await run.postpone("E2B does not answer.", 300)
+    if told:
+        await set_state(task_id, AwaitingRetry(scheduled_time=due))
+    assert await poll(api, task_id) == {
+        "task_id": task_id,
+        "status": "RETRY",
+        "message": "Task failed, retrying (1 attempts)",
+        "error": "E2B does not answer.",
+        "retries": 1,
+        "next_attempt_at": due.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+    }
+
+
+async def test_a_run_that_was_put_off_and_is_told_so_without_prefect(
+    start: Start, settings: Settings, encryption_key: str
+) -> None:
+    """The row has all of it."""
+    task_id, run = await start()
+    await run.begin()
+    await run.postpone("E2B does not answer.", 300)
+    nowhere = f"http://127.0.0.1:{free_port()}/api"
+    lonely = make_settings(settings.database_url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=1)
+    async with running_api(lonely) as alone:
+        body = await poll(alone, task_id)
+    assert (body["status"], body["retries"]) == ("RETRY", 1)
+
+
+async def test_a_run_that_was_put_off_and_cancelled_is_revoked(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """In Prefect, while it waits: nobody has to run it for that."""
+    task_id, run = await start()
+    await set_state(task_id, Running())
+    await run.begin()
+    await run.postpone("E2B does not answer.", 300)
+    await set_state(task_id, Cancelled())
+    await becomes(api, task_id, "REVOKED")
 
 
 async def test_a_task_that_succeeded_has_its_result(
@@ -162,7 +215,7 @@ async def test_a_task_that_failed_says_why_and_where(
     }
 
 
-@pytest.mark.parametrize(("begun", "status"), [(True, "RUNNING"), (False, "PENDING")])
+@pytest.mark.parametrize(("begun", "status"), [(True, "RETRY"), (False, "PENDING")])
 async def test_a_run_that_crashed_is_not_over(
     api: httpx.AsyncClient, start: Start, set_state: SetState, begun: bool, status: str
 ) -> None:
@@ -171,7 +224,33 @@ async def test_a_run_that_crashed_is_not_over(
     if begun:
         await run.begin()
     await set_state(task_id, Crashed(message="The worker was killed"))
-    assert (await poll(api, task_id))["status"] == status
+    body = await becomes(api, task_id, status)
+    assert body.get("error") == ("The worker was killed" if begun else None)
+
+
+async def test_a_run_that_reads_revoked_stays_so(
+    api: httpx.AsyncClient, start: Start, set_state: SetState
+) -> None:
+    """It was being cancelled, was told so, and came to its end all the same: it is cancelled."""
+    task_id, run = await start()
+    await set_state(task_id, Running())
+    await run.begin()
+    await set_state(task_id, Cancelling())
+    await becomes(api, task_id, "REVOKED")
+    await run.finish("completed")
+    assert (await poll(api, task_id))["status"] == "REVOKED"
+    assert (await api.get(f"/executions/{run.execution_id}")).json()["status"] == "cancelled"
+
+
+async def test_a_run_whose_flow_run_was_not_noted_is_not_over_when_that_crashed(
+    api: httpx.AsyncClient, start: Start, set_state: SetState, database: Database
+) -> None:
+    """The database was away when Prefect confirmed it: its row is found by what Prefect was given."""
+    task_id, _ = await start()
+    await database.run(lambda session: session.execute(update(Execution).values(flow_run_id=None)))
+    await set_state(task_id, Crashed(message="The worker was killed"))
+    for _ in range(3):
+        assert (await poll(api, task_id))["status"] == "PENDING"
 
 
 async def test_a_cancelled_task_is_revoked(api: httpx.AsyncClient, start: Start, set_state: SetState) -> None:

@@ -14,6 +14,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from sqlalchemy import select
 
+from api import submission
 from flows.config.settings import Settings
 from flows.engine.errors import ExecutionClosedError
 from flows.store.models import Execution
@@ -244,7 +245,34 @@ async def test_both_lost_at_once(
     encryption_key: str,
     database: Database,
 ) -> None:
-    """503; and when the database is back the execution is closed, so that no late flow run starts it."""
+    """The answer waits for the database; 503 then, and the row is closed: no late flow run starts it."""
+    async with wire() as (relay, url), prefect_wire() as (deaf, prefect_url):
+        own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=2)
+        async with running_api(own) as api:
+            assert (await api.get("/health")).status_code == 200
+            deaf.deaf = True
+            request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
+            await eventually(lambda: flow_run_ids(prefect, workflow), bool)
+            await relay.cut()
+            await asyncio.wait({request}, timeout=4)
+            assert not request.done()
+            assert (await rows(database))[0].status == "pending"
+            await relay.restore()
+            assert is_unavailable(await request)
+    assert (await rows(database))[0].error_kind == "not_started"
+
+
+async def test_both_lost_for_long(
+    workflow: dict[str, Any],
+    prefect: PrefectClient,
+    wire: Wire,
+    prefect_wire: Wire,
+    encryption_key: str,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """503 when a client can wait no longer; the execution is closed when the database is back."""
+    monkeypatch.setattr(submission, "_HOLD", 0.1)
     async with wire() as (relay, url), prefect_wire() as (deaf, prefect_url):
         own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=2)
         async with running_api(own) as api:
@@ -258,3 +286,32 @@ async def test_both_lost_at_once(
             await relay.restore()
             await eventually(lambda: rows(database), lambda found: found[0].status == "failed")
     assert (await rows(database))[0].error_kind == "not_started"
+
+
+async def test_prefect_killed_in_the_middle_of_a_post(
+    workflow: dict[str, Any],
+    prefect: PrefectClient,
+    prefect_wire: Wire,
+    settings: Settings,
+    encryption_key: str,
+    database: Database,
+) -> None:
+    """It had made the flow run when its connection broke, and is back soon: 202, and one flow run."""
+    async with prefect_wire() as (relay, url):
+        own = make_settings(settings.database_url, url, encryption_key, NOVA_PREFECT_TIMEOUT=20)
+        async with running_api(own) as api:
+            assert (await api.get("/health")).status_code == 200
+            relay.open.clear()
+            request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
+            (flow_run_id,) = await eventually(lambda: flow_run_ids(prefect, workflow), bool)
+            await relay.cut()
+            relay.open.set()
+            await relay.restore()
+            response = await request
+    assert response.status_code in (202, 503)
+    (row,) = await rows(database)
+    assert await flow_run_ids(prefect, workflow) == [flow_run_id]
+    if response.status_code == 202:
+        assert response.json()["task_id"] == str(flow_run_id) == str(row.flow_run_id)
+    else:
+        assert row.error_kind == "not_started"
