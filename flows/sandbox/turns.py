@@ -18,9 +18,8 @@ NOT_NOW = frozenset({"rate_limit", "busy"})
 """Reasons of a SandboxError that pass by themselves."""
 SLACK = 1.02
 """How much slower than its limit a rate is kept: requests do not take the same time on their way."""
-FIRST_PAUSE = 0.25
-LONGEST_PAUSE = 5.0
-"""Seconds between two tries of one creation, of which up to a half is left to chance."""
+PAUSES = (0.2, 5.0)
+"""Seconds between two tries of one creation, at least and at most: a tenth of what it has waited so far."""
 
 
 class Turns:
@@ -35,6 +34,7 @@ class Turns:
         self._places = asyncio.Semaphore(at_once) if at_once else None
         self._patience = patience
         self._moment = asyncio.Lock()
+        self._line = asyncio.Lock()
         self._next = 0.0
 
     async def make(self, attempt: Callable[[], Awaitable[Made]]) -> Made:
@@ -66,7 +66,27 @@ class Turns:
             raise self._impatient("every place is taken") from None
 
     async def _try(self, attempt: Callable[[], Awaitable[Made]], deadline: float) -> Made:
-        pause = FIRST_PAUSE
+        if not self._line.locked():
+            await self._wait_for_moment(deadline)
+            try:
+                return await attempt()
+            except SandboxError as refusal:
+                if refusal.reason not in NOT_NOW:
+                    raise
+        # One asks for all of this process: if each asked by itself, turns would go by between two questions.
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._line.acquire()
+        except TimeoutError:
+            raise self._impatient("others wait as well") from None
+        try:
+            return await self._insist(attempt, deadline)
+        finally:
+            self._line.release()
+
+    async def _insist(self, attempt: Callable[[], Awaitable[Made]], deadline: float) -> Made:
+        loop = asyncio.get_running_loop()
+        since = loop.time()
         while True:
             await self._wait_for_moment(deadline)
             try:
@@ -74,12 +94,11 @@ class Turns:
             except SandboxError as refusal:
                 if refusal.reason not in NOT_NOW:
                     raise
-                wait = pause * random.uniform(0.5, 1.0)
-                if asyncio.get_running_loop().time() + wait > deadline:
+                pause = min(max((loop.time() - since) / 10, PAUSES[0]), PAUSES[1]) * random.uniform(0.75, 1.0)
+                if loop.time() + pause > deadline:
                     raise self._impatient(str(refusal), refusal.reason) from refusal
-                log.info("A sandbox has to wait %.1f s: %s", wait, refusal)
-            await asyncio.sleep(wait)
-            pause = min(pause * 2, LONGEST_PAUSE)
+                log.info("A sandbox has to wait %.1f s: %s", pause, refusal)
+            await asyncio.sleep(pause)
 
     async def _wait_for_moment(self, deadline: float) -> None:
         """Keep the pace: one after the other, in the order in which they came."""
