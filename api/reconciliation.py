@@ -19,7 +19,7 @@ async def close_if_over(services: Services, flow_run_id: UUID, state: RunState |
     """
     if closing(state) is None:
         return False
-    row = await services.database.run(lambda session: executions.poll(session, flow_run_id))
+    row = await services.database.look(lambda session: executions.poll(session, flow_run_id))
     if row is None or row.status not in LIVE:
         return True
     closed = closing(await services.orchestration.watch.fresh(flow_run_id))

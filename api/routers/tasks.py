@@ -65,7 +65,7 @@ def _parse(task_id: str) -> uuid.UUID:
 
 
 async def _read(services: Services, flow_run_id: uuid.UUID) -> Poll | None:
-    return await services.database.run(lambda session: executions.poll(session, flow_run_id))
+    return await services.database.look(lambda session: executions.poll(session, flow_run_id))
 
 
 async def _open(services: Services, flow_run_id: uuid.UUID, row: Poll) -> Response:
