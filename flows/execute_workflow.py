@@ -144,11 +144,13 @@ async def _execute(
 
 async def _load_sandbox(sandbox: Sandbox, run: LoadedRun, database: Database) -> None:
     """Load a run's context and credentials into its sandbox, and write down which one it has."""
+    context = {**run.context, **run.overlay.fragments()}
+    run.context.clear()  # from here on the sandbox holds it: runs at once would not fit in memory twice
     await asyncio.gather(
         database.run(
             lambda session: executions.set_progress(session, run.execution_id, sandbox_id=sandbox.id)
         ),
-        sandbox.load({**run.context, **run.overlay.fragments()}),
+        sandbox.load(context),
     )
 
 
