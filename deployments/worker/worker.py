@@ -30,7 +30,10 @@ log = logging.getLogger("prefect.nova.worker")
 LOOK_UP = 5.0
 """Seconds that a look-up may take: Prefect's client would try on for a minute, however short the outage."""
 HAND_BACK = 10.0
-"""Seconds that runs get to end after they were told to, before they are handed back from outside."""
+"""Seconds that runs get to end after they were told to, before they are handed back from outside.
+
+`nova up` (deployments/cli/stack.py) waits longer than this and the grace time before it kills a worker.
+"""
 WINDOW = 30
 """A worker is unhealthy when it did not poll for so many poll intervals, as Prefect's own."""
 
@@ -160,7 +163,10 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             taken: list[FlowRun] = []
             while self._may_take():
                 room = int(self.limiter.available_tokens)
-                found = await self._look_up(room) if room > 0 else []
+                if room <= 0:
+                    self._polled = time.monotonic()  # there is nothing to ask for, and that is well
+                    break
+                found = await self._look_up(room)
                 self._bell.seen(flow_run.id for flow_run in found)
                 claims = [self._submit(each) for each in found if each.id not in self._held]
                 ours = await asyncio.gather(*claims)
