@@ -20,11 +20,9 @@ PAUSE = 0.5
 
 
 async def posts(bench: Bench) -> list[Row]:
-    """200 POSTs at 2/s while ten four-node runs are in flight, theirs or others': how long each takes.
-
-    The bar is on the first: POSTs at 2/s whose runs take 5 s keep ten in flight by themselves. Ten clients
-    that start a run whenever one ends keep the machine as busy as it can be: the second shows what that costs.
-    """
+    """200 POSTs at 2/s while ten four-node runs are in flight, theirs or others': how long each takes."""
+    # The bar is on the first: POSTs at 2/s whose runs take 5 s keep ten in flight by themselves. The second
+    # shows what POSTs cost while ten clients that start a run whenever one ends take all that there is.
     seconds = IN_FLIGHT * PAUSE / 4
     waiting = line(*(action(f"n{i}", f"import time\ntime.sleep({seconds})") for i in range(4)))
     rows = []
