@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from api.errors import MediaTypeError
-from flows.engine.context import MAX_DEPTH, loads
+from flows.engine.context import loads
 
 _ENVELOPE = 2
 """Levels that a body puts around a context's values: the body itself and the context."""
@@ -23,8 +23,8 @@ _LARGE = 256 * 1024
 
 async def _parse(body: bytes) -> Any:
     if len(body) <= _LARGE:
-        return loads(body, max_depth=MAX_DEPTH + _ENVELOPE)
-    return await asyncio.to_thread(loads, body, max_depth=MAX_DEPTH + _ENVELOPE)
+        return loads(body, envelope=_ENVELOPE)
+    return await asyncio.to_thread(loads, body, envelope=_ENVELOPE)
 
 
 def _check_type(request: Request) -> None:

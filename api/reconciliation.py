@@ -38,7 +38,7 @@ async def note_end(services: Services, flow_run_id: UUID, row: Poll, state: RunS
 async def note_end_of(services: Services, flow_run_id: UUID) -> bool:
     """As `note_end`, of a run that one knows no more of."""
     state = await services.orchestration.watch.state(flow_run_id)
-    row = await services.database.run(lambda session: executions.poll(session, flow_run_id))
+    row = await services.database.look(lambda session: executions.poll(session, flow_run_id))
     return row is None or row.status not in LIVE or await note_end(services, flow_run_id, row, state)
 
 

@@ -21,7 +21,9 @@ MOMENT = "2026-01-31T09:00:00.120000Z"
 TASK = "3f2b8c1e-6f0d-4d8e-9a51-0c7d5e3b2a10"
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """An answer has these fields and no others."""
+
     model_config = ConfigDict(extra="forbid")
 
 
@@ -32,7 +34,7 @@ class Problem(BaseModel):
     message: str
 
 
-class Error(_Answer):
+class Error(Answer):
     """Every error: the first two fields are the old build's, the rest RFC 9457's."""
 
     error: str = Field(description="A sentence.")
@@ -43,7 +45,7 @@ class Error(_Answer):
     errors: list[Problem] = Field(default_factory=list, description="With 422: each bad field.")
 
 
-class Message(_Answer):
+class Message(Answer):
     """A sentence."""
 
     message: str
@@ -56,7 +58,7 @@ class Warning(BaseModel):
     message: str
 
 
-class Workflow(_Answer):
+class Workflow(Answer):
     """A workflow with its current graph."""
 
     id: int = Field(examples=[1])
@@ -78,14 +80,14 @@ class SavedWorkflow(Workflow):
     warnings: list[Warning] = Field(examples=[[]])
 
 
-class Workflows(_Answer):
+class Workflows(Answer):
     """A page of workflows."""
 
     workflows: list[Workflow]
     total: int = Field(examples=[1])
 
 
-class Queued(_Answer):
+class Queued(Answer):
     """A run that Prefect has confirmed."""
 
     task_id: UUID = Field(examples=[TASK], description="Id of the Prefect flow run.")
@@ -95,7 +97,7 @@ class Queued(_Answer):
     message: str = Field(examples=[f"Workflow queued for execution. Use GET /tasks/{TASK} to check status."])
 
 
-class ExecutionResult(_Answer):
+class ExecutionResult(Answer):
     """What a completed run came to; in lists without the context."""
 
     execution_id: int = Field(examples=[8])
@@ -104,7 +106,7 @@ class ExecutionResult(_Answer):
     nodes_executed: int = Field(examples=[5])
 
 
-class Execution(_Answer):
+class Execution(Answer):
     """One run of a workflow."""
 
     id: int = Field(examples=[8])
@@ -123,14 +125,14 @@ class Execution(_Answer):
     )
 
 
-class Executions(_Answer):
+class Executions(Answer):
     """A page of executions, newest first."""
 
     executions: list[Execution]
     total: int = Field(examples=[1])
 
 
-class ChainEntry(_Answer):
+class ChainEntry(Answer):
     """One attempt of one step."""
 
     id: int = Field(examples=[31])
@@ -160,7 +162,7 @@ class ChainEntry(_Answer):
     traceback: str | None = Field(examples=[None])
 
 
-class Chain(_Answer):
+class Chain(Answer):
     """The Chain of Work, in order."""
 
     execution_id: int = Field(examples=[8])
@@ -168,14 +170,14 @@ class Chain(_Answer):
     total: int = Field(examples=[5], description="How many entries there are, on this page or not.")
 
 
-class Progress(_Answer):
+class Progress(Answer):
     """How far a run is."""
 
     nodes_done: int = Field(examples=[2])
     current_node: str | None = Field(examples=["high"])
 
 
-class TaskMeta(_Answer):
+class TaskMeta(Answer):
     """What a running task is doing."""
 
     execution_id: int = Field(examples=[8])
@@ -193,7 +195,7 @@ class TaskResult(ExecutionResult):
     execution_trace: list[ChainEntry] = Field(description="The chain with `contexts=none`.")
 
 
-class Task(_Answer):
+class Task(Answer):
     """The state of a task; which of the optional fields there are depends on `status`."""
 
     task_id: UUID = Field(examples=[TASK])
@@ -210,7 +212,7 @@ class Task(_Answer):
     failed_at_node: str | None = Field(None, description="With FAILURE.")
 
 
-class Accepted(_Answer):
+class Accepted(Answer):
     """Something that was done to a run; `GET /tasks/{task_id}` tells what comes of it."""
 
     task_id: UUID = Field(examples=[TASK])
@@ -219,7 +221,7 @@ class Accepted(_Answer):
     message: str = Field(examples=["Task was cancelled"])
 
 
-class Credential(_Answer):
+class Credential(Answer):
     """One set of credentials; what is secret reads `***`."""
 
     kind: Literal["email", "database"]
@@ -232,14 +234,14 @@ class Credential(_Answer):
     updated_at: Time
 
 
-class Credentials(_Answer):
+class Credentials(Answer):
     """All credentials of a client."""
 
     credentials: list[Credential]
     total: int = Field(examples=[1])
 
 
-class Client(_Answer):
+class Client(Answer):
     """A client."""
 
     id: int = Field(examples=[1])
@@ -251,14 +253,14 @@ class Client(_Answer):
     updated_at: Time
 
 
-class Clients(_Answer):
+class Clients(Answer):
     """A page of clients."""
 
     clients: list[Client]
     total: int = Field(examples=[1])
 
 
-class Schedule(_Answer):
+class Schedule(Answer):
     """When a workflow runs by itself."""
 
     id: int | None = Field(examples=[1], description="null where it was made in Prefect.")
@@ -272,99 +274,8 @@ class Schedule(_Answer):
     rule: dict[str, Any] | None = Field(None, description="In lists: the schedule as Prefect has it.")
 
 
-class Schedules(_Answer):
+class Schedules(Answer):
     """All schedules of a workflow, those made in Prefect too."""
 
     schedules: list[Schedule]
     total: int = Field(examples=[1])
-
-
-class Root(_Answer):
-    """What this is."""
-
-    name: str = Field(examples=["NOVA"])
-    version: str = Field(examples=["0.1.0"])
-    status: str = Field(examples=["running"])
-    docs: str = Field(examples=["/docs"])
-    redoc: str = Field(examples=["/redoc"])
-
-
-class Health(_Answer):
-    """Whether runs can be taken in."""
-
-    status: Literal["healthy", "unhealthy"]
-    database: Literal["connected", "disconnected"]
-    e2b: Literal["configured", "not_configured"]
-    prefect: Literal["connected", "disconnected"]
-    workers: int = Field(examples=[1], description="Workers of the pool that are online.")
-
-
-class DetailedHealth(_Answer):
-    """What is well and what is not."""
-
-    healthy: bool
-    components: dict[str, Any] = Field(
-        examples=[
-            {
-                "database": {"healthy": True, "response_time_ms": 0.8},
-                "executor": {"healthy": True, "mode": "e2b"},
-                "error_rate": {"healthy": True, "error_rate": 0.0},
-                "prefect": {"healthy": True},
-                "workers": {"healthy": True, "online": 1},
-            }
-        ]
-    )
-    issues: list[str] = Field(examples=[[]])
-    metrics: dict[str, Any]
-
-
-class ExecutionMetrics(_Answer):
-    """Of the last 24 hours."""
-
-    total: int = Field(examples=[120])
-    completed: int = Field(examples=[117])
-    failed: int = Field(examples=[2])
-    pending: int = Field(examples=[1])
-    success_rate: float = Field(examples=[98.32], description="Percent of those that are over.")
-
-
-class ErrorRate(_Answer):
-    """Of the last hour."""
-
-    period_hours: int = Field(examples=[1])
-    total_executions: int = Field(examples=[6])
-    failed_executions: int = Field(examples=[0])
-    error_rate: float = Field(examples=[0.0], description="Percent.")
-
-
-class CircuitBreaker(_Answer):
-    """Whether runs use E2B (`closed`), wait for it (`open`), or one of them tries it (`half_open`)."""
-
-    state: Literal["closed", "open", "half_open"]
-    failure_count: int = Field(examples=[0], description="Failures of E2B since its last success.")
-    failure_threshold: int = Field(examples=[5])
-    is_healthy: bool
-
-
-class WorkflowMetrics(_Answer):
-    """How many workflows there are, and how many ran in the last 24 hours."""
-
-    total_workflows: int = Field(examples=[4])
-    active_workflows: int = Field(examples=[2])
-
-
-class DatabaseMetrics(_Answer):
-    """The database."""
-
-    connected: bool
-    response_time_ms: float = Field(examples=[0.8])
-
-
-class Metrics(_Answer):
-    """Figures for a dashboard."""
-
-    executions: ExecutionMetrics
-    error_rate: ErrorRate
-    circuit_breaker: CircuitBreaker
-    workflows: WorkflowMetrics
-    database: DatabaseMetrics

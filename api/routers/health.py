@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from api import schemas
+from api import health_schemas as schemas
 from api.dependencies import ServicesDep
 from api.documentation import documented
 from api.errors import RETRY_AFTER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, cast
 from uuid import UUID
@@ -16,7 +17,7 @@ from api.documentation import documented
 from api.responses import JsonResponse
 from api.services import Services
 from flows.engine.context import dumps
-from flows.engine.errors import InvalidInputError, NotFoundError
+from flows.engine.errors import InvalidInputError, NotFoundError, PrefectUnavailableError
 from flows.execution.specs import schedule_spec
 from flows.orchestration.deployments import ScheduleView, validate_cron
 from flows.store import clients, schedules, workflows
@@ -77,9 +78,11 @@ async def create_schedule(
 async def get_schedule(
     services: ServicesDep, workflow_id: WorkflowId, schedule_id: ScheduleId
 ) -> JsonResponse:
-    """Get one schedule of NOVA's, with what an operator changed of it in Prefect."""
+    """Get one schedule of NOVA's, with what an operator changed of it in Prefect, if that answers."""
     row = await services.database.run(lambda session: schedules.get(session, workflow_id, schedule_id))
-    found = {view.id: view for view in await _in_prefect(services, workflow_id)}
+    found: dict[int | None, ScheduleView] = {}
+    with contextlib.suppress(PrefectUnavailableError):
+        found = {view.id: view for view in await _in_prefect(services, workflow_id)}
     return JsonResponse(_merged(row, found.get(row.id)))
 
 

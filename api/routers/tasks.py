@@ -81,7 +81,7 @@ async def retry_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
 async def _read(
     services: Services, flow_run_id: uuid.UUID, public_id: uuid.UUID | None = None
 ) -> Poll | None:
-    return await services.database.run(lambda session: executions.poll(session, flow_run_id, public_id))
+    return await services.database.look(lambda session: executions.poll(session, flow_run_id, public_id))
 
 
 async def _open(services: Services, flow_run_id: uuid.UUID, row: Poll) -> Response:

@@ -77,6 +77,7 @@ def parts(
         # Defaults, which the user may have set differently.
         **tuned(),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "NOVA_WORKER_GRACE": "2",  # who presses Ctrl-C does not want to wait for 30 s
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",  # strict priorities: nothing is taken before it is due
         **base,
         "NOVA_WORK_POOL": base.get("NOVA_WORK_POOL") or "nova",

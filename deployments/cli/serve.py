@@ -50,6 +50,7 @@ def api(
         access_log=False,  # the API writes its own, with the request's id
         proxy_headers=True,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,  # longer than clients pause between two polls, which reuse the connection
     )
 
 

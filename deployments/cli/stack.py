@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ _LOG_SIZE = 20 * 1024 * 1024
 """Bytes after which a log file is put aside at the next start."""
 _PATIENCE = 120.0
 """Seconds that a part may take to be ready."""
+_HANDING_BACK = 15.0
+"""Seconds that the worker has after its grace time, to hand back the runs that go on."""
 _WORKER = "nova-up"
 """Name of our worker: the same at every start, else each would stay in Prefect's list."""
 
@@ -162,9 +164,9 @@ class Stack:
             return any(datetime.fromisoformat(beat) >= since for beat in beats)
 
         limit = str(self.options.limit)
-        await self.supervisor.start(
-            self._python("worker", "-m", "deployments.cli", "worker", "--name", _WORKER, "--limit", limit)
-        )
+        part = self._python("worker", "-m", "deployments.cli", "worker", "--name", _WORKER, "--limit", limit)
+        grace = float(self.env["NOVA_WORKER_GRACE"]) + _HANDING_BACK
+        await self.supervisor.start(replace(part, grace=grace))
         pool = self.env["NOVA_WORK_POOL"]
         await self._answers(
             f"{self.prefect_url}/api/work_pools/{pool}/workers/filter", is_online, method="POST"

@@ -32,7 +32,10 @@ log = logging.getLogger("prefect.nova.worker")
 LOOK_UP = 5.0
 """Seconds that a look-up may take: Prefect's client would try on for a minute, however short the outage."""
 HAND_BACK = 10.0
-"""Seconds that runs get to end after they were told to, before they are handed back from outside."""
+"""Seconds that runs get to end after they were told to, before they are handed back from outside.
+
+`nova up` (deployments/cli/stack.py) waits longer than this and the grace time before it kills a worker.
+"""
 WINDOW = 30
 """A worker is unhealthy when it did not poll for so many poll intervals, as Prefect's own."""
 
@@ -167,9 +170,12 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             taken: list[FlowRun] = []
             while self._may_take():
                 room = int(self.limiter.available_tokens)
+                if room <= 0:
+                    self._polled = time.monotonic()  # there is nothing to ask for, and that is well
+                    break
                 # Those that wait may stand before others, and are shown each time.
-                shown = room + self._waits.number if room > 0 else 0
-                found = await self._look_up(shown) if shown else []
+                shown = room + self._waits.number
+                found = await self._look_up(shown)
                 self._bell.seen(flow_run.id for flow_run in found)
                 due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
                 claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[:room]))

@@ -47,7 +47,7 @@ class Cipher:
             ) from None
 
     def fingerprint(self, data: bytes) -> str:
-        """64 hexadecimal digits that tell whether data is the same, but do not let anybody try what it was."""
+        """64 hexadecimal digits that tell whether data is the same, but not, even by trying, what it was."""
         return hmac.new(self._oldest, data, hashlib.sha256).hexdigest()
 
     def __repr__(self) -> str:

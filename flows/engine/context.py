@@ -47,25 +47,26 @@ class _RefusedError(Exception):
         self.steps: list[str | int] = []
 
 
-def check_value(value: object, path: str = "", max_depth: int = MAX_DEPTH) -> None:
+def check_value(value: object, path: str = "", max_depth: int = MAX_DEPTH, envelope: int = 0) -> None:
     """Make sure that `value` is JSON within NOVA's bounds.
 
-    `path` is how the value itself is called, the key of a context for instance. Raises InvalidValueError
-    whose message and `path` name the first offender: `invoice.lines[3].total`.
+    `path` is how the value itself is called, the key of a context for instance; `envelope` is the number of
+    levels around what `max_depth` bounds. Raises InvalidValueError whose message and `path` name the first
+    offender: `invoice.lines[3].total`.
     """
     try:
-        _check(value, max_depth)
+        _check(value, max_depth + envelope)
     except _RefusedError as refused:
         where = _join_path(path, reversed_steps=refused.steps)
         problem = refused.problem or f"lies deeper than {max_depth} levels."
         raise InvalidValueError(f"{where or 'The value'} {problem}", where) from None
 
 
-def loads(data: bytes | str, path: str = "", max_depth: int = MAX_DEPTH) -> Any:
+def loads(data: bytes | str, path: str = "", max_depth: int = MAX_DEPTH, envelope: int = 0) -> Any:
     """Read JSON: as Python's `json` does (of equal keys the last counts), within the bounds of `check_value`.
 
-    Whoever reads a value that is wrapped in something gives a larger `max_depth`. Raises InvalidValueError
-    for whatever cannot be read, never another exception.
+    Whoever reads a value that is wrapped in something says in how many levels: `envelope`. Raises
+    InvalidValueError for whatever cannot be read, never another exception.
     """
     suspects: list[object] = []
 
@@ -96,10 +97,10 @@ def loads(data: bytes | str, path: str = "", max_depth: int = MAX_DEPTH) -> Any:
         raise InvalidValueError(f"{name} is not UTF-8 text: byte {error.start} is wrong.", path) from None
     except RecursionError:
         raise InvalidValueError(f"{name} is nested deeper than {max_depth} levels.", path) from None
-    if suspects or _is_deep(value, max_depth):
+    if suspects or _is_deep(value, max_depth + envelope):
         # Rare, so only now is the price of finding out where paid. A suspect under a key that stands
         # twice may be gone, in which case nothing is wrong.
-        check_value(value, path, max_depth)
+        check_value(value, path, max_depth, envelope)
     return value
 
 

@@ -55,8 +55,8 @@ class LoadedRun:
     max_steps: int
     visits: Sequence[Visit]
     """The steps that succeeded in earlier attempts, in order."""
-    context: Mapping[str, bytes]
-    """The context after those steps as fragments, opened: it goes to the sandbox and nowhere else."""
+    context: dict[str, bytes]
+    """The context after those steps as fragments, opened: it goes to the sandbox, and then is emptied."""
     overlay: vault.Overlay
     context_limit: int
     """Bytes that the context may have."""

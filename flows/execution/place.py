@@ -41,7 +41,7 @@ class Place:
         self._run = run
         self._spec = spec
         self._log = log
-        self._context: Mapping[str, bytes] | None = run.context
+        self._is_taken = False
         self._stale = run.stale_sandbox
         self._sandbox: Sandbox | None = None
 
@@ -110,12 +110,7 @@ class Place:
         making = ahead.begin(self._provider, self._spec)
         await self.bury()
         sandbox = await making.ready()
-        context = self._context
-        if context is None:
-            execution_id, cipher = self._run.execution_id, self._cipher
-            context = await outlast(
-                self._database, lambda session: open_context(session, execution_id, cipher)
-            )
+        context = {**await self._take_context(), **self._run.overlay.fragments()}
 
         def note(session: Session) -> None:
             executions.set_progress(session, self._run.lease, sandbox_id=sandbox.id)
@@ -125,10 +120,23 @@ class Place:
         # Both to their end: a note that came late would name a sandbox that was replaced since.
         done = await asyncio.gather(
             outlast(self._database, note),
-            sandbox.load({**context, **self._run.overlay.fragments()}),
+            sandbox.load(context),
             return_exceptions=True,
         )
         for outcome in done:
             if isinstance(outcome, BaseException):
                 raise outcome
-        self._sandbox, self._context = sandbox, None
+        self._sandbox = sandbox
+
+    async def _take_context(self) -> Mapping[str, bytes]:
+        """The run's context: as it was loaded with the run, and from the rows ever after.
+
+        Kept here it would be in memory twice, with the part of it that is on its way to the sandbox.
+        """
+        if not self._is_taken:
+            self._is_taken = True
+            context = dict(self._run.context)
+            self._run.context.clear()
+            return context
+        execution_id, cipher = self._run.execution_id, self._cipher
+        return await outlast(self._database, lambda session: open_context(session, execution_id, cipher))

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from flows.engine.errors import SandboxError
 from flows.sandbox import Fragments, NodeCall, NodeResult
-from flows.sandbox.protocol import Answers, load_message, run_message
+from flows.sandbox.protocol import Answers, Message, load_message, run_message
 
 GRACE = 15.0
 """Seconds beyond a node's timeout in which the runner must have answered; it ends late nodes itself."""
@@ -35,7 +35,7 @@ class Channel(ABC):
         """The provider's name for this sandbox."""
 
     @abstractmethod
-    async def _send(self, message: bytes) -> None:
+    async def _send(self, message: Message) -> None:
         """Carry a message to the runner; raises SandboxError."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ class Channel(ABC):
             if not future.done():
                 future.set_exception(self._error())
 
-    async def _say(self, message: bytes) -> None:
+    async def _say(self, message: Message) -> None:
         """Send one message whole, not mixed with another."""
         async with self._turn:
             if self._fault is not None:

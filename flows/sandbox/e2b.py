@@ -27,6 +27,7 @@ from flows.sandbox.e2b_errors import reason_of, sandbox_error
 from flows.sandbox.protocol import (
     BOOT,
     Chunks,
+    Message,
     installed_runner,
     mark_message,
     run_message,
@@ -268,7 +269,7 @@ class E2BSandbox(Channel):
     def _complained(self, text: str) -> None:
         self._complaints = (self._complaints + text)[-2000:]
 
-    async def _send(self, message: bytes) -> None:
+    async def _send(self, message: Message) -> None:
         for chunk in self._chunks.cut(message):
             await self._send_chunk(chunk)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from flows.engine.errors import SandboxError
 from flows.sandbox import FoundSandbox, Sandbox, SandboxSpec
 from flows.sandbox.channel import GRACE, Channel
-from flows.sandbox.protocol import BOOT, RUNNER, Chunks
+from flows.sandbox.protocol import BOOT, RUNNER, Chunks, Message
 from flows.sandbox.runner.processes import LINUX, is_alive, kill_below
 
 CHUNK = 256 * 1024
@@ -96,7 +96,7 @@ class LocalSandbox(Channel):
         async with asyncio.timeout(START):
             await self._ready
 
-    async def _send(self, message: bytes) -> None:
+    async def _send(self, message: Message) -> None:
         stdin = self._process.stdin
         try:
             if stdin is None or stdin.is_closing():

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,20 +45,29 @@ def installed_runner() -> str:
     return f"/opt/nova/runner-{hashlib.sha256(runner_zip()).hexdigest()[:12]}.zip"
 
 
-def load_message(context: Fragments) -> bytes:
+Message = Sequence[bytes]
+"""What is said, in parts, so that large values are not copied to be put together."""
+
+
+def load_message(context: Fragments) -> Message:
     """Write the message that lays values over the context."""
-    head = {"do": "load", "keys": [[name, len(text)] for name, text in context.items()]}
-    return b"".join((json.dumps(head).encode("ascii"), b"\n", *context.values()))
+    return _message(
+        {"do": "load", "keys": [[name, len(text)] for name, text in context.items()]}, *context.values()
+    )
 
 
-def run_message(call: NodeCall) -> bytes:
+def run_message(call: NodeCall) -> Message:
     """Write the message that runs a node, or asks for its answer again."""
-    return json.dumps({"do": "run", **vars(call)}).encode("ascii") + b"\n"
+    return _message({"do": "run", **vars(call)})
 
 
-def mark_message(mark: str) -> bytes:
+def mark_message(mark: str) -> Message:
     """Write the message that makes the runner say `mark`."""
-    return json.dumps({"do": "mark", "mark": mark}).encode("ascii") + b"\n"
+    return _message({"do": "mark", "mark": mark})
+
+
+def _message(head: dict[str, Any], *body: bytes) -> Message:
+    return (json.dumps(head).encode("ascii") + b"\n", *body)
 
 
 class Chunks:
@@ -68,13 +77,25 @@ class Chunks:
         self._size = size
         self._number = 0
 
-    def cut(self, message: bytes) -> Iterator[bytes]:
+    def cut(self, message: Message) -> Iterator[bytes]:
         """Cut a message into numbered chunks of at most `size` bytes and a short header."""
-        view = memoryview(message)
-        for at in range(0, len(message), self._size):
-            self._number += 1
-            part = view[at : at + self._size]
-            yield b"".join((b"%d %d\n" % (self._number, len(part)), part))
+        pieces: list[memoryview] = []
+        free = self._size
+        for part in message:
+            rest = memoryview(part)
+            while rest:
+                pieces.append(rest[:free])
+                rest = rest[free:]
+                free -= len(pieces[-1])
+                if not free:
+                    yield self._numbered(pieces)
+                    pieces, free = [], self._size
+        if pieces:
+            yield self._numbered(pieces)
+
+    def _numbered(self, pieces: list[memoryview]) -> bytes:
+        self._number += 1
+        return b"".join((b"%d %d\n" % (self._number, sum(map(len, pieces))), *pieces))
 
 
 @dataclass(frozen=True)

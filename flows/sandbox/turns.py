@@ -18,9 +18,15 @@ NOT_NOW = frozenset({"rate_limit", "busy"})
 """Reasons of a SandboxError that pass by themselves."""
 SLACK = 1.02
 """How much slower than its limit a rate is kept: requests do not take the same time on their way."""
-FIRST_PAUSE = 0.25
-LONGEST_PAUSE = 5.0
-"""Seconds between two tries of one creation, of which up to a half is left to chance."""
+PAUSES = (0.2, 5.0)
+"""Seconds between two tries of one creation, at least and at most: a tenth of what it has waited so far."""
+
+REFUSAL = 0.15
+"""Seconds in which a refusal comes; who has none by then is getting a sandbox, which may take longer."""
+
+
+class _OutOfPatienceError(SandboxError):
+    """The turn did not come in time."""
 
 
 class Turns:
@@ -35,6 +41,7 @@ class Turns:
         self._places = asyncio.Semaphore(at_once) if at_once else None
         self._patience = patience
         self._moment = asyncio.Lock()
+        self._line = asyncio.Lock()
         self._next = 0.0
 
     async def make(self, attempt: Callable[[], Awaitable[Made]]) -> Made:
@@ -66,20 +73,60 @@ class Turns:
             raise self._impatient("every place is taken") from None
 
     async def _try(self, attempt: Callable[[], Awaitable[Made]], deadline: float) -> Made:
-        pause = FIRST_PAUSE
-        while True:
+        if not self._line.locked():
             await self._wait_for_moment(deadline)
             try:
                 return await attempt()
             except SandboxError as refusal:
                 if refusal.reason not in NOT_NOW:
                     raise
-                wait = pause * random.uniform(0.5, 1.0)
-                if asyncio.get_running_loop().time() + wait > deadline:
-                    raise self._impatient(str(refusal), refusal.reason) from refusal
-                log.info("A sandbox has to wait %.1f s: %s", wait, refusal)
-            await asyncio.sleep(wait)
-            pause = min(pause * 2, LONGEST_PAUSE)
+        since = asyncio.get_running_loop().time()
+        while True:
+            try:
+                return await self._ask_in_line(attempt, deadline, since)
+            except _OutOfPatienceError:
+                raise
+            except SandboxError as refusal:
+                if refusal.reason not in NOT_NOW:
+                    raise
+
+    async def _ask_in_line(
+        self, attempt: Callable[[], Awaitable[Made]], deadline: float, since: float
+    ) -> Made:
+        """Ask when all that were refused before have; keep the line for a pause if the answer is no.
+
+        One asks for all of this process: if each asked by itself, turns would go by between two questions.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._line.acquire()
+        except TimeoutError:
+            raise self._impatient("others wait as well") from None
+        asking: asyncio.Future[Made] | None = None
+        try:
+            await self._wait_for_moment(deadline)
+            asking = asyncio.ensure_future(attempt())
+            await asyncio.wait({asking}, timeout=REFUSAL)
+            if asking.done() and (refusal := asking.exception()) is not None:
+                await self._pause(refusal, deadline, since)
+        except asyncio.CancelledError:
+            if asking is not None:
+                asking.cancel()
+                await asyncio.wait({asking})
+            raise
+        finally:
+            self._line.release()
+        return await asking
+
+    async def _pause(self, refusal: BaseException, deadline: float, since: float) -> None:
+        if not isinstance(refusal, SandboxError) or refusal.reason not in NOT_NOW:
+            return
+        now = asyncio.get_running_loop().time()
+        pause = min(max((now - since) / 10, PAUSES[0]), PAUSES[1]) * random.uniform(0.75, 1.0)
+        if now + pause > deadline:
+            raise self._impatient(str(refusal), refusal.reason) from refusal
+        log.info("A sandbox has to wait %.1f s: %s", pause, refusal)
+        await asyncio.sleep(pause)
 
     async def _wait_for_moment(self, deadline: float) -> None:
         """Keep the pace: one after the other, in the order in which they came."""
@@ -94,6 +141,6 @@ class Turns:
             raise self._impatient("too many are before it") from None
 
     def _impatient(self, why: str, reason: str = "rate_limit") -> SandboxError:
-        return SandboxError(
+        return _OutOfPatienceError(
             f"A sandbox waited {self._patience:g} s for its turn, and it did not come: {why}", reason=reason
         )

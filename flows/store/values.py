@@ -55,6 +55,8 @@ def put(session: Session, execution_id: int, stored: Stored) -> dict[str, str]:
     """
     digests = {key: value.digest for key, value in stored.items()}
     fresh = {digests[key]: value for key, value in stored.items()}
+    if not fresh:
+        return {}
     held = select(ContextValue.digest).where(
         ContextValue.execution_id == execution_id, ContextValue.digest.in_(fresh)
     )

@@ -62,8 +62,12 @@ class Client:
         return int((await self._asked("POST", "/workflows", json=body))["id"])
 
     async def drop(self, workflow: int) -> None:
-        """Delete a workflow; what still waits or runs of it is cancelled."""
-        await self._asked("DELETE", f"/workflows/{workflow}")
+        """Delete a workflow: its runs are cancelled, and until the last one has ended it is refused."""
+        await eventually(
+            lambda: self._api.delete(f"/workflows/{workflow}"),
+            lambda answer: answer.status_code != httpx.codes.CONFLICT,
+            timeout=120,
+        )
 
     async def post(self, workflow: int, context: dict[str, Any] | None = None, **body: Any) -> str:
         """Submit a run; return its task id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shutil
@@ -110,6 +111,13 @@ def up(world_folder: Path) -> Iterator[Up]:
     """One `nova up`, ready, for a module's tests."""
     folder = world_folder / f"up-{next(_numbers)}"
     folder.mkdir()
+    with running_up(folder) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_up(folder: Path) -> Iterator[Up]:
+    """Run `nova up` on the data in a folder until the block ends; ready when given."""
     log = folder / "terminal.log"
     command = [sys.executable, "-m", "deployments.cli", "up", "--data-dir", str(folder / "data")]
     with log.open("wb") as output:

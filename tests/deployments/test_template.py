@@ -72,6 +72,8 @@ def test_the_log_comes_while_it_builds_and_ctrl_c_leaves(server: E2BServer, tmp_
             env=clean_environment(**server.environment),
             stdout=terminal,
             stderr=subprocess.STDOUT,
+            # As a terminal starts it: a job in the background ignores Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     wait_until(lambda: "FROM python" in log.read_text() or process.poll() is not None, 30, "the first lines")
     assert process.poll() is None, log.read_text()

@@ -16,7 +16,7 @@ import yaml
 
 from deployments.cli.remote import Api
 from tests.builders import action, fresh_name, line
-from tests.deployments.conftest import Nova, Up
+from tests.deployments.conftest import Nova, Up, running_up
 from tests.servers import wait_until
 
 
@@ -211,12 +211,15 @@ def test_a_part_that_is_killed_comes_back(up: Up) -> None:
     wait_until(answers, 30, "the API to be back")
 
 
-def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process(up: Up) -> None:
-    """A node of a run sleeps in a session of its own; it goes with the rest, and the exit code is 130."""
-    body = {
-        "name": fresh_name("Sleeper"),
-        "graph_definition": graph("import time; time.sleep(50)", timeout=60),
-    }
+def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_loses_no_run(up: Up, tmp_path: Path) -> None:
+    """A node sleeps in a session of its own: it goes with the rest, and its run goes on at the next start."""
+    tmp_path.chmod(0o777)
+    mark = tmp_path / "began"
+    sleeps_once = (
+        f"import time; from pathlib import Path; mark = Path({str(mark)!r}); again = mark.exists(); "
+        "mark.touch(); time.sleep(0 if again else 50)"
+    )
+    body = {"name": fresh_name("Sleeper"), "graph_definition": graph(sleeps_once, timeout=60)}
     with Api(up.api_url) as api:
         workflow = api.post("/workflows", body)
         task = api.post(f"/workflows/{workflow['id']}/execute", {})["task_id"]
@@ -235,3 +238,6 @@ def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process(up: Up) -> None:
     alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert alive == []
     assert up.said.endswith("Stopped.\n")
+
+    with running_up(up.data_dir.parent) as next_up, Api(next_up.api_url) as api:
+        wait_until(lambda: api.get(f"/tasks/{task}")["status"] == "SUCCESS", 60, "the run to go on")

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.engine.context import (
-    MAX_DEPTH,
     check_value,
     dumps,
     from_fragments,
@@ -160,7 +159,7 @@ def test_a_list_in_a_dict_counts_two_levels() -> None:
 def test_a_reader_may_allow_for_what_is_wrapped_around_the_values() -> None:
     """A request with a context of its own in it is two levels deeper than the values."""
     request = json.dumps({"initial_context": {"deep": nested(100)}})
-    assert loads(request, max_depth=MAX_DEPTH + 2)["initial_context"]["deep"] == nested(100)
+    assert loads(request, envelope=2)["initial_context"]["deep"] == nested(100)
     with pytest.raises(InvalidValueError):
         loads(request)
 
@@ -226,7 +225,7 @@ def test_any_json_comes_back_as_it_was(context: dict[str, Any]) -> None:
     """One value at a time, or joined to one text."""
     fragments = to_fragments(context)
     assert from_fragments(fragments) == context
-    assert loads(join_fragments(fragments), max_depth=MAX_DEPTH + 1) == context
+    assert loads(join_fragments(fragments), envelope=1) == context
     assert join_fragments(fragments) == dumps(context)
 
 

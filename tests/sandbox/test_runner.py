@@ -18,6 +18,7 @@ from flows.sandbox.protocol import (
     Answer,
     Answers,
     Chunks,
+    Message,
     installed_runner,
     load_message,
     mark_message,
@@ -43,7 +44,7 @@ class Wire:
         assert stream is not None
         return stream.fileno()
 
-    def say(self, message: bytes, piece: int = 1 << 20) -> None:
+    def say(self, message: Message, piece: int = 1 << 20) -> None:
         """Send a message, in pieces of a size."""
         data = b"".join(self.chunks.cut(message))
         for at in range(0, len(data), piece):

@@ -55,6 +55,25 @@ async def test_an_unknown_rate_is_waited_out(e2b_server: E2BServer) -> None:
     await kill(*made[0], *made[1])
 
 
+async def test_one_asks_for_all_that_wait(e2b_server: E2BServer) -> None:
+    """Creations that were refused do not ask for nothing at the same time, and use every turn that comes."""
+    e2b_server.places.creations_per_second = 5
+    sandboxes = await create(E2BProvider(), 15)
+    assert e2b_server.places.too_many < 40  # each once, then one after the other, a tenth of a second apart
+    await kill(*sandboxes)
+
+
+async def test_slow_starts_do_not_hold_up_who_waits(e2b_server: E2BServer) -> None:
+    """A sandbox that was granted takes its time to start; the next in line asks meanwhile."""
+    e2b_server.places.creations_per_second = 5
+    e2b_server.places.start_delay = 2
+    sandboxes = await create(E2BProvider(), 9)
+    made = sorted(place.started for place in e2b_server.sandboxes)
+    assert e2b_server.places.too_many > 0
+    assert (made[-1] - made[0]).total_seconds() < 3 * 2
+    await kill(*sandboxes)
+
+
 async def test_a_busy_e2b_is_waited_out(e2b_server: E2BServer) -> None:
     """No capacity at the moment is no failure: the creation is made once E2B has some."""
     e2b_server.places.refuse_with = (503, "no node is free")

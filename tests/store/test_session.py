@@ -212,6 +212,36 @@ async def test_a_connection_that_the_server_ended_is_replaced(database: Database
     await asyncio.gather(*(database.ping() for _ in range(6)))
 
 
+async def test_work_whose_connection_dies_is_done_again_once(
+    database: Database, graph: dict[str, Any]
+) -> None:
+    """What it had written is gone with the connection, and there once after the second time."""
+    tries: list[int] = []
+
+    def work(session: Session) -> None:
+        workflows.create(session, name="Invoices", graph=graph)
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        tries.append(pid)
+        if len(tries) == 1:
+            database.run_sync(lambda other: other.execute(text(f"SELECT pg_terminate_backend({pid})")))
+            session.execute(text("SELECT 1"))
+
+    await database.run(work)
+    assert len(set(tries)) == 2
+    _, total = await database.run(workflows.list_)
+    assert total == 1
+
+
+async def test_a_look_needs_no_transaction(database: Database) -> None:
+    """A single question is answered on a connection that commits by itself, dead ones replaced, too."""
+    pid = await database.look(lambda session: session.scalar(text("SELECT pg_backend_pid()")))
+    await database.look(lambda session: session.execute(text(f"SELECT pg_terminate_backend({pid})")).all())
+    state = "SELECT transaction_timestamp() = statement_timestamp(), pg_backend_pid()"
+    alone, other = await database.look(lambda session: session.execute(text(state)).one())
+    assert alone
+    assert other != pid
+
+
 async def test_errors_do_not_show_parameters(database: Database) -> None:
     """The text of a failed statement's error holds none of its values: they are contexts."""
     with pytest.raises(DataError) as caught:
