@@ -15,6 +15,10 @@ from flows.store import breaker, executions
 from flows.store.leases import Lease
 from flows.store.session import now
 
+LEAST_PAUSE = 20.0
+"""Seconds that a run waits at least for the circuit breaker: Prefect's own worker looks 10 s ahead, and dies
+when it finds a run whose last process has not ended yet."""
+
 
 def complete(session: Session, lease: Lease) -> None:
     """Close the row of a run that came to its end. Raises LeaseLostError."""
@@ -71,6 +75,6 @@ def _breaker_pause(session: Session) -> float | None:
     if state["state"] == "closed":
         return None
     if state["state"] == "half_open":
-        return breaker.LOOK_AGAIN_SECONDS
+        return LEAST_PAUSE
     left = state["retry_at"] - session.scalars(select(now())).one()
-    return float(max(1.0, left.total_seconds()))
+    return float(max(LEAST_PAUSE, left.total_seconds()))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -13,16 +12,16 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
-from sqlalchemy import URL, make_url
 
 from api.app import create_app
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher, generate_key
 from flows.store.session import Database
 from tests.api.conformance import Conformance
-from tests.api.relay import Relay, Target
+from tests.api.relay import Relay
 from tests.api.runs import Run
 from tests.builders import action, decision, fork, fresh_name
+from tests.wires import to_database
 
 WORK_POOL = "api-tests"
 
@@ -161,23 +160,7 @@ def start(
 @pytest.fixture
 def wire(database_url: str) -> Callable[[], AbstractAsyncContextManager[tuple[Relay, str]]]:
     """A way to the database that can be cut: the relay, and the URL through it."""
-
-    @asynccontextmanager
-    async def lay() -> AsyncIterator[tuple[Relay, str]]:
-        url = make_url(database_url)
-        async with Relay(_address(url)) as relay:
-            through = url.set(host="127.0.0.1", port=relay.port, query={})
-            yield relay, through.render_as_string(hide_password=False)
-
-    return lay
-
-
-def _address(url: URL) -> Target:
-    """Where a database's server listens: the embedded one on a Unix socket, in the folder of its URL."""
-    folder = url.query.get("host")
-    if isinstance(folder, str):
-        return str(next(Path(folder).glob(".s.PGSQL.*[0-9]")))
-    return url.host or "127.0.0.1", url.port or 5432
+    return partial(to_database, database_url)
 
 
 @pytest.fixture
