@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from deployments.cli import clients, run, serve, template, workflows
+from deployments.cli import clients, run, runs, serve, template, workflows
 from deployments.cli.terminal import fail
 from flows.engine.errors import ConfigurationError, InvalidInputError, NovaError
 
@@ -39,5 +39,6 @@ app = typer.Typer(
 run.register(app)
 serve.register(app)
 app.add_typer(workflows.app, name="workflows")
+app.add_typer(runs.app, name="runs")
 app.add_typer(clients.app, name="clients")
 app.add_typer(template.app, name="template")

@@ -26,6 +26,8 @@ COMMANDS = [
     "workflows",
     *(f"workflows {verb}" for verb in ("apply", "validate", "list", "export", "delete", "schedule")),
     *(f"workflows schedule {verb}" for verb in ("list", "add", "pause", "resume", "remove")),
+    "runs",
+    *(f"runs {verb}" for verb in ("list", "show", "cancel", "retry", "skip")),
     "clients",
     *(f"clients {verb}" for verb in ("add", "list", "remove")),
     "template",

@@ -1,0 +1,63 @@
+"""`nova runs`: a run that failed, and what an operator does about it, with a worker that goes on."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.builders import action, fresh_name, line
+from tests.deployments.conftest import Nova, Up
+from tests.servers import wait_until
+
+GRAPH = line(
+    action("mail", "raise OSError('the mail server is away')"),
+    action("note", "context['noted'] = context['sent']"),
+)
+
+
+@pytest.fixture
+def api(up: Up) -> list[str]:
+    """The option that points a command at the running NOVA."""
+    return ["--api-url", up.api_url]
+
+
+@pytest.fixture
+def run(up: Up) -> str:
+    """The number of a run that failed at its first node."""
+    with httpx.Client(base_url=up.api_url, timeout=60) as client:
+        body = {"name": fresh_name("Mail"), "graph_definition": GRAPH}
+        workflow = client.post("/workflows", json=body).json()["id"]
+        task = client.post(f"/workflows/{workflow}/execute").json()["task_id"]
+        wait_until(lambda: client.get(f"/tasks/{task}").json()["status"] == "FAILURE", 60, "the run to fail")
+        return str(client.get(f"/tasks/{task}").json()["execution_id"])
+
+
+def test_a_failed_run_is_retried_and_led_past_its_node(nova: Nova, up: Up, api: list[str], run: str) -> None:
+    """It fails again, the node is skipped with what it should have left, and the run completes."""
+
+    def attempts() -> int:
+        return nova("runs", "show", run, *api).stdout.count("OSError: the mail server is away")
+
+    listed = nova("runs", "list", "--status", "failed", *api).stdout
+    assert any(row.split()[0] == run and "mail" in row for row in listed.splitlines()[1:] if row.split())
+    assert attempts() == 2  # its row, and the run's error
+    assert nova("runs", "retry", run, *api).stdout == "Task is queued again\n"
+    wait_until(lambda: attempts() == 3, 60, "the second attempt to fail")
+    wait_until(
+        lambda: nova("runs", "skip", run, "1", "--context", '{"sent": "by hand"}', *api).returncode == 0,
+        60,
+        "the node to be skipped",
+    )
+    wait_until(lambda: "successfully" in nova("runs", "show", run, *api).stdout, 60, "the run to complete")
+    final = httpx.get(f"{up.api_url}/executions/{run}").json()["result"]["final_context"]
+    assert final == {"sent": "by hand", "noted": "by hand"}
+    refused = nova("runs", "cancel", run, *api)
+    assert (refused.returncode, refused.stderr) == (1, f"nova: Execution {run} is completed already.\n")
+
+
+def test_what_is_wrong_is_said_in_a_sentence(nova: Nova, api: list[str]) -> None:
+    """A number that no run has, no number, and a context that is not JSON."""
+    assert nova("runs", "show", "999999", *api).stderr == "nova: There is no execution 999999.\n"
+    assert nova("runs", "cancel", "abc", *api).returncode == 2
+    wrong = nova("runs", "skip", "1", "1", "--context", "{", *api)
+    assert (wrong.returncode, "--context is not JSON" in wrong.stderr) == (2, True)
