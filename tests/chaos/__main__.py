@@ -15,13 +15,17 @@ import random
 import signal
 import time
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import scenarios
+from tests.chaos import leftovers, scenarios
 from tests.chaos.judging import Verdict
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
+
+Result = tuple[Verdict, float]
+"""What came of a scenario, and its seconds."""
 
 EXAMPLES = 5
 """Violations of one bar that are printed."""
@@ -34,34 +38,33 @@ def say(line: str) -> None:
     console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {line}", highlight=False)
 
 
-def show(verdicts: dict[str, Verdict], seconds: dict[str, float]) -> None:
+def show(results: dict[str, Result]) -> None:
     """Print one row per scenario and, below, what missed a bar."""
     table = Table("scenario", "seconds", "counted", "bars missed")
-    for name, verdict in verdicts.items():
+    for name, (verdict, seconds) in results.items():
         facts = ", ".join(f"{number} {what}" for what, number in verdict.facts.items())
         missed = ", ".join(f"{len(found)} {bar}" for bar, found in verdict.missed.items())
-        table.add_row(name, f"{seconds[name]:.0f}", facts, missed or "none")
+        table.add_row(name, f"{seconds:.0f}", facts, missed or "none")
     console.print(table)
-    for name, verdict in verdicts.items():
+    for name, (verdict, _) in results.items():
         for bar, found in verdict.missed.items():
             console.print(f"{name}: {len(found)} {bar}", markup=False)
             for sentence in found[:EXAMPLES]:
                 console.print(f"    {sentence}", markup=False)
 
 
-async def run_all(stack: Stack, names: list[str], size: Size) -> tuple[dict[str, Verdict], dict[str, float]]:
+async def run_all(stack: Stack, names: list[str], size: Size, results: dict[str, Result]) -> None:
     """Run scenarios one after the other; one that breaks off counts as missed."""
-    verdicts, seconds = {}, {}
     for name in names:
         since = time.monotonic()
         say(f"{name} begins")
         try:
-            verdicts[name] = await scenarios.run(stack, name, size)
-        except (AssertionError, OSError) as error:
-            verdicts[name] = Verdict(faults={"broken off": [str(error)]})
-        seconds[name] = time.monotonic() - since
-        say(f"{name}: {'missed' if verdicts[name].missed else 'held'}")
-    return verdicts, seconds
+            verdict = await scenarios.run(stack, name, size)
+            verdict.faults |= await asyncio.to_thread(scenarios.left_over, stack)
+        except (AssertionError, OSError, httpx.HTTPError) as error:
+            verdict = Verdict(faults={"broken off": [f"{type(error).__name__}: {error}"]})
+        results[name] = verdict, time.monotonic() - since
+        say(f"{name}: {'missed' if verdict.missed else 'held'}")
 
 
 def main() -> int:
@@ -74,17 +77,27 @@ def main() -> int:
     options = parser.parse_args()
     # Without bytecode every new process would compile what it imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    size = Size(runs=options.runs, guarded=options.runs // 4, kills=options.kills, seed=options.seed, say=say)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job would ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
+    runs, guarded = options.runs, options.runs // 4
+    size = Size(runs=runs, guarded=guarded, posts=runs, kills=options.kills, seed=options.seed, say=say)
     say(f"seed {options.seed}")
-    with Stack(options.seed) as stack:
-        names = options.scenario or list(scenarios.SCENARIOS)
-        verdicts, seconds = asyncio.run(run_all(stack, names, size))
-        since = time.monotonic()
-        verdicts["at the end"] = scenarios.at_the_end(stack)
-        seconds["at the end"] = time.monotonic() - since
-    show(verdicts, seconds)
-    return int(any(verdict.missed for verdict in verdicts.values()))
+    results: dict[str, Result] = {}
+    try:
+        with Stack(options.seed) as stack:
+            names = options.scenario or list(scenarios.SCENARIOS)
+            asyncio.run(run_all(stack, names, size, results))
+            since = time.monotonic()
+            results["at the end"] = (
+                Verdict(faults=leftovers.after_it_stopped(stack)),
+                time.monotonic() - since,
+            )
+    except KeyboardInterrupt:
+        say("interrupted; everything that was started is stopped")
+        return 130
+    finally:
+        show(results)
+    return int(any(verdict.missed for verdict, _ in results.values()))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 from tests.chaos.judging import Verdict, judge
 from tests.chaos.runs import Batch, Run
@@ -24,13 +25,14 @@ async def calls_fail(stack: Stack, size: Size) -> Verdict:
     stack.worker()
     async with Batch(stack, poll=size.poll) as batch:
         plain = batch.workflow(max_concurrent_runs=50)
-        stack.let_fail(RATE)
+        before = stack.let_fail(RATE)
         try:
             await batch.submit(plain, size.runs)
             size.say(f"all runs are submitted, {batch.open()} are open")
             await batch.over(size.patience)
         finally:
-            done = stack.let_fail(0)
+            done = Counter(stack.let_fail(0))
+        done.subtract(before)
         verdict = await judge(batch, kills=())
         calls, well = sum(done.values()), done.pop("none", 0)
         verdict.facts |= {"calls": calls, "failed calls": calls - well, **done}
@@ -54,7 +56,7 @@ async def polled(stack: Stack, size: Size) -> Verdict:
         size.say("a run was crashed and requeued")
         retried = await batch.ask(plain)
         await _started(batch, retried)
-        stack.let_fail(1.0, "429", "502")
+        stack.let_fail(1.0, "sandbox gone")
         try:
             await batch.until(lambda: "RETRY" in retried.seen, 60, "a run to wait for its retry")
         finally:

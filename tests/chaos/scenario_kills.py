@@ -92,7 +92,7 @@ async def api_killed(stack: Stack, size: Size) -> Verdict:
     async with Batch(stack, poll=size.poll) as batch:
         plain = batch.workflow(max_concurrent_runs=50)
         unknown = stack.workflow(graph(stack))
-        for number in range(1, size.runs + 1):
+        for number in range(1, size.posts + 1):
             asking = asyncio.create_task(batch.ask(plain))
             giving_up = asyncio.create_task(batch.ask_and_forget(unknown)) if number % 4 == 0 else None
             await asyncio.sleep(chance.uniform(0.0, 0.15))
@@ -101,8 +101,8 @@ async def api_killed(stack: Stack, size: Size) -> Verdict:
             await batch.ask_again(await asking)
             if giving_up is not None:
                 forgotten.append(await giving_up)
-            if number % 10 == 0 or number == size.runs:
-                size.say(f"the API killed, {number} of {size.runs}; {batch.open()} runs are open")
+            if number % 10 == 0 or number == size.posts:
+                size.say(f"the API killed, {number} of {size.posts}; {batch.open()} runs are open")
         await asyncio.to_thread(stack.wait_for_api)
         await batch.over(size.patience)
         verdict = await judge(batch, kills=())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import httpx
-
 from tests.chaos import leftovers
 from tests.chaos.judging import Verdict
 from tests.chaos.scenario_clouds import calls_fail, polled
@@ -33,21 +31,23 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 async def run(stack: Stack, name: str, size: Size) -> Verdict:
-    """Run a scenario on a stack that has no workers, end its workers, and count what is left over."""
+    """Run a scenario on a stack that has no workers, and end its workers."""
     try:
         verdict = await SCENARIOS[name](stack, size)
-        try:
-            verdict.facts["sandboxes swept"] = await asyncio.to_thread(leftovers.sweep, stack)
-        except (AssertionError, httpx.HTTPError) as error:
-            verdict.fault("cleanups that failed", str(error))
-        for kind, found in (await asyncio.to_thread(leftovers.while_it_stands, stack)).items():
-            verdict.faults[kind] = [line for line in found if line not in stack.reported]
-            stack.reported |= set(found)
+        verdict.faults["processes below workers"] = leftovers.below_workers(stack)
     finally:
         await asyncio.to_thread(stack.stop_workers)
     return verdict
 
 
-def at_the_end(stack: Stack) -> Verdict:
-    """Stop the stack and count what is left over."""
-    return Verdict(faults=leftovers.after_it_stopped(stack))
+def left_over(stack: Stack) -> dict[str, list[str]]:
+    """What is left over when everything is over and NOVA had time to tidy up, but for what is known."""
+    stack.worker()
+    try:
+        leftovers.sweep(stack)
+        found = leftovers.while_it_stands(stack)
+    finally:
+        stack.stop_workers()
+    new = {kind: [line for line in lines if line not in stack.reported] for kind, lines in found.items()}
+    stack.reported |= {line for lines in found.values() for line in lines}
+    return new

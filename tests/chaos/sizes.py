@@ -14,6 +14,8 @@ class Size:
     runs: int = 200
     guarded: int = 50
     """Runs with a node that must not be started twice, beside the others."""
+    posts: int = 200
+    """Runs that are asked for while the API is killed after each."""
     kills: int = 20
     """Times that a worker is killed, a sixth of it for a server, which takes longer to come back."""
     poll: float = 2.0
