@@ -16,9 +16,9 @@ MESSAGE_LIMIT = 2000
 """Characters of an error that are shown in Prefect; the Chain of Work has all of it."""
 
 
-@task(name="node", persist_result=False, cache_policy=NO_CACHE, log_prints=False)
-async def run_node(runner: NodeRunner, node_id: str, step: int) -> Visit | State[Visit]:
-    """Run one action or decision as a Prefect task; the flow names it after the node and chains it.
+@task(name="node", task_run_name="{title}", persist_result=False, cache_policy=NO_CACHE, log_prints=False)
+async def run_node(runner: NodeRunner, node_id: str, step: int, title: str) -> Visit | State[Visit]:
+    """Run one action or decision as a Prefect task that is named `title`; the flow chains them.
 
     An expected failure is a Failed state that carries its error: raised, Prefect would log it with a
     traceback of NOVA's own lines, where the node's are of interest.
