@@ -23,7 +23,7 @@ log = logging.getLogger("prefect.nova.worker")
 HELD_PAUSE = 1.0
 """Seconds after which a run is tried again whose lease another process has."""
 AWAY_PAUSE = 1.0
-"""Seconds after which the database is tried again."""
+"""Seconds after which the database, or Prefect, is tried again."""
 BREAKER_PAUSE = 10.0
 """Seconds after which the circuit breaker is asked again at the latest: its clock may not be ours."""
 

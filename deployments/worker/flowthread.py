@@ -14,7 +14,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.flows import Flow
 
 from deployments.worker import engine
-from deployments.worker.claiming import GONE, Claim, claim
+from deployments.worker.claiming import AWAY_PAUSE, GONE, Claim, claim
 from deployments.worker.loading import Catalog, FlowNotLoadedError
 from deployments.worker.running import Ending, Run
 from flows.engine.errors import NovaError
@@ -102,6 +102,7 @@ class FlowThread:
         try:
             flow = await self._find(run, client)
             if flow is None:
+                answer(Claim(False, AWAY_PAUSE))
                 return
             is_nova = self._catalog.knows_as_nova(run.flow_run)
             claimed = await claim(run, client, has_execution=is_nova)

@@ -133,8 +133,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             log.warning("Flow run %s is handed back.", run.id)
             self._flows.stop_run(run, Ending.HANDED_BACK)
         await self._wait_for_runs(HAND_BACK)
-        for flow_run_id in list(self._held):
-            await self._hand_back_from_outside(flow_run_id)
+        for run in list(self._held.values()):
+            await self._hand_back_from_outside(run)
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -265,16 +265,16 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             for wait in waits:
                 wait.cancel()
 
-    async def _hand_back_from_outside(self, flow_run_id: UUID) -> None:
+    async def _hand_back_from_outside(self, run: Run) -> None:
         """Hand a run back whose flow does not return; the process ends right after, and the flow with it."""
         from deployments.worker import engine
 
-        log.error("Flow run %s hangs; it is handed back all the same.", flow_run_id)
+        log.error("Flow run %s hangs; it is handed back all the same.", run.id)
         try:
-            await self._held[flow_run_id].give_back_lease()
-            await engine.hand_back(self.client, flow_run_id, "Its worker was stopped while its flow hung.")
+            await run.give_back_lease()
+            await engine.hand_back(self.client, run.id, "Its worker was stopped while its flow hung.")
         except Exception as error:  # noqa: BLE001 - each of the others gets its chance
-            log.error("Flow run %s could not be handed back: %r", flow_run_id, error)
+            log.error("Flow run %s could not be handed back: %r", run.id, error)
 
     def _catch_signals(self) -> None:
         """End on SIGTERM and SIGINT; a second one ends the grace time.

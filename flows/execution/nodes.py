@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid5
 
 from sqlalchemy.orm import Session
@@ -159,11 +159,12 @@ class NodeRunner:
             "client": run.client_slug,
         }
         call_id = f"{this.step}-{run.attempt}-{this.number}"
-        if node.condition is not None and node.code is None:
-            return NodeCall(call_id, node.id, "condition", node.condition, node.timeout, about)
         if node.type == "decision":
-            return NodeCall(call_id, node.id, "decision", node.code or "", node.timeout, about)
-        return NodeCall(call_id, node.id, "action", node.code or "", node.timeout, about)
+            kind: Literal["action", "decision", "condition"] = "decision" if node.code else "condition"
+        else:
+            kind = "action"
+        code = (node.condition if kind == "condition" else node.code) or ""
+        return NodeCall(call_id, node.id, kind, code, node.timeout, about, run.context_limit)
 
     def _follow(self, node: Node, result: NodeResult) -> tuple[Visit, str]:
         """Where the run goes on from a result; raises NodeError for a failure or an answer without a way."""

@@ -48,6 +48,8 @@ class NodeCall:
     """Seconds."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """What the code finds in its variable `run`; JSON."""
+    changes_limit: int = 64 * 1024 * 1024
+    """Bytes that the keys which it changes may have together."""
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,8 @@ async def test_a_context_that_grows_too_large_fails_the_run(nova: Nova, limits: 
     assert "NOVA_CONTEXT_LIMIT" in (row.error or "")
     assert sorted(outcome.context) == ["a"]
     assert [entry.status for entry in outcome.entries] == ["success", "success", "failed"]
+    outcome = await nova.run_graph(line(action("at_once", "context['a'] = 'x' * 3000")))
+    assert (outcome.execution.status, outcome.entries[-1].error_type) == ("failed", "ContextTooLarge")
     outcome = await nova.run_graph(graph, blob="x" * 3000)
     assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "limit")
     assert outcome.state.is_failed()

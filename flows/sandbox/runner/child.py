@@ -70,6 +70,10 @@ def execute(
         sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
         context = names.get("context", NOTHING)
         changes = changes_of(context, values, texts)
+        left, limit = sum(map(len, changes.values())), job.get("changes_limit", 0)
+        if left > limit > 0:
+            text = f"the node left {left:,} bytes in its context, which may have {limit:,} in all"
+            return {"failure": {"type": "ContextTooLarge", "message": text, "traceback": ""}}, {}
         if job["kind"] == "decision":
             if "branch_decision" not in context:
                 lack = 'the decision did not set context["branch_decision"]'
