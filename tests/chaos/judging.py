@@ -29,6 +29,10 @@ ODD = "answers that are not the contract's"
 BARS = (LOST, STUCK, FAILED, DOUBLED, GHOSTS, TWICE, AGAIN, GUARD, CONTEXT, KEYS, TAKEN_BACK, ODD)
 
 
+Kill = tuple[float, float]
+"""Unix times between which something interrupted nodes; the same twice for what took no time."""
+
+
 @dataclass
 class Verdict:
     """Counts of one scenario: facts to be read, and faults, of which there must be none."""
@@ -58,8 +62,8 @@ class Row:
     stdout: str
 
 
-async def judge(batch: Batch, kills: Sequence[float]) -> Verdict:
-    """Hold all runs of a batch against the bars; `kills` are the times of what may interrupt a node."""
+async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
+    """Hold all runs of a batch against the bars, given what may have interrupted nodes."""
     verdict = Verdict()
     executions = _executions(batch)
     chains = chain_rows(batch)
@@ -111,14 +115,14 @@ def chain_rows(batch: Batch) -> dict[int, list[Row]]:
     return rows
 
 
-def explain(starts: Sequence[float], kills: Sequence[float]) -> tuple[int, list[float]]:
+def explain(starts: Sequence[float], kills: Sequence[Kill]) -> tuple[int, list[Kill]]:
     """How many starts of a node have no kill between them and the start before, and the kills left over.
 
     A kill interrupts one node of a run: it explains one start, and none of another node.
     """
     left, without = sorted(kills), 0
     for before, after in pairwise(sorted(starts)):
-        reason = next((kill for kill in left if before <= kill <= after), None)
+        reason = next((kill for kill in left if before <= kill[1] and kill[0] <= after), None)
         if reason is None:
             without += 1
         else:
@@ -146,7 +150,7 @@ def _judge_end(verdict: Verdict, run: Run, row: dict[str, Any]) -> None:
 
 
 def judge_nodes(
-    verdict: Verdict, run: Run, told: list[Entry], rows: list[Row], kills: Sequence[float]
+    verdict: Verdict, run: Run, told: list[Entry], rows: list[Row], kills: Sequence[Kill]
 ) -> None:
     """Hold what the ledger was told of a run's nodes against its rows and the kills."""
     left = list(kills)

@@ -19,8 +19,7 @@ _NODE = """
 import json, os, random, socket, time
 
 def tell(what):
-    key = globals().get("run", {{}}).get("idempotency_key", "")
-    entry = {{"what": what, "run_no": context["run_no"], "node": {node!r}, "key": key,
+    entry = {{"what": what, "run_no": context["run_no"], "node": {node!r}, "key": run["idempotency_key"],
              "sandbox": os.environ["E2B_SANDBOX_ID"]}}
     with socket.create_connection(("127.0.0.1", {port}), 10) as line:
         line.sendall(json.dumps(entry).encode() + b"\\n")

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 
-from tests.chaos.judging import TWICE, Verdict, judge
+from tests.chaos.judging import TWICE, Kill, Verdict, judge
 from tests.chaos.parts import Postgres
 from tests.chaos.runs import Batch, graph
 from tests.chaos.sizes import Size, shares
@@ -17,7 +17,7 @@ async def worker_killed(stack: Stack, size: Size) -> Verdict:
     """One of two workers gets SIGKILL, again and again, while it is at runs; some of these must not go on."""
     chance = size.chance("worker_killed")
     workers = [stack.worker(), stack.worker()]
-    kills: list[float] = []
+    kills: list[Kill] = []
     async with Batch(stack, poll=size.poll) as batch:
         plain = batch.workflow(max_concurrent_runs=50)
         guarded = batch.workflow(guarded=True, max_concurrent_runs=50)
@@ -28,8 +28,9 @@ async def worker_killed(stack: Stack, size: Size) -> Verdict:
             await asyncio.to_thread(stack.wait_for_workers)
             await _busy(batch)
             await asyncio.sleep(chance.uniform(0.0, 3.0))
-            kills.append(time.time())
+            at = time.time()
             await asyncio.to_thread(victim.kill)
+            kills.append((at, time.time()))
             victim.start()
             size.say(f"{victim.name} killed, {len(kills)} of {size.kills}; {batch.open()} runs are open")
         await batch.over(size.patience)
@@ -62,7 +63,7 @@ async def postgres_restarted(stack: Stack, size: Size) -> Verdict:
     chance = size.chance("postgres_restarted")
     stack.worker()
     stack.worker()
-    kills: list[float] = []
+    kills: list[Kill] = []
     async with Batch(stack, poll=size.poll) as batch:
         plain = batch.workflow(max_concurrent_runs=50)
         times = max(len(Postgres.WAYS), size.kills // 3)
@@ -71,8 +72,9 @@ async def postgres_restarted(stack: Stack, size: Size) -> Verdict:
             await _busy(batch)
             await asyncio.sleep(chance.uniform(0.0, 2.0))
             way = Postgres.WAYS[number % len(Postgres.WAYS)]
-            kills.append(time.time())
+            at = time.time()
             await asyncio.to_thread(stack.postgres.restart, way, chance.uniform(0.2, 2.0))
+            kills.append((at, time.time()))
             size.say(f"PostgreSQL restarted ({way}), {number + 1} of {times}; {batch.open()} runs are open")
             await submitting
         await batch.over(size.patience)

@@ -7,10 +7,11 @@ import functools
 import itertools
 import signal
 import time
+from collections import Counter
 from datetime import datetime
 
-from tests.chaos.judging import Verdict, chain_rows, judge
-from tests.chaos.runs import NODES, Batch
+from tests.chaos.judging import Kill, Verdict, chain_rows, judge
+from tests.chaos.runs import Batch
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
 
@@ -28,50 +29,72 @@ async def worker_paused(stack: Stack, size: Size) -> Verdict:
     writes late is refused. It goes on as a worker afterwards.
     """
     slow = stack.worker()
-    paused_at: list[float] = []
+    pauses: list[Kill] = []
     async with Batch(stack, poll=size.poll) as batch:
         plain = batch.workflow(SLOW)
         for _ in range(max(1, size.kills // 6)):
             runs = await batch.submit(plain, 4)
             await batch.until(functools.partial(batch.all_started, runs), 60, "the runs to start")
             other = stack.worker()
-            paused_at.append(time.time())
+            paused_at = time.time()
             slow.signal(signal.SIGSTOP)
-            size.say(f"{slow.name} paused, {len(paused_at)} times so far")
+            size.say(f"{slow.name} paused, {len(pauses) + 1} times so far")
             taken = functools.partial(_taken_over, stack, {run.run_no for run in runs})
             await batch.until(taken, size.patience, "another worker to take the runs over")
             slow.signal(signal.SIGCONT)
+            pauses.append((paused_at, time.time()))
             await batch.over(size.patience)
             await asyncio.to_thread(other.stop, 40)
             stack.workers.remove(other)
         runs = await batch.submit(plain, 1)
         await batch.over(size.patience)
-        verdict = await judge(batch, paused_at)
+        verdict = await judge(batch, pauses)
         _judge_owners(verdict, batch)
         return verdict
 
 
 async def worker_stopped(stack: Stack, size: Size) -> Verdict:
-    """A worker gets SIGTERM with ten runs in flight, while another one is there."""
-    told, other = stack.worker(limit=10, NOVA_WORKER_GRACE="3"), stack.worker(limit=10)
+    """A worker gets SIGTERM with ten runs in flight, while another one is there; no node runs twice."""
+    async with Batch(stack, poll=size.poll) as batch:
+        await _stop_one_of_two(stack, size, batch)
+        verdict = await judge(batch, kills=())
+    starts = Counter((e.run_no, e.node) for e in stack.entries() if e.what == "started")
+    verdict.faults[NODE_TWICE] = [
+        f"run {run_no}: {node} {times} times"
+        for (run_no, node), times in starts.items()
+        if run_no in batch.runs and times > 1
+    ]
+    return verdict
+
+
+async def worker_hurried(stack: Stack, size: Size) -> Verdict:
+    """The same with a grace time that is too short for the runs: they go on with the other worker.
+
+    The node that a run is at when the time is over is interrupted, and may run again.
+    """
+    async with Batch(stack, poll=size.poll) as batch:
+        kill = await _stop_one_of_two(stack, size, batch, NOVA_WORKER_GRACE="1")
+        return await judge(batch, [kill])
+
+
+async def _stop_one_of_two(stack: Stack, size: Size, batch: Batch, **settings: str) -> Kill:
+    """Give ten runs to one of two workers, tell that one to stop, and wait for all to be over.
+
+    Returns the times of the SIGTERM and of the worker's end.
+    """
+    told, other = stack.worker(10, **settings), stack.worker(10)
     await asyncio.to_thread(stack.wait_for_workers)
     other.signal(signal.SIGSTOP)  # so that all ten are the first one's
-    async with Batch(stack, poll=size.poll) as batch:
-        plain = batch.workflow(SLOW)
-        runs = await batch.submit(plain, 10)
-        await batch.until(lambda: batch.all_started(runs), 90, "ten runs to start")
-        other.signal(signal.SIGCONT)
-        size.say(f"{told.name} is told to stop; {batch.open()} runs are open")
-        await asyncio.to_thread(told.stop, 40)
-        await batch.over(size.patience)
-        verdict = await judge(batch, kills=())
-        verdict.faults[NODE_TWICE] = [
-            f"run {run.run_no}: {node}"
-            for run in runs
-            for node in NODES
-            if sum((e.run_no, e.node, e.what) == (run.run_no, node, "started") for e in stack.entries()) > 1
-        ]
-        return verdict
+    plain = batch.workflow(SLOW)
+    runs = await batch.submit(plain, 10)
+    await batch.until(lambda: batch.all_started(runs), 90, "ten runs to start")
+    other.signal(signal.SIGCONT)
+    told_at = time.time()
+    size.say(f"{told.name} is told to stop; {batch.open()} runs are open")
+    await asyncio.to_thread(told.stop, 40)
+    stopped_at = time.time()
+    await batch.over(size.patience)
+    return told_at, stopped_at
 
 
 def _taken_over(stack: Stack, numbers: set[int]) -> bool:

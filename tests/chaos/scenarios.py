@@ -9,7 +9,7 @@ from tests.chaos import leftovers
 from tests.chaos.judging import Verdict
 from tests.chaos.scenario_clouds import calls_fail, polled
 from tests.chaos.scenario_kills import api_killed, postgres_restarted, prefect_killed, worker_killed
-from tests.chaos.scenario_workers import worker_paused, worker_stopped
+from tests.chaos.scenario_workers import worker_hurried, worker_paused, worker_stopped
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
 
@@ -25,6 +25,7 @@ SCENARIOS: dict[str, Scenario] = {
         calls_fail,
         worker_paused,
         worker_stopped,
+        worker_hurried,
         polled,
     )
 }

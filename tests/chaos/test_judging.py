@@ -28,7 +28,7 @@ def missed(
 ) -> dict[str, int]:
     """How often each bar is missed by a run that the ledger and the Chain of Work tell this of."""
     verdict = Verdict()
-    judging.judge_nodes(verdict, Run(1, uuid4(), 1, guarded, None), entries, rows, kills)
+    judging.judge_nodes(verdict, Run(1, uuid4(), 1, guarded, None), entries, rows, [(at, at) for at in kills])
     return {bar: len(found) for bar, found in verdict.missed.items()}
 
 
@@ -47,7 +47,14 @@ def test_a_kill_explains_one_start(
     starts: list[float], kills: list[float], without: int, left: list[float]
 ) -> None:
     """A start after the first needs a kill since the one before, and uses it up."""
-    assert explain(starts, kills) == (without, left)
+    assert explain(starts, [(at, at) for at in kills]) == (without, [(at, at) for at in left])
+
+
+def test_a_restart_explains_what_it_overlaps() -> None:
+    """A server that was away for a while may have interrupted a node at any moment of it."""
+    assert explain([1, 5], [(0.5, 1.5)]) == (0, [])
+    assert explain([1, 5], [(4, 6)]) == (0, [])
+    assert explain([2, 5], [(0.5, 1.5)]) == (1, [(0.5, 1.5)])
 
 
 def test_a_run_that_nothing_befell_passes() -> None:

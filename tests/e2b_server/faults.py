@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tests.e2b_server.places import Places
+from tests.e2b_server.places import Place, Places
 
 KINDS = ("429", "502", "lost answer", "dropped stream", "sandbox gone")
 """What can happen to a call. An answer is lost after the call was carried out; a stream drops on its way."""
@@ -42,8 +42,14 @@ class Faults:
             await self._answer(scope, receive, send)
         else:
             self.calls += 1
-            kind = self._random.choice(self.kinds) if self._random.random() < self.rate else ""
-            await self._fail(kind, scope, receive, send)
+            named = self._places.find(Headers(scope=scope).get("e2b-sandbox-id", ""))
+            await self._fail(self._chosen(scope["path"], named), named, scope, receive, send)
+
+    def _chosen(self, path: str, named: Place | None) -> str:
+        """What is to happen to a call, of what can happen to such a one; nothing, mostly."""
+        apart = {"dropped stream": _STREAMED.search(path) is not None, "sandbox gone": named is not None}
+        fitting = [kind for kind in self.kinds if apart.get(kind, True)]
+        return self._random.choice(fitting) if fitting and self._random.random() < self.rate else ""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -54,12 +60,7 @@ class Faults:
         body = {"rate": self.rate, "kinds": self.kinds, "calls": self.calls, "done": self.done}
         await JSONResponse(body)(scope, receive, send)
 
-    async def _fail(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        named = self._places.find(Headers(scope=scope).get("e2b-sandbox-id", ""))
-        if kind == "dropped stream" and not _STREAMED.search(scope["path"]):
-            kind = "lost answer"
-        if kind == "sandbox gone" and named is None:
-            kind = "502"
+    async def _fail(self, kind: str, named: Place | None, scope: Scope, receive: Receive, send: Send) -> None:
         self.done[kind or "none"] += 1
         if kind in ("429", "502"):
             await Request(scope, receive).body()
