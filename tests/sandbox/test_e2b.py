@@ -152,7 +152,7 @@ async def test_an_answer_lost_on_the_way_is_given_again(e2b_server: E2BServer, t
         (429, "rate_limit", "rate limit"),
         (503, "busy", "no place free"),
         (502, "busy", "not well"),
-        (500, "broken", "500"),
+        (500, "unwell", "500"),
         (400, "broken", "template"),
     ],
 )
