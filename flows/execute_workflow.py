@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
@@ -28,8 +28,6 @@ from flows.engine.errors import (
     NovaError,
     RunTimeoutError,
 )
-from flows.engine.graph import Node
-from flows.engine.traversal import Visit, next_node
 from flows.execution import ending
 from flows.execution.leases import Held
 from flows.execution.loading import LoadedRun, RunRequest, load_run
@@ -37,7 +35,7 @@ from flows.execution.nodes import NodeRunner
 from flows.execution.outages import insist, outlast
 from flows.execution.place import Place
 from flows.execution.process import process
-from flows.node import MESSAGE_LIMIT, run_node
+from flows.node import MESSAGE_LIMIT, walk
 from flows.orchestration.runs import Runs
 from flows.orchestration.texts import printable
 from flows.sandbox import SandboxSpec, ahead
@@ -149,7 +147,7 @@ class _Attempt:
             )
         except ExecutionClosedError as error:
             self._log.warning("Nothing is run: %s", error)
-            return Cancelled(message=str(error))
+            return await self._as_closed(str(error))
         except LeaseError:
             raise
         except NovaError as error:
@@ -163,6 +161,14 @@ class _Attempt:
             await self._label(run)
         return await self._execute(run, held, refusal)
 
+    async def _as_closed(self, message: str) -> State[Any]:
+        """The state of a run that is over: what its row says."""
+        row = await outlast(
+            self._database, lambda session: executions.by_task(session, self._request.flow_run_id)
+        )
+        is_completed = row is not None and row.status == "completed"
+        return Completed(message=message) if is_completed else Cancelled(message=message)
+
     async def _execute(self, run: LoadedRun, held: Held, refusal: BreakerOpenError | None) -> State[Any]:
         """Walk the run to its end, or to where it breaks off."""
         settings = self._settings
@@ -172,7 +178,7 @@ class _Attempt:
             if refusal is not None:
                 raise refusal
             await place.open()  # its turn may be long in coming: that is none of the run's time
-            steps = await self._walk_in_time(run, nodes)
+            steps = await self._walk_in_time(run, nodes, held)
         except LeaseError:
             raise
         except NovaError as error:
@@ -227,36 +233,20 @@ class _Attempt:
         self._leases.forget(self._flow_run.id)
         return written
 
-    async def _walk_in_time(self, run: LoadedRun, nodes: NodeRunner) -> int:
+    async def _walk_in_time(self, run: LoadedRun, nodes: NodeRunner, held: Held) -> int:
         """Walk within the time that a run may take; return how many steps the whole run has."""
         limit, warning = self._settings.run_timeout, self._settings.run_warning
         said = "The run has taken %g s; at %g s it is stopped."
         watch = asyncio.get_running_loop().call_later(warning, self._log.warning, said, warning, limit)
         try:
             async with asyncio.timeout(limit) as timeout:
-                return await self._walk(run, nodes)
+                return await walk(run, nodes, held, self._log)
         except TimeoutError:
             if not timeout.expired():
                 raise
             raise RunTimeoutError(f"The run took longer than {limit:g} s and was stopped.") from None
         finally:
             watch.cancel()
-
-    async def _walk(self, run: LoadedRun, nodes: NodeRunner) -> int:
-        """Run node after node until an end; return how many steps the whole run has."""
-        visits = list(run.visits)
-        previous: State[Visit] | None = None
-        while (node := next_node(run.graph, visits, run.max_steps)) is not None:
-            step = len(visits)
-            if node.type in ("start", "end"):
-                visits.append(await nodes.pass_through(node, step))
-                continue
-            previous = await _run_task(nodes, node, step, previous)
-            visit = await previous.aresult()
-            visits.append(visit)
-            done = f"done → {visit.branch}" if visit.branch else "done"
-            self._log.info("Step %d, %s: %s", step, _shown(node), done)
-        return len(visits)
 
     async def _label(self, run: LoadedRun) -> None:
         """Give a run that the API did not make its readable name and tags; it may go without."""
@@ -270,14 +260,6 @@ class _Attempt:
             self._log.warning("The flow run could not be named: %s", error)
 
 
-async def _run_task(nodes: NodeRunner, node: Node, step: int, previous: State[Visit] | None) -> State[Visit]:
-    """Run a node as a task named after it; waiting for the one before draws the arrow in the UI."""
-    wait_for = [previous] if previous is not None else None
-    call = run_node(nodes, node.id, step, _shown(node), return_state=True, wait_for=wait_for)
-    # Prefect types the call of an async task as if it were a sync one.
-    return await cast(Awaitable[State[Visit]], call)
-
-
 def _spec(settings: Settings, flow_run: FlowRun) -> SandboxSpec:
     return SandboxSpec(flow_run.id, flow_run.name, settings.run_timeout, settings.output_limit)
 
@@ -287,11 +269,6 @@ def _failed(error: NovaError) -> State[Any]:
     if isinstance(error, NodeError) and error.node_id:
         message = f"Node {error.node_id!r} failed: {message}"
     return Failed(message=printable(message)[:MESSAGE_LIMIT])
-
-
-def _shown(node: Node) -> str:
-    """The node's name as Prefect's database and its UI take it."""
-    return printable(node.title)[:200] or node.id
 
 
 def _flow_run() -> FlowRun:

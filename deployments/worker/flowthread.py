@@ -91,6 +91,10 @@ class FlowThread:
         self._spawn(live())
         return claimed
 
+    def let_leave(self, run: Run) -> None:
+        """Have a run be handed back before its next node."""
+        self._loop.call_soon_threadsafe(run.leave)
+
     def stop_run(self, run: Run, ending: Ending) -> None:
         """Have a run end."""
         self._loop.call_soon_threadsafe(run.stop, ending)

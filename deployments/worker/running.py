@@ -27,6 +27,7 @@ class Run:
 
     flow_run: FlowRun
     ending: Ending | None = None
+    is_stopped: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     """Set while it may be cancelled: not before its body runs, which alone can end it in Prefect."""
     held: Held | None = field(default=None, repr=False)
@@ -57,10 +58,17 @@ class Run:
         if self.ending is not None:
             raise asyncio.CancelledError
 
+    def leave(self) -> None:
+        """Have it be handed back before its next node; call it in the flows' thread."""
+        if self.ending is None:
+            self.ending = Ending.HANDED_BACK
+            if self.held is not None:
+                self.held.want_back()
+
     def stop(self, ending: Ending) -> None:
-        """Have it end; call it in the flows' thread. The first call counts."""
-        if self.ending is not None:
+        """Have it end now; call it in the flows' thread. The first call counts."""
+        if self.is_stopped:
             return
-        self.ending = ending
+        self.is_stopped, self.ending = True, ending
         if self.task is not None:
             self.task.cancel()

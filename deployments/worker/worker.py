@@ -122,13 +122,19 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._chores = [asyncio.create_task(chore) for chore in chores]
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Take no more, let runs finish for their grace time, hand the rest back."""
+        """Take no more and let runs finish; hand back those that cannot in their grace time.
+
+        In its second half they leave before their next node, and only at its end in the middle of one.
+        """
         from deployments.worker.running import Ending
 
         self._stopping = True
         if self._held:
             log.info("Stopping: %d run(s) may go on for %g s.", len(self._held), self._grace)
-            await self._wait_for_runs(self._grace, self._hurry)
+            await self._wait_for_runs(self._grace / 2, self._hurry)
+            for run in self._held.values():
+                self._flows.let_leave(run)
+            await self._wait_for_runs(self._grace / 2, self._hurry)
         for run in self._held.values():
             log.warning("Flow run %s is handed back.", run.id)
             self._flows.stop_run(run, Ending.HANDED_BACK)

@@ -34,13 +34,22 @@ class Held:
         self._keeper = keeper
         self._flow_run_id = flow_run_id
         self._sure_until = asked_at + lease.seconds
-        self._is_lost = self._is_over = False
+        self._is_lost = self._is_over = self._is_wanted_back = False
         self._on_loss: Callable[[], None] | None = None
 
     @property
     def is_lost(self) -> bool:
         """Whether the execution is known to be somebody else's, or closed from outside."""
         return self._is_lost
+
+    @property
+    def is_wanted_back(self) -> bool:
+        """Whether this process is about to end: the run is to leave before its next node."""
+        return self._is_wanted_back
+
+    def want_back(self) -> None:
+        """Have the run leave before its next node, where nothing of it gets lost."""
+        self._is_wanted_back = True
 
     def use_up(self) -> None:
         """Let what follows be the run's last word: that its row has no lease after it is no loss."""

@@ -141,6 +141,24 @@ async def test_a_worker_that_was_paused_past_its_lease_changes_nothing(
     assert old.ended < starts(ledger)[2][1]
 
 
+async def test_a_worker_that_is_told_to_go_hands_its_runs_back_between_two_nodes(
+    site: Site, folder: Path, ledger: Path
+) -> None:
+    """Of a long run no node is interrupted, and another worker goes on behind the last."""
+    note = "import time\n" + NOTE + "time.sleep(0.5)"
+    workflow = await site.workflow(line(*(action(f"n{i}", note, on_interrupt="fail") for i in range(20))))
+    with site.worker(folder, limit=2, NOVA_WORKER_GRACE="4") as first:
+        flow_run_id = await site.submit(workflow, ledger=str(ledger))
+        await until_started(ledger, 2)
+        first.process.terminate()
+        await site.until_state(flow_run_id, "AwaitingRetry")
+        assert (await site.execution(flow_run_id)).lease_owner is None
+    with site.worker(folder):
+        await site.until_state(flow_run_id, "Completed")
+    assert [step for step, _ in starts(ledger)] == list(range(1, 21))
+    assert (await site.execution(flow_run_id)).attempt == 2
+
+
 @pytest.mark.parametrize("kind", ["nova", "process"])
 async def test_a_run_that_is_put_off_comes_back_at_its_time(
     site: Site, folder: Path, e2b_server: E2BServer, kind: str
@@ -225,6 +243,20 @@ async def test_without_the_database_no_run_is_taken(site: Site, folder: Path) ->
             await wire.restore()
             await site.until_state(flow_run_id, "Completed")
             await asyncio.to_thread(worker.stop)  # the relay is in this loop: it must go on meanwhile
+
+
+async def test_a_run_that_is_completed_stays_so_when_it_is_retried(site: Site, folder: Path) -> None:
+    """Prefect lets a person retry it: nothing runs, and it is Completed again."""
+    workflow = await site.workflow(ONE_ACTION)
+    with site.worker(folder):
+        flow_run_id = await site.submit(workflow)
+        await site.until_state(flow_run_id, "Completed")
+        before = await site.execution(flow_run_id)
+        await site.orchestration.runs.requeue(flow_run_id, "A person retries it.")
+        await site.until_state(flow_run_id, "Completed")
+    after = await site.execution(flow_run_id)
+    assert (after.attempt, after.completed_at) == (before.attempt, before.completed_at)
+    assert (await states_of(site, flow_run_id)).count("Completed") == 2
 
 
 async def test_a_lease_that_nobody_has_any_more_is_in_no_row(site: Site, folder: Path) -> None:
