@@ -172,12 +172,10 @@ async def _walk(run: LoadedRun, runner: NodeRunner, log: Log) -> int:
 
 async def _run_task(runner: NodeRunner, node: Node, step: int, previous: State[Visit] | None) -> State[Visit]:
     """Run a node as a task named after it; waiting for the one before draws the arrow in the UI."""
-    name = _shown(node)
-    named = run_node.with_options(task_run_name=lambda: name)
     wait_for = [previous] if previous is not None else None
+    call = run_node(runner, node.id, step, _shown(node), return_state=True, wait_for=wait_for)
     # Prefect types the call of an async task as if it were a sync one.
-    call = cast(Awaitable[State[Visit]], named(runner, node.id, step, return_state=True, wait_for=wait_for))
-    return await call
+    return await cast(Awaitable[State[Visit]], call)
 
 
 async def _close(database: Database, find: Callable[[Session], int | None], error: NovaError) -> None:

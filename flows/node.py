@@ -171,9 +171,9 @@ def _error_type(failure: NovaError | None) -> str | None:
     return failure.error_type if isinstance(failure, NodeError) else type(failure).__name__
 
 
-@task(name="node", persist_result=False, cache_policy=NO_CACHE, log_prints=False)
-async def run_node(runner: NodeRunner, node_id: str, step: int) -> Visit | State[Visit]:
-    """Run one action or decision as a Prefect task; the flow names it after the node and chains it.
+@task(name="node", task_run_name="{title}", persist_result=False, cache_policy=NO_CACHE, log_prints=False)
+async def run_node(runner: NodeRunner, node_id: str, step: int, title: str) -> Visit | State[Visit]:
+    """Run one action or decision as a Prefect task that is named `title`; the flow chains them.
 
     An expected failure is a Failed state that carries its error: raised, Prefect would log it with a
     traceback of NOVA's own lines, where the node's are of interest.

@@ -78,6 +78,10 @@ def worker(
     environment = with_dotenv() | {"PREFECT_API_URL": settings.prefect_api_url}
     environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")  # Prefect's own 10 s are a long wait
     environment.setdefault("PREFECT_WORKER_PREFETCH_SECONDS", "0")
+    # A line for every task that ended well says what the run's own lines say.
+    environment.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL", "WARNING")
+    # Contexts pass through many threads, and glibc keeps for each what it had of memory: 10 MB a time.
+    environment.setdefault("MALLOC_ARENA_MAX", "2")
     command = ["-m", "prefect", "worker", "start", "--pool", settings.work_pool, "--type", type_]
     command += ["--limit", str(limit), "--install-policy", "never", *(["--name", name] if name else [])]
     command += ["--with-healthcheck"] if with_healthcheck else []
