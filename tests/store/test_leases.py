@@ -408,7 +408,7 @@ class Ledger:
         chance = random.Random(seed)
         actions = [*[self.take] * 3, *[self.write] * 6, *[self.lapse] * 2, self.give_back, self.close]
         mine = [lease_of(self._execution)]
-        for _ in range(40):
+        for _ in range(80):
             lease = mine[-1] if chance.random() < 0.7 else chance.choice(mine)
             try:
                 taken = chance.choice(actions)(lease)
