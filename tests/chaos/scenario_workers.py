@@ -19,7 +19,9 @@ TOGETHER = "runs in two sandboxes at a time"
 LATE = "rows of an owner that was gone"
 NODE_TWICE = "nodes started twice"
 SLOW = (0.8, 1.2)
-"""Seconds that a node takes here: a pause or a signal meets each run in the middle of one."""
+"""Seconds that a node takes here: a pause meets each run in the middle of one."""
+SLOWER = (1.8, 2.2)
+"""The same where the first of ten runs must not be over before the last has begun."""
 
 
 async def worker_paused(stack: Stack, size: Size) -> Verdict:
@@ -54,9 +56,12 @@ async def worker_paused(stack: Stack, size: Size) -> Verdict:
 
 
 async def worker_stopped(stack: Stack, size: Size) -> Verdict:
-    """A worker gets SIGTERM with ten runs in flight, while another one is there; no node runs twice."""
+    """A worker gets SIGTERM with ten runs in flight, while another one is there; no node runs twice.
+
+    The runs are longer than its grace time and their nodes shorter: they change over between two nodes.
+    """
     async with Batch(stack, poll=size.poll) as batch:
-        await _stop_one_of_two(stack, size, batch)
+        await _stop_one_of_two(stack, size, batch, NOVA_WORKER_GRACE="8")
         verdict = await judge(batch, kills=())
     starts = Counter((e.run_no, e.node) for e in stack.entries() if e.what == "started")
     verdict.faults[NODE_TWICE] = [
@@ -68,10 +73,7 @@ async def worker_stopped(stack: Stack, size: Size) -> Verdict:
 
 
 async def worker_hurried(stack: Stack, size: Size) -> Verdict:
-    """The same with a grace time that is too short for the runs: they go on with the other worker.
-
-    The node that a run is at when the time is over is interrupted, and may run again.
-    """
+    """The same with a grace time that is too short for the node that a run is at: that one may run again."""
     async with Batch(stack, poll=size.poll) as batch:
         kill = await _stop_one_of_two(stack, size, batch, NOVA_WORKER_GRACE="1")
         return await judge(batch, [kill])
@@ -85,7 +87,7 @@ async def _stop_one_of_two(stack: Stack, size: Size, batch: Batch, **settings: s
     told, other = stack.worker(10, **settings), stack.worker(10)
     await asyncio.to_thread(stack.wait_for_workers)
     other.signal(signal.SIGSTOP)  # so that all ten are the first one's
-    plain = batch.workflow(SLOW)
+    plain = batch.workflow(SLOWER)
     runs = await batch.submit(plain, 10)
     await batch.until(lambda: batch.all_started(runs), 90, "ten runs to start")
     other.signal(signal.SIGCONT)
