@@ -125,25 +125,33 @@ async def execute(run: Run, flow: Flow[..., Any], client: PrefectClient) -> None
     engine = WarmEngine(flow=flow, parameters=parameters, flow_run=run.flow_run)
     engine.run = run
     try:
-        if run.ending is not None:  # told to stop before it had begun
-            await engine.end_unstarted(client)
-            return
-        async with engine.start():
-            while engine.is_running():
-                async with engine.run_context():
-                    await cast(Awaitable[Any], engine.call_flow_fn())
-        if engine.state.is_cancelling():  # asked for in the moment in which the flow ended
-            await engine.end_cancelled(client)
+        await _execute(engine, client)
     except (Abort, Pause) as stop:
         log.info("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
-    except asyncio.CancelledError:
-        if run.ending is None:
-            log.warning("Flow run %s was cancelled by its own code.", run.flow_run.id)
     except Exception as error:  # noqa: BLE001 - Prefect did not answer: a flow's own errors do not get here
         log.error("Flow run %s lost Prefect: %r", run.flow_run.id, error)
         await engine.settle(client, error)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like end the run, not the worker
         log.error("Flow run %s crashed: %r", run.flow_run.id, error)
+
+
+async def _execute(engine: WarmEngine, client: PrefectClient) -> None:
+    """Run it, and tell Prefect how it ended; raises what Prefect's engine does."""
+    run = engine.run
+    try:
+        if run.ending is None:  # else it was told to stop before it had begun
+            async with engine.start():
+                while engine.is_running():
+                    async with engine.run_context():
+                        await cast(Awaitable[Any], engine.call_flow_fn())
+    except asyncio.CancelledError:
+        if run.ending is None:
+            log.warning("Flow run %s was cancelled by its own code.", run.flow_run.id)
+            return
+    if engine.state.is_cancelling():  # asked for in the moment in which the flow began or ended
+        await engine.end_cancelled(client)
+    elif run.ending is not None and not (engine.state.is_final() or engine.state.is_scheduled()):
+        await engine.end_unstarted(client)
 
 
 class WarmEngine(AsyncFlowRunEngine[Any, Any]):
@@ -204,13 +212,18 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
     async def end_unstarted(self, client: PrefectClient) -> None:
         """End a run that was claimed and not begun."""
-        self._client, self._is_started = client, True
+        self._take_over(client)
         await self._end()
 
     async def end_cancelled(self, client: PrefectClient) -> None:
         """Close a run that Prefect wants cancelled."""
-        self._client, self._is_started = client, True
+        self._take_over(client)
         await self._close_cancelled()
+
+    def _take_over(self, client: PrefectClient) -> None:
+        """Speak for a run that the engine has left or not begun; nothing interrupts that any more."""
+        self.run.let_end()
+        self._client, self._is_started = client, True
 
     async def _end(self) -> None:
         await self.run.give_back_lease()  # before Prefect is told, which has another worker take it at once
@@ -230,7 +243,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
     async def settle(self, client: PrefectClient, error: Exception) -> None:
         """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed."""
-        self._client, self._is_started = client, True
+        self._take_over(client)
         await self.run.give_back_lease()  # the flow does not run any more
         wanted = self._intended
         for _ in range(SETTLE_TRIES):

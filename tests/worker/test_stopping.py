@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
-from prefect.states import Suspended
+from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending, Suspended
 
+from deployments.worker import engine
+from deployments.worker.running import Ending, Run
+from flows.execution.leases import Held, LeaseKeeper
 from flows.store import chain
+from flows.store.leases import Lease
 from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
@@ -74,6 +81,34 @@ async def test_a_run_can_be_cancelled_at_any_moment(site: Site, folder: Path) ->
     with site.worker(folder, limit=4):
         await site.until_state(await site.submit(workflow), "Completed")
         await asyncio.gather(*(cancel_after(number * 0.04) for number in range(16)))
+
+
+async def test_a_stop_cannot_break_off_the_end_of_a_cancelled_run(site: Site) -> None:
+    """Prefect refuses Running, since it is to be cancelled; the worker hears so while it is ending it."""
+
+    @flow
+    async def nothing(workflow_id: int, execution: str) -> None:
+        """Never begins."""
+
+    class GivenBackLate(Held):
+        async def give_back(self) -> None:
+            run.stop(Ending.CANCELLED)
+            await asyncio.sleep(0)
+
+    async def live() -> None:
+        async with engine.shared_clients() as client:
+            run.task = asyncio.current_task()
+            await engine.execute(run, nothing, client)
+
+    flow_run_id = await site.submit(await site.workflow(QUICK))
+    await site.prefect.set_flow_run_state(flow_run_id, Pending())
+    run = Run(await site.prefect.read_flow_run(flow_run_id))
+    keeper = LeaseKeeper(site.database, site.database, 30)
+    run.held = GivenBackLate(keeper, flow_run_id, Lease(1, uuid4(), 30), time.monotonic())
+    await site.orchestration.runs.cancel(flow_run_id)
+    with temporary_settings({PREFECT_API_URL: site.settings.prefect_api_url}):
+        await asyncio.create_task(live())
+    assert (await site.prefect.read_flow_run(flow_run_id)).state_name == "Cancelled"
 
 
 async def test_without_the_event_stream_polls_do_it(site: Site, folder: Path) -> None:
