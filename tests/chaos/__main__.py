@@ -16,6 +16,7 @@ import signal
 import time
 
 import httpx
+import psycopg2
 from rich.console import Console
 from rich.table import Table
 
@@ -61,7 +62,7 @@ async def run_all(stack: Stack, names: list[str], size: Size, results: dict[str,
         try:
             verdict = await scenarios.run(stack, name, size)
             verdict.faults |= await asyncio.to_thread(scenarios.left_over, stack)
-        except (AssertionError, OSError, httpx.HTTPError) as error:
+        except (AssertionError, OSError, httpx.HTTPError, psycopg2.Error) as error:
             verdict = Verdict(faults={"broken off": [f"{type(error).__name__}: {error}"]})
         results[name] = verdict, time.monotonic() - since
         say(f"{name}: {'missed' if verdict.missed else 'held'}")

@@ -131,14 +131,16 @@ class Postgres:
         self._process.wait(30)
 
     def _kill_backend(self) -> None:
-        connection = psycopg2.connect(self.server.url("nova"))
+        """Kill one process; returns when PostgreSQL has ended all others for it."""
+        url = self.server.url("nova")
+        victim, witness = psycopg2.connect(url), psycopg2.connect(url)
         try:
-            victim = connection.info.backend_pid
-            os.kill(victim, signal.SIGKILL)
+            os.kill(victim.info.backend_pid, signal.SIGKILL)
             with contextlib.suppress(psycopg2.Error):
-                connection.cursor().execute("SELECT pg_sleep(10)")
+                witness.cursor().execute("SELECT pg_sleep(10)")
         finally:
-            connection.close()
+            victim.close()
+            witness.close()
 
     def _wait(self) -> None:
         asyncio.run(self.server.wait())
