@@ -1,6 +1,6 @@
 """The chaos suite in full: NOVA's parts are killed at random moments while an outside ledger keeps count.
 
-    python -m tests.chaos [--scenario worker_killed …] [--runs 200] [--kills 20] [--seed N]
+    python -m tests.chaos [--scenario worker_killed …] [--runs 200] [--kills 20] [--seed N] [--shipped]
 
 Everything is on this machine and loopback, bounded in number and in time. Prints a table and exits with 1
 when a bar is missed.
@@ -14,10 +14,12 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 
 import httpx
 import psycopg2
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.chaos import leftovers, scenarios
@@ -36,7 +38,7 @@ console = Console(width=110, soft_wrap=True)
 
 def say(line: str) -> None:
     """Print a line of progress."""
-    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {line}", highlight=False)
+    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {escape(line)}", highlight=False)
 
 
 def show(results: dict[str, Result]) -> None:
@@ -48,10 +50,15 @@ def show(results: dict[str, Result]) -> None:
         table.add_row(name, f"{seconds:.0f}", facts, missed or "none")
     console.print(table)
     for name, (verdict, _) in results.items():
-        for bar, found in verdict.missed.items():
-            console.print(f"{name}: {len(found)} {bar}", markup=False)
-            for sentence in found[:EXAMPLES]:
-                console.print(f"    {sentence}", markup=False)
+        for line in missed_bars(verdict):
+            console.print(f"{name}: {line}", markup=False)
+
+
+def missed_bars(verdict: Verdict) -> Iterator[str]:
+    """Give a line for each bar that was missed, and a few of what missed it."""
+    for bar, found in verdict.missed.items():
+        yield f"{len(found)} {bar}"
+        yield from (f"    {sentence}" for sentence in found[:EXAMPLES])
 
 
 async def run_all(stack: Stack, names: list[str], size: Size, results: dict[str, Result]) -> None:
@@ -66,6 +73,8 @@ async def run_all(stack: Stack, names: list[str], size: Size, results: dict[str,
             verdict = Verdict(faults={"broken off": [f"{type(error).__name__}: {error}"]})
         results[name] = verdict, time.monotonic() - since
         say(f"{name}: {'missed' if verdict.missed else 'held'}")
+        for line in missed_bars(verdict):
+            say(line)
 
 
 def main() -> int:
@@ -75,6 +84,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=200, help="runs of six nodes (default 200)")
     parser.add_argument("--kills", type=int, default=20, help="times that a worker is killed (default 20)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a new one")
+    parser.add_argument(
+        "--shipped",
+        action="store_true",
+        help="leave leases and delays as they are shipped: minutes, not seconds",
+    )
     options = parser.parse_args()
     # Without bytecode every new process would compile what it imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -85,7 +99,7 @@ def main() -> int:
     say(f"seed {options.seed}")
     results: dict[str, Result] = {}
     try:
-        with Stack(options.seed) as stack:
+        with Stack(options.seed, shipped=options.shipped) as stack:
             names = options.scenario or list(scenarios.SCENARIOS)
             asyncio.run(run_all(stack, names, size, results))
             since = time.monotonic()

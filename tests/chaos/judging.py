@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import httpx
@@ -67,6 +68,7 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
     verdict = Verdict()
     executions = _executions(batch)
     chains = chain_rows(batch)
+    went_on: list[float] = []
     told: dict[int, list[Entry]] = defaultdict(list)
     for entry in batch.stack.entries():
         told[entry.run_no].append(entry)
@@ -78,6 +80,7 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
         _judge_end(verdict, run, row)
         judge_nodes(verdict, run, told[run.run_no], chains.get(row["id"], []), kills)
         judge_polls(verdict, run)
+        went_on += waits(told[run.run_no], kills)
         await _judge_result(verdict, batch, run, row)
     for run_no in batch.refused:
         for entry in told[run_no]:
@@ -96,6 +99,8 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
         "nodes started": len(ours),
         "again": len(ours) - len({(entry.run_no, entry.node) for entry in ours}),
     }
+    if went_on:
+        verdict.facts["s at most from a kill to the node's next start"] = ceil(max(went_on))
     return verdict
 
 
@@ -128,6 +133,14 @@ def explain(starts: Sequence[float], kills: Sequence[Kill]) -> tuple[int, list[K
         else:
             left.remove(reason)
     return without, left
+
+
+def waits(told: Sequence[Entry], kills: Sequence[Kill]) -> Iterator[float]:
+    """Seconds from each kill to the next start of the node that it interrupted, by the entries of one run."""
+    for node in NODES:
+        starts = [entry.at for entry in told if entry.node == node and entry.what == "started"]
+        for before, after in pairwise(starts):
+            yield from (after - ended for begun, ended in kills if before <= begun and ended <= after)
 
 
 def _executions(batch: Batch) -> dict[str, dict[str, Any]]:

@@ -93,6 +93,12 @@ def test_a_guarded_node_is_started_once() -> None:
     assert missed(entries, [succeeded(5, "n2")], [3], guarded=True) == {judging.GUARD: 1}
 
 
+def test_how_long_an_interrupted_node_waits() -> None:
+    """From the end of the kill to the node's next start; what was not interrupted waits for nothing."""
+    told = [started(1, "n0"), started(2, "n1"), started(9, "n1")]
+    assert list(judging.waits(told, [(3, 4), (10, 11)])) == [5]
+
+
 def test_a_step_has_one_key_of_its_own() -> None:
     """A key that changes between attempts, or serves two nodes, is a violation."""
     again = [started(1, "n0", "a"), started(3, "n0", "b")]
