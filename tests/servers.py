@@ -132,15 +132,14 @@ class PrefectServer(ServerProcess):
     ) -> None:
         self.port = port or free_port()
         self.api_url = f"http://127.0.0.1:{self.port}/api"
-        environment = clean_environment(
-            PREFECT_HOME=str(home),
-            PREFECT_API_DATABASE_CONNECTION_URL=database_url.replace(
-                "postgresql://", "postgresql+asyncpg://", 1
-            ),
-            PREFECT_SERVER_ANALYTICS_ENABLED="false",
-            PREFECT_API_URL=self.api_url,
-            **settings,
-        )
+        database = database_url.replace("postgresql://", "postgresql+asyncpg://", 1)
+        own = {
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_DATABASE_CONNECTION_URL": database,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_API_URL": self.api_url,
+        }
+        environment = clean_environment(**{**own, **settings})
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
         super().__init__([*command, "--port", str(self.port)], environment, home / "server.log")
         try:

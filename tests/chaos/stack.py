@@ -16,6 +16,7 @@ import httpx
 import psycopg2
 import psycopg2.extras
 
+from deployments.cli.environment import tuned
 from flows.credentials.cipher import generate_key
 from flows.store import migrations
 from tests.builders import fresh_name
@@ -207,12 +208,10 @@ class Stack:
         return ServerProcess([sys.executable, "-m", "deployments.cli", *arguments], environment, log)
 
     def _make_prefect(self, log: Path) -> ServerProcess:
-        home = log.with_suffix("")
-        home.mkdir()
-        url = self.postgres.server.url("prefect")
-        # A run that found no slot asks again after half a minute by default.
-        settings = {MARK: self.mark, "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "1"}
-        return PrefectServer(url, home, self._ports["prefect"], settings)
+        # As NOVA ships it: its leases of slots are files, which are there when it comes back.
+        url, home = self.postgres.server.url("prefect"), self.folder / "prefect"
+        home.mkdir(exist_ok=True)
+        return PrefectServer(url, home, self._ports["prefect"], {**tuned(), MARK: self.mark})
 
     def _make_e2b(self, log: Path) -> ServerProcess:
         command = ["-m", "tests.e2b_server", "--port", self._port("e2b"), "--seed", str(self.seed)]
