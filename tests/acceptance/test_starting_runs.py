@@ -1,4 +1,4 @@
-"""The same graph, the same result, however the run was started; and the ways to stop one."""
+"""The same graph, the same result, however the run was started; and the ways to stop or retry one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import AwaitingRetry
 
 from tests.acceptance.conftest import NovaUp
 from tests.builders import action, decision, fork, line
@@ -50,18 +52,24 @@ def test_by_post(nova: NovaUp, sums: dict[str, Any]) -> None:
     check(nova, nova.execute(sums, initial_context={"numbers": [1, 2]}), numbers=[1, 2])
 
 
-def test_by_prefects_cli(nova: NovaUp, sums: dict[str, Any], tmp_path: Path) -> None:
-    """`prefect deployment run 'execute-workflow/<slug>'` with parameters."""
-    parameters = '{"initial_context": {"numbers": [1, 2]}}'
-    command = ["deployment", "run", f"execute-workflow/{sums['slug']}", "--params", parameters]
-    said = subprocess.run(
+def prefect_cli(nova: NovaUp, home: Path, *command: str) -> str:
+    """What `prefect …` prints; fails where it does."""
+    return subprocess.run(
         [sys.executable, "-m", "prefect", *command],
-        env=clean_environment(PREFECT_API_URL=f"{nova.prefect_url}/api", PREFECT_HOME=str(tmp_path)),
-        cwd=tmp_path,
+        env=clean_environment(PREFECT_API_URL=f"{nova.prefect_url}/api", PREFECT_HOME=str(home)),
+        cwd=home,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
+
+
+def test_by_prefects_cli(nova: NovaUp, sums: dict[str, Any], tmp_path: Path) -> None:
+    """`prefect deployment run 'execute-workflow/<slug>'` with parameters."""
+    parameters = '{"initial_context": {"numbers": [1, 2]}}'
+    said = prefect_cli(
+        nova, tmp_path, "deployment", "run", f"execute-workflow/{sums['slug']}", "--params", parameters
+    )
     task_id = next(row.split()[-1] for row in said.splitlines() if "UUID:" in row)
     check(nova, task_id, numbers=[1, 2])
 
@@ -112,6 +120,36 @@ def test_cancelled_in_prefect(nova: NovaUp) -> None:
         30,
         "the execution to be cancelled",
     )
+
+
+@pytest.mark.parametrize("way", ["cli", "ui", "api"])
+def test_retried(nova: NovaUp, tmp_path: Path, way: str) -> None:
+    """A run that failed goes on behind its last good node; the Chain of Work has every attempt."""
+    cause, note = tmp_path / "cause", f"open({str(tmp_path / 'ledger')!r}, 'a').write('first ')"
+    cause.touch()
+    fails = f"import os\nassert not os.path.exists({str(cause)!r}), 'the cause is there'"
+    workflow = nova.workflow(line(action("first", note + "\ncontext['first'] = 1"), action("second", fails)))
+    task_id = nova.execute(workflow)
+    assert nova.finished(task_id)["status"] == "FAILURE"
+    cause.unlink()
+    if way == "cli":
+        wait_until(lambda: nova.prefect.read_flow_run(UUID(task_id)).state_name == "Failed", 10, "its end")
+        prefect_cli(nova, tmp_path, "flow-run", "retry", task_id)
+    elif way == "ui":
+        wait_until(lambda: nova.prefect.read_flow_run(UUID(task_id)).state_name == "Failed", 10, "its end")
+        nova.prefect.set_flow_run_state(UUID(task_id), AwaitingRetry())
+    else:
+        assert nova.http.post(f"/tasks/{task_id}/retry").status_code == 202
+    wait_until(lambda: nova.task(task_id)["status"] == "SUCCESS", 30, "the run to succeed")
+    entries = nova.chain(nova.task(task_id), "none")
+    assert [(entry["node_id"], entry["attempt"], entry["status"]) for entry in entries] == [
+        ("start", 1, "success"),
+        ("first", 1, "success"),
+        ("second", 1, "failed"),
+        ("second", 2, "success"),
+        ("end", 1, "success"),
+    ]
+    assert (tmp_path / "ledger").read_text() == "first "
 
 
 def test_deleting_a_workflow_stops_its_runs(nova: NovaUp) -> None:
