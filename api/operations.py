@@ -69,18 +69,18 @@ async def skip(
     """Let a run that failed at a step go on behind it with this context; returns its task's id.
 
     `branch` is the answer of a decision. Raises NotFoundError, InvalidInputError for a branch that the node
-    does not have, ConflictError when that step cannot be skipped, PrefectUnavailableError and
-    DatabaseUnavailableError.
+    does not have and for a context that is too large, ConflictError when that step cannot be skipped,
+    PrefectUnavailableError and DatabaseUnavailableError.
     """
     found = await services.database.run(lambda session: executions.get(session, execution_id))
     task_id = found.flow_run_id
     if task_id is None:
         raise ConflictError(f"Execution {execution_id} was never started: there is no node to skip.")
     state, _ = await _at_rest(services, task_id)
-    stands = state.state_id if state.final else None
+    stands, limit = state.state_id if state.final else None, services.settings.context_limit
 
     def write(session: Session) -> None:
-        changes = seal_context(session, services.cipher, execution_id, context)
+        changes = seal_context(session, services.cipher, execution_id, context, limit)
         executions.skip(session, execution_id, step, changes, branch, stands)
 
     await services.database.run(write)

@@ -485,6 +485,20 @@ async def test_a_clients_credentials_are_not_a_persons_to_give(
     assert entry["output_result"] == {"note": "***"}
 
 
+async def test_a_context_that_no_attempt_could_load_is_refused(
+    failed: Start, prefect: PrefectClient, settings: Settings, encryption_key: str, prefect_server: str
+) -> None:
+    """The run's context counts, less what is replaced; nothing happens."""
+    task_id, run = await failed(initial_context={"kept": "x" * 1200, "replaced": "x" * 600})
+    own = make_settings(settings.database_url, prefect_server, encryption_key, NOVA_CONTEXT_LIMIT=2000)
+    path = f"/executions/{run.execution_id}/nodes/1/skip"
+    async with running_api(own) as api:
+        refused = await api.post(path, json={"context": {"given": "x" * 400}})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "context")
+        assert await in_prefect(prefect, task_id) == "Failed"
+        assert (await api.post(path, json={"context": {"replaced": "x" * 400}})).status_code == 202
+
+
 @pytest.mark.parametrize("step", [0, 2])
 async def test_only_the_node_at_which_it_failed_is_skipped(
     api: httpx.AsyncClient, failed: Start, prefect: PrefectClient, step: int
