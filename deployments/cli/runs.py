@@ -48,15 +48,20 @@ def show(run: Run, api_url: ApiUrl = None) -> None:
         execution = _find(api, run)
         entries = api.get(f"/executions/{execution['id']}/chain", contexts="none")["entries"]
         task = api.get(f"/tasks/{execution['task_id']}") if execution["task_id"] else None
-    columns = ["step", "attempt", "node_id", "status", "execution_time", "path_taken", "error_message"]
     titles = ["step", "attempt", "node", "status", "seconds", "went to", "error"]
-    rows = [[_short(entry[column]) for column in columns] for entry in entries]
+    rows = [
+        [
+            *(entry["step"], entry["attempt"], entry["node_id"], entry["status"]),
+            *(f"{entry['execution_time']:.3f}", entry["path_taken"], _short(entry["error_message"])),
+        ]
+        for entry in entries
+    ]
     show_table(titles, rows, empty="It has not begun.")
     print(f"run {execution['id']}: {task['message'] if task else execution['status']}")
     if execution["task_id"]:
         print(f"task {execution['task_id']}")
     if error := (task or execution).get("error"):
-        print(_short(error))
+        print(error)
 
 
 @app.command()

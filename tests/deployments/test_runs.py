@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 
@@ -9,8 +11,9 @@ from tests.builders import action, fresh_name, line
 from tests.deployments.conftest import Nova, Up
 from tests.servers import wait_until
 
+AWAY = "the mail server is away, and its operator says that nobody knows for how long that is going to last"
 GRAPH = line(
-    action("mail", "raise OSError('the mail server is away')"),
+    action("mail", f"raise OSError({AWAY!r})"),
     action("note", "context['noted'] = context['sent']"),
 )
 
@@ -41,6 +44,9 @@ def test_a_failed_run_is_retried_and_led_past_its_node(nova: Nova, up: Up, api: 
     listed = nova("runs", "list", "--status", "failed", *api).stdout
     assert any(row.split()[0] == run and "mail" in row for row in listed.splitlines()[1:] if row.split())
     assert attempts() == 2  # its row, and the run's error
+    shown = nova("runs", "show", run, *api).stdout
+    assert f"OSError: {AWAY}\n" in shown
+    assert re.search(r" failed +0\.\d{3} ", shown)
     assert nova("runs", "retry", run, *api).stdout == "Task is queued again\n"
     wait_until(lambda: attempts() == 3, 60, "the second attempt to fail")
     wait_until(
