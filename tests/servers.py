@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
+import psutil
 
 from deployments.cli.postgres import EmbeddedPostgres
 
@@ -40,6 +41,16 @@ def running(words: str) -> bool:
     """Whether a process of this machine has these words in its command line."""
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     return words in listing.stdout
+
+
+def living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of these processes that have not ended; one that nobody has reaped yet has ended."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 
 from deployments.cli.remote import Api
 from tests.builders import action, fresh_name, line
 from tests.deployments.conftest import Nova, Up, running_up
-from tests.servers import wait_until
+from tests.servers import living, wait_until
 
 
 def graph(code: str = "context['x'] = 1", **extra: Any) -> dict[str, Any]:
@@ -235,8 +234,7 @@ def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_loses_no_run(up: Up
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 130
     assert time.monotonic() - since < 30
-    alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert alive == []
+    assert living(family) == []
     assert up.said.endswith("Stopped.\n")
 
     with running_up(up.data_dir.parent) as next_up, Api(next_up.api_url) as api:
