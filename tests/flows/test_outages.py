@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from flows.engine.errors import DatabaseUnavailableError
 from flows.execution.process import process
-from flows.store import breaker
+from flows.store import breaker, executions
 from flows.store.models import Execution
 from flows.store.session import Database
 from tests.api.relay import Relay
@@ -292,6 +292,33 @@ async def test_a_row_whose_commit_was_not_answered_is_written_once(
     ]
     assert outcome.execution.status == "completed"
     assert outcome.context == {"a": 1, "b": 2}
+
+
+async def test_a_last_word_whose_commit_was_not_answered_stands(
+    nova: Nova, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is closed and has no lease to ask with again: who looks after the run tells Prefect."""
+    workflow = await nova.workflow(line(action("writes", HANGS_ONCE.replace("time.sleep(50)", "pass"))))
+    execution = await nova.pending(workflow, {"ledger": str(ledger)})
+    run, lost = Database.run, 0
+
+    async def lose_the_last_answer(database: Database, work: Callable[[Session], Any]) -> Any:
+        nonlocal lost
+        answer = await run(database, work)
+        row = await run(nova.database, lambda session: executions.get(session, execution.id))
+        if row.status == "completed" and not lost:
+            lost += 1
+            raise DatabaseUnavailableError("PostgreSQL does not answer.")
+        return answer
+
+    monkeypatch.setattr(Database, "run", lose_the_last_answer)
+    with pytest.raises(Abort):
+        await nova.run(workflow, execution=execution.public_id)
+    assert lost == 1
+    outcome = await nova.outcome(execution.id, State(type="RUNNING"))
+    row = outcome.execution
+    assert (row.status, row.attempt, row.lease_owner, row.error) == ("completed", 1, None, None)
+    assert len(starts(ledger)) == 1
 
 
 async def test_a_run_that_lost_its_lease_says_nothing(nova: Nova, ledger: Path, limits: Any) -> None:
