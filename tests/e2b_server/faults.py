@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import re
 from collections import Counter
@@ -22,6 +23,8 @@ _STREAMED = re.compile(r"/process\.Process/(Start|Connect)$")
 class Faults:
     """An ASGI application that lets a share of another one's calls fail, by chance but seeded.
 
+    With a rate of 0.05 one of every twenty calls fails; chance says which one of them, and how.
+
     `GET /faults` counts what was done, `PUT /faults` with `{"rate": 0.05, "kinds": ["429"]}` changes it.
     """
 
@@ -33,6 +36,7 @@ class Faults:
         self.done: Counter[str] = Counter()
         self.calls = 0
         self._random = random.Random(seed)
+        self._begin()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call, or let it fail."""
@@ -49,7 +53,22 @@ class Faults:
         """What is to happen to a call, of what can happen to such a one; nothing, mostly."""
         apart = {"dropped stream": _STREAMED.search(path) is not None, "sandbox gone": named is not None}
         fitting = [kind for kind in self.kinds if apart.get(kind, True)]
-        return self._random.choice(fitting) if fitting and self._random.random() < self.rate else ""
+        return self._random.choice(fitting) if fitting and self._is_due() else ""
+
+    def _begin(self) -> None:
+        """Count the calls of a rate: the share that should have failed, and at which one more does.
+
+        There is one such point between any two whole numbers.
+        """
+        self._share, self._next = 0.0, self._random.random()
+
+    def _is_due(self) -> bool:
+        """Whether the turn of the next call that fails has come."""
+        self._share += self.rate
+        if self.rate == 0 or self._share < self._next:
+            return False
+        self._next = math.floor(self._next) + 1 + self._random.random()
+        return True
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -57,6 +76,7 @@ class Faults:
             wanted = await request.json()
             self.rate = float(wanted["rate"])
             self.kinds = tuple(wanted.get("kinds") or KINDS)
+            self._begin()
         body = {"rate": self.rate, "kinds": self.kinds, "calls": self.calls, "done": self.done}
         await JSONResponse(body)(scope, receive, send)
 
