@@ -10,11 +10,16 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from hypothesis import HealthCheck, settings
 
 from flows.store import migrations
 from flows.store.models import Base
 from flows.store.session import Database
 from tests.servers import PrefectServer, postgres_server
+
+# How long an example takes, or its making, says what else the machine does at that moment.
+settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nova")
 
 
 @pytest.fixture(scope="session")

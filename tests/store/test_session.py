@@ -61,11 +61,19 @@ async def test_work_that_raises_is_rolled_back(database: Database, graph: dict[s
 
 async def test_the_event_loop_goes_on_while_the_database_works(database: Database) -> None:
     """A slow query does not stop the loop."""
-    query = asyncio.create_task(database.run(lambda session: session.execute(text("SELECT pg_sleep(0.5)"))))
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(session: Session) -> None:
+        begun.set()
+        session.execute(text("SELECT pg_sleep(0.5)"))
+        ended.set()
+
+    query = asyncio.create_task(database.run(work))
     turns = 0
-    while not query.done():
-        await asyncio.sleep(0.01)
-        turns += 1
+    while not ended.is_set():
+        await asyncio.sleep(0)
+        turns += begun.is_set()
+    await query
     assert turns > 10
 
 
@@ -92,16 +100,18 @@ async def test_a_cancelled_caller_leaves_when_its_transaction_has_ended(
     database: Database, graph: dict[str, Any]
 ) -> None:
     """After the cancellation nothing is written behind the caller's back: it is there already."""
-    begun = threading.Event()
+    begun, cancelled = threading.Event(), threading.Event()
 
     def work(session: Session) -> None:
         begun.set()
-        session.execute(text("SELECT pg_sleep(0.3)"))
+        cancelled.wait()
+        session.execute(text("SELECT pg_sleep(0.1)"))
         workflows.create(session, name="One", graph=graph)
 
     task = asyncio.create_task(database.run(work))
     await asyncio.to_thread(begun.wait)
     task.cancel()
+    cancelled.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await database.run(count) == 1
