@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,7 @@ from api.services import Services
 from flows.credentials import vault
 from flows.engine.context import to_fragments
 from flows.engine.errors import (
+    CommitUnknownError,
     ConflictError,
     DatabaseUnavailableError,
     InfrastructureError,
@@ -97,6 +98,7 @@ async def execute(
     (the key stands for another request), and PrefectUnavailableError or DatabaseUnavailableError: then the
     run was not, and will not be, started, unless with the same key.
     """
+    public_id = uuid4()
 
     def write(session: Session) -> Pending:
         workflow = workflows.without_graph(session, workflow_id)
@@ -109,6 +111,7 @@ async def execute(
                 client=client,
                 priority=priority or workflow.priority,
                 initial=vault.store_initial(services.cipher, to_fragments(initial_context)),
+                public_id=public_id,
             )
 
         if key is None:
@@ -117,7 +120,12 @@ async def execute(
         digest = services.cipher.fingerprint(canonical(request).encode())
         return Pending.of(idempotency.run_of(session, key, digest, make), workflow)
 
-    pending = await idempotency.until_won(lambda: services.database.run(write))
+    try:
+        pending = await idempotency.until_won(lambda: services.database.run(write))
+    except CommitUnknownError as error:
+        # A row that stands all the same would be taken for forgotten, and handed to Prefect.
+        await services.background.finish(_reject(services, public_id, error))
+        raise
     if pending.flow_run_id is not None:
         return pending, pending.flow_run_id
     # From here on it comes to an end even if the client hangs up or the server stops.
@@ -141,7 +149,7 @@ async def _submit(services: Services, pending: Pending) -> UUID:
     try:
         flow_run_id = await _create_flow_run(services, pending)
     except Exception as error:
-        started = await _reject(services, pending, error)
+        started = await _reject(services, pending.public_id, error)
         if started is not None:
             return started
         if isinstance(error, NotFoundError):
@@ -238,8 +246,8 @@ async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
         raise PrefectUnavailableError(f"The deployment of {spec.slug} was not saved: {error}") from error
 
 
-async def _reject(services: Services, pending: Pending, error: Exception) -> UUID | None:
-    """Close the row as never started; the flow run's id where it started in spite of the error.
+async def _reject(services: Services, public_id: UUID, error: Exception) -> UUID | None:
+    """Close the row, if there is one, as never started; its flow run's id where it started all the same.
 
     Where the database is away too, this goes on in the background, and the answer waits for it as long as a
     client may: a late flow run must not start what was answered with 503, not even if the API dies then.
@@ -251,18 +259,17 @@ async def _reject(services: Services, pending: Pending, error: Exception) -> UUI
     )
 
     def close(session: Session) -> UUID | None:
-        if executions.reject(session, pending.execution_id, reason):
+        row = executions.by_public_id(session, public_id)
+        if row is None or executions.reject(session, row.id, reason):
             return None
-        try:
-            row = executions.get(session, pending.execution_id)
-        except NotFoundError:
-            return None
-        return row.flow_run_id if row.error_kind != "not_started" else None
+        session.expire_all()  # somebody was faster
+        row = executions.by_public_id(session, public_id)
+        return row.flow_run_id if row and row.error_kind != "not_started" else None
 
     try:
         return await services.database.run(close)
     except DatabaseUnavailableError:
-        closing = services.background.start(_close_later(services, pending, close))
+        closing = services.background.start(_close_later(services, public_id, close))
         done, _ = await asyncio.wait({closing}, timeout=_HOLD)
         if not done:
             raise
@@ -270,7 +277,7 @@ async def _reject(services: Services, pending: Pending, error: Exception) -> UUI
 
 
 async def _close_later(
-    services: Services, pending: Pending, close: Callable[[Session], UUID | None]
+    services: Services, public_id: UUID, close: Callable[[Session], UUID | None]
 ) -> UUID | None:
     attempt = 0
     while True:
@@ -281,8 +288,8 @@ async def _close_later(
         except DatabaseUnavailableError:
             continue
         log.warning(
-            "Execution %d %s",
-            pending.execution_id,
-            "had started" if started else "is closed as never started",
+            "The execution with the public id %s %s",
+            public_id,
+            "had started" if started else "is closed, if there is one: it never starts",
         )
         return started

@@ -163,6 +163,10 @@ class DatabaseUnavailableError(InfrastructureError):
     """PostgreSQL does not answer."""
 
 
+class CommitUnknownError(DatabaseUnavailableError):
+    """PostgreSQL did not answer a commit: what was to be written may stand, or not."""
+
+
 class PrefectUnavailableError(InfrastructureError):
     """Prefect's server does not answer, or not in time."""
 

@@ -17,14 +17,20 @@ from flows.store.values import Stored
 
 
 def create_pending(
-    session: Session, *, workflow_id: int, client: Client | None, priority: str, initial: Stored
+    session: Session,
+    *,
+    workflow_id: int,
+    client: Client | None,
+    priority: str,
+    initial: Stored,
+    public_id: uuid.UUID | None = None,
 ) -> Execution:
-    """Insert the row of a run that is about to be handed to Prefect under its `public_id`.
+    """Insert the row of a run that is about to be handed to Prefect under its `public_id`, made if not given.
 
     Raises NotFoundError when the workflow or the client is gone, InvalidInputError for a wrong priority.
     """
     row = Execution(
-        public_id=uuid.uuid4(),
+        public_id=public_id or uuid.uuid4(),
         workflow_id=workflow_id,
         client_id=client.id if client else None,
         client_slug=client.slug if client else None,

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
-from flows.engine.errors import DatabaseUnavailableError
+from flows.engine.errors import CommitUnknownError, DatabaseUnavailableError
 
 T = TypeVar("T")
 
@@ -100,7 +100,8 @@ class Database:
         """Do the work in one transaction: committed when it returns, rolled back when it raises.
 
         The work is done twice where the connection turns out to be dead before the commit: PostgreSQL was
-        restarted, say. Raises DatabaseUnavailableError when PostgreSQL is gone, else what the work raises.
+        restarted, say. Raises DatabaseUnavailableError when PostgreSQL is gone (CommitUnknownError in the
+        middle of the commit), else what the work raises.
         """
         with database_errors():
             return self._again_if_lost(self._sessions, work)
@@ -162,7 +163,12 @@ class Database:
                 if error.connection_invalidated:
                     raise _ConnectionLostError(error) from error
                 raise
-            session.commit()
+            try:
+                session.commit()
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise CommitUnknownError(_sentence(error)) from error
+                raise
             return result
 
     async def ping(self) -> float:

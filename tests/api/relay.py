@@ -24,6 +24,8 @@ class Relay:
         """All that the clients sent."""
         self.deaf = False
         """What the client sends arrives, what the server answers gets lost."""
+        self.deaf_after = b""
+        """It goes deaf when a client sends this."""
         self.refused = ""
         """Requests whose first line begins with this do not arrive: their connection is dropped."""
         self.open = asyncio.Event()
@@ -87,6 +89,7 @@ class Relay:
                 if self.refused and data.startswith(self.refused.encode()):
                     raise ConnectionResetError
                 self.sent += data
+                self.deaf = self.deaf or bool(self.deaf_after and self.deaf_after in data)
             if not (is_answer and self.deaf):
                 writer.write(data)
                 await writer.drain()

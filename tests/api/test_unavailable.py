@@ -161,7 +161,7 @@ async def test_a_run_that_started_in_spite_of_a_lost_answer(
 ) -> None:
     """Its flow was faster than our patience: 202 with its id, since it is running."""
     async with prefect_wire() as (relay, url):
-        deaf = make_settings(settings.database_url, url, encryption_key, NOVA_PREFECT_TIMEOUT=5)
+        deaf = make_settings(settings.database_url, url, encryption_key, NOVA_PREFECT_TIMEOUT=10)
         async with running_api(deaf) as api:
             assert (await api.get("/health")).status_code == 200
             relay.deaf = True
@@ -247,14 +247,14 @@ async def test_both_lost_at_once(
 ) -> None:
     """The answer waits for the database; 503 then, and the row is closed: no late flow run starts it."""
     async with wire() as (relay, url), prefect_wire() as (deaf, prefect_url):
-        own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=2)
+        own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=6)
         async with running_api(own) as api:
             assert (await api.get("/health")).status_code == 200
             deaf.deaf = True
             request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
             await eventually(lambda: flow_run_ids(prefect, workflow), bool)
             await relay.cut()
-            await asyncio.wait({request}, timeout=4)
+            await asyncio.wait({request}, timeout=8)
             assert not request.done()
             assert (await rows(database))[0].status == "pending"
             await relay.restore()
@@ -274,7 +274,7 @@ async def test_both_lost_for_long(
     """503 when a client can wait no longer; the execution is closed when the database is back."""
     monkeypatch.setattr(submission, "_HOLD", 0.1)
     async with wire() as (relay, url), prefect_wire() as (deaf, prefect_url):
-        own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=2)
+        own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=6)
         async with running_api(own) as api:
             assert (await api.get("/health")).status_code == 200
             deaf.deaf = True
@@ -286,6 +286,23 @@ async def test_both_lost_for_long(
             await relay.restore()
             await eventually(lambda: rows(database), lambda found: found[0].status == "failed")
     assert (await rows(database))[0].error_kind == "not_started"
+
+
+async def test_a_row_whose_commit_was_not_answered_never_starts(
+    workflow: dict[str, Any], wire: Wire, prefect_server: str, encryption_key: str, database: Database
+) -> None:
+    """503, and the row that stands all the same is closed: nobody finds it and hands it to Prefect."""
+    async with wire() as (relay, url), running_api(make_settings(url, prefect_server, encryption_key)) as api:
+        assert (await api.get("/health")).status_code == 200
+        relay.deaf_after = b"COMMIT"
+        request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
+        await eventually(lambda: rows(database), bool)
+        await relay.cut()
+        relay.deaf_after, relay.deaf = b"", False
+        await relay.restore()
+        assert is_unavailable(await request)
+    (row,) = await rows(database)
+    assert (row.status, row.error_kind) == ("failed", "not_started")
 
 
 async def test_prefect_killed_in_the_middle_of_a_post(
