@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 async def eventually(
-    ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], timeout: float = 30.0
+    ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], timeout: float = 60.0
 ) -> T:
     """Ask until the answer is enough and return it; fail with the last answer after `timeout` seconds."""
     deadline = time.monotonic() + timeout

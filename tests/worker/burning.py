@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from pathlib import Path
 
 from prefect import flow
 
 
 @flow(persist_result=False)
-async def burn(seconds: float) -> None:
-    """Burn the CPU without ever letting go of the loop."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        pass
+async def burn(until: str) -> None:
+    """Burn the CPU, without ever letting go of the loop, until there is this file."""
+    while not Path(until).exists():  # noqa: ASYNC240 - to block is what it is for
+        for _ in range(100_000):
+            pass
 
 
 @flow(persist_result=False)

@@ -129,13 +129,13 @@ class Site:
         )
         return sorted(found, key=lambda run: (run.start_time is None, run.start_time))
 
-    async def until_state(self, flow_run_id: UUID, *names: str, timeout: float = 30.0) -> FlowRun:
+    async def until_state(self, flow_run_id: UUID, *names: str, timeout: float = 60.0) -> FlowRun:
         """Wait until a run is in one of these states."""
         return await eventually(
             lambda: self.prefect.read_flow_run(flow_run_id), lambda run: run.state_name in names, timeout
         )
 
-    async def until_all(self, ids: Sequence[UUID], name: str, timeout: float = 60.0) -> list[FlowRun]:
+    async def until_all(self, ids: Sequence[UUID], name: str, timeout: float = 90.0) -> list[FlowRun]:
         """Wait until all runs are in this state."""
         return await eventually(
             lambda: self.flow_runs(ids),
@@ -143,7 +143,7 @@ class Site:
             timeout,
         )
 
-    async def until_rows(self, ids: Sequence[UUID], status: str, timeout: float = 60.0) -> None:
+    async def until_rows(self, ids: Sequence[UUID], status: str, timeout: float = 90.0) -> None:
         """Wait until the executions of all these flow runs have this status; asks the database alone."""
         statement = select(func.count()).where(Execution.flow_run_id.in_(ids), Execution.status == status)
         await eventually(
@@ -152,7 +152,7 @@ class Site:
             timeout,
         )
 
-    async def until_step(self, flow_run_id: UUID, node_id: str, timeout: float = 30.0) -> Execution:
+    async def until_step(self, flow_run_id: UUID, node_id: str, timeout: float = 60.0) -> Execution:
         """Wait until a run has come to this node."""
         return await eventually(
             lambda: self.execution(flow_run_id), lambda row: row.current_node == node_id, timeout

