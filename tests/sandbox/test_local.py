@@ -62,7 +62,7 @@ def written(path: Path) -> bool:
     return text_of(path) != ""
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  (processes and files tell no event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 
@@ -37,17 +38,18 @@ async def until_refused(e2b_server: E2BServer) -> None:
 async def test_a_known_rate_is_kept(e2b_server: E2BServer) -> None:
     """Where the rate is a setting, E2B never has to refuse."""
     e2b_server.places.creations_per_second = 5
+    asked = datetime.now(UTC)
     sandboxes = await create(E2BProvider(turns=Turns(per_second=5)), 9)
     assert e2b_server.places.too_many == 0
-    made = sorted(place.started for place in e2b_server.sandboxes)
-    assert (made[-1] - made[0]).total_seconds() > 8 / 5 - 0.1
+    last = max(place.started for place in e2b_server.sandboxes)
+    assert (last - asked).total_seconds() > 8 / 5 - 0.1
     assert await Bench(sandboxes[-1]).changes("context['a'] = 1") == {"a": 1}
     await kill(*sandboxes)
 
 
 async def test_an_unknown_rate_is_waited_out(e2b_server: E2BServer) -> None:
     """Where E2B says that it is too fast, or another worker was faster, the creation is tried again."""
-    e2b_server.places.creations_per_second = 5
+    e2b_server.places.creations_per_second = 3
     first, second = E2BProvider(), E2BProvider()  # of two workers
     made = await asyncio.gather(create(first, 5), create(second, 5))
     assert e2b_server.places.too_many > 0
@@ -65,13 +67,18 @@ async def test_one_asks_for_all_that_wait(e2b_server: E2BServer) -> None:
 
 async def test_slow_starts_do_not_hold_up_who_waits(e2b_server: E2BServer) -> None:
     """A sandbox that was granted takes its time to start; the next in line asks meanwhile."""
-    e2b_server.places.creations_per_second = 5
-    e2b_server.places.start_delay = 2
-    sandboxes = await create(E2BProvider(), 9)
-    made = sorted(place.started for place in e2b_server.sandboxes)
+    e2b_server.places.creations_per_second = 3
+    e2b_server.hold()
+    making = asyncio.create_task(create(E2BProvider(), 9))
+
+    async def granted() -> int:
+        return e2b_server.places.asked
+
+    await eventually(granted, lambda number: number == 9)
     assert e2b_server.places.too_many > 0
-    assert (made[-1] - made[0]).total_seconds() < 3 * 2
-    await kill(*sandboxes)
+    assert e2b_server.sandboxes == []
+    e2b_server.release()
+    await kill(*await making)
 
 
 async def test_a_busy_e2b_is_waited_out(e2b_server: E2BServer) -> None:
@@ -140,7 +147,7 @@ async def test_patience_ends(e2b_server: E2BServer, turns: Turns) -> None:
     e2b_server.places.at_once = 1
     provider = E2BProvider(turns=turns)
     first = await provider.create(spec())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(SandboxError, match=r"waited 0\.4 s for its turn") as caught:
             await provider.create(spec())
     assert caught.value.reason == "rate_limit"
@@ -169,7 +176,7 @@ async def test_who_stops_waiting_takes_no_place(e2b_server: E2BServer) -> None:
     await asyncio.sleep(0)
     for waiting in (without_place, refused):
         waiting.cancel()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await asyncio.wait({refused, without_place})
     assert refused.cancelled()
     assert without_place.cancelled()
