@@ -37,7 +37,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.context import AsyncClientContext, SyncClientContext
-from prefect.exceptions import Abort, Pause
+from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Failed, Pending
@@ -53,6 +53,7 @@ SETTLE_TRIES = 120
 """How often a run's last state is sent again while Prefect does not answer."""
 SETTLE_PAUSE = 5.0
 """Seconds between two such attempts; the client makes some of its own in each."""
+DEPLOYMENT_GONE = "Its deployment was deleted in Prefect. Start its workflow anew."
 
 
 @asynccontextmanager
@@ -80,18 +81,34 @@ async def due_runs(
 
 
 async def claim(client: PrefectClient, flow_run: FlowRun) -> bool:
-    """Make a run ours by moving it to Pending, which works for one worker only."""
+    """Make a run ours by moving it to Pending, which works for one worker only.
+
+    One whose deployment is gone is closed as Failed: Prefect would show it for ever, and let nobody have it.
+    """
     try:
         state = await propose_state(client, Pending(), flow_run_id=flow_run.id)
     except (Abort, Pause) as refusal:
         log.debug("Flow run %s was not to be had: %s", flow_run.id, refusal)
+        if await _is_adrift(client, flow_run):
+            log.error("Flow run %s is closed: %s", flow_run.id, DEPLOYMENT_GONE)
+            await refuse(client, flow_run, DEPLOYMENT_GONE)
         return False
     flow_run.state, flow_run.state_type, flow_run.state_name = state, state.type, state.name
     return state.is_pending()
 
 
+async def _is_adrift(client: PrefectClient, flow_run: FlowRun) -> bool:
+    """Whether its deployment was deleted."""
+    try:
+        if flow_run.deployment_id is not None:
+            await client.read_deployment(flow_run.deployment_id)
+    except ObjectNotFound:
+        return True
+    return False
+
+
 async def refuse(client: PrefectClient, flow_run: FlowRun, reason: str) -> None:
-    """Close a claimed run that cannot be started at all as Failed."""
+    """Close a run that cannot be started at all as Failed."""
     try:
         await propose_state(client, Failed(message=reason), flow_run_id=flow_run.id)
     except (Abort, Pause) as refusal:

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import AwaitingRetry, Failed
 
 from tests.access_log import AccessLog
 from tests.builders import action, line
 from tests.servers import free_port
+from tests.waiting import eventually
 from tests.worker.site import Site
 
 TWO_ACTIONS = line(action("a", "context['a'] = 1"), action("b", "context['b'] = context['a'] + 1"))
@@ -54,13 +57,33 @@ async def test_a_run_ends_completed_and_fast(site: Site, folder: Path) -> None:
     assert (row.status, row.attempt) == ("completed", 1)
 
 
+@pytest.mark.parametrize("warm", [True, False])
+async def test_a_run_whose_deployment_is_gone_fails(site: Site, folder: Path, warm: bool) -> None:
+    """Prefect lets nobody begin it: retried after its deployment was deleted, it does not wait for ever."""
+    workflow, other = await site.workflow(ONE_ACTION), await site.workflow(ONE_ACTION)
+    assert workflow.deployment_id is not None
+    adrift = await site.submit(workflow)
+    await site.prefect.set_flow_run_state(adrift, Failed())  # of what waits, deleting would delete the runs
+    await site.prefect.delete_deployment(workflow.deployment_id)
+    with site.worker(folder):
+        if warm:
+            await site.until_state(await site.submit(other), "Completed")
+        await site.prefect.set_flow_run_state(adrift, AwaitingRetry())
+        run = await site.until_state(adrift, "Failed")
+        await eventually(lambda: site.execution(adrift), lambda row: row.status == "failed")
+    assert run.state is not None
+    assert "deleted in Prefect" in (run.state.message or "")
+
+
 async def test_sixty_runs_between_two_workers(site: Site, folder: Path, access_log: AccessLog) -> None:
     """No normal run starts before a queued high one, none runs twice, none costs more than 8 requests."""
     workflow = await site.workflow(NO_ACTION)
     priorities = ["high", "normal", "low"] * 20
     random.shuffle(priorities)
     ids = await asyncio.gather(*(site.submit(workflow, priority) for priority in priorities))
-    with site.worker(folder, limit=1), site.worker(folder, limit=1):
+    # What is asked by the clock is asked the more often the slower the machine is.
+    rarely = {"PREFECT_WORKER_QUERY_SECONDS": "15", "NOVA_RECOVERY_INTERVAL": "15"}
+    with site.worker(folder, limit=1, **rarely), site.worker(folder, limit=1, **rarely):
         # The rows are asked, not Prefect: its requests are counted.
         await site.until_rows(ids, "completed")
     counted = access_log.requests()
