@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -35,6 +36,11 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout:g} s in vain: {what}")
         time.sleep(0.05)
+
+
+def nap() -> str:
+    """Some fifty seconds, for `sleep` to be told apart from every other one on this machine."""
+    return f"{random.uniform(50, 59):.12f}"
 
 
 def running(words: str) -> bool:
@@ -86,7 +92,7 @@ class ServerProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def wait_for_http(self, url: str, timeout: float = 60.0) -> None:
+    def wait_for_http(self, url: str, timeout: float = 120.0) -> None:
         """Return when `url` answers 200; fail with the log's end when the process dies or time runs out."""
 
         def answers() -> bool:

@@ -41,7 +41,7 @@ class NovaUp(ServerProcess):
             data_dir.parent / "nova-up.log",
         )
         try:
-            wait_until(self._ready, 120, f"NOVA to be ready; log: {self.log}")
+            wait_until(self._ready, 150, f"NOVA to be ready; log: {self.log}")
         except BaseException:
             self.stop()
             raise

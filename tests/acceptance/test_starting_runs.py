@@ -15,7 +15,7 @@ from prefect.states import AwaitingRetry
 
 from tests.acceptance.conftest import NovaUp
 from tests.builders import action, decision, fork, line
-from tests.servers import clean_environment, running, wait_until
+from tests.servers import clean_environment, nap, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_prefect_draws_the_run_by_its_nodes_names(nova: NovaUp, sums: dict[str, 
         return {n["label"]: {nodes[p["id"]]["label"] for p in n["parents"]} for n in nodes.values()}
 
     expected = {"Add up": set(), "Odd?": {"Add up"}, "yes": {"Odd?"}}
-    wait_until(lambda: edges() == expected, 30, "the tasks to reach the server")
+    wait_until(lambda: edges() == expected, 60, "the tasks to reach the server")
     flow_run = nova.prefect.read_flow_run(task_id)  # type: ignore[arg-type]
     assert flow_run.name.startswith(f"{sums['slug']} #")
     assert f"workflow:{sums['slug']}" in flow_run.tags
@@ -103,21 +103,22 @@ def test_prefect_draws_the_run_by_its_nodes_names(nova: NovaUp, sums: dict[str, 
 
 def test_cancelled_in_prefect(nova: NovaUp) -> None:
     """Cancelling a run in Prefect ends its node's process; its task is REVOKED, its execution cancelled."""
+    sleep = f"sleep {nap()}"
     workflow = nova.workflow(
-        line(action("wait", "import subprocess\nsubprocess.run(['sleep', '59.437'])", timeout=60))
+        line(action("wait", f"import subprocess\nsubprocess.run({sleep.split()})", timeout=60))
     )
     task_id = nova.execute(workflow)
-    wait_until(lambda: running("sleep 59.437"), 60, "the node to run")
+    wait_until(lambda: running(sleep), 60, "the node to run")
     assert nova.task(task_id)["meta"]["progress"]["current_node"] == "wait"
     nova.prefect._client.post(
         f"/flow_runs/{task_id}/set_state", json={"state": {"type": "CANCELLING", "name": "Cancelling"}}
     )
-    wait_until(lambda: not running("sleep 59.437"), 30, "the node to be killed")
-    wait_until(lambda: nova.task(task_id)["status"] == "REVOKED", 30, "the task to be revoked")
+    wait_until(lambda: not running(sleep), 60, "the node to be killed")
+    wait_until(lambda: nova.task(task_id)["status"] == "REVOKED", 60, "the task to be revoked")
     executions = nova.http.get("/executions", params={"workflow_id": workflow["id"]}).json()["executions"]
     wait_until(
         lambda: nova.http.get(f"/executions/{executions[0]['id']}").json()["status"] == "cancelled",
-        30,
+        60,
         "the execution to be cancelled",
     )
 
@@ -133,14 +134,14 @@ def test_retried(nova: NovaUp, tmp_path: Path, way: str) -> None:
     assert nova.finished(task_id)["status"] == "FAILURE"
     cause.unlink()
     if way == "cli":
-        wait_until(lambda: nova.prefect.read_flow_run(UUID(task_id)).state_name == "Failed", 10, "its end")
+        wait_until(lambda: nova.prefect.read_flow_run(UUID(task_id)).state_name == "Failed", 60, "its end")
         prefect_cli(nova, tmp_path, "flow-run", "retry", task_id)
     elif way == "ui":
-        wait_until(lambda: nova.prefect.read_flow_run(UUID(task_id)).state_name == "Failed", 10, "its end")
+        wait_until(lambda: nova.prefect.read_flow_run(UUID(task_id)).state_name == "Failed", 60, "its end")
         nova.prefect.set_flow_run_state(UUID(task_id), AwaitingRetry())
     else:
         assert nova.http.post(f"/tasks/{task_id}/retry").status_code == 202
-    wait_until(lambda: nova.task(task_id)["status"] == "SUCCESS", 30, "the run to succeed")
+    wait_until(lambda: nova.task(task_id)["status"] == "SUCCESS", 60, "the run to succeed")
     entries = nova.chain(nova.task(task_id), "none")
     assert [(entry["node_id"], entry["attempt"], entry["status"]) for entry in entries] == [
         ("start", 1, "success"),
@@ -154,14 +155,15 @@ def test_retried(nova: NovaUp, tmp_path: Path, way: str) -> None:
 
 def test_deleting_a_workflow_stops_its_runs(nova: NovaUp) -> None:
     """DELETE cancels what runs, waits for its end, and takes workflow, executions and deployment away."""
+    sleep = f"sleep {nap()}"
     workflow = nova.workflow(
-        line(action("wait", "import subprocess\nsubprocess.run(['sleep', '58.437'])", timeout=60))
+        line(action("wait", f"import subprocess\nsubprocess.run({sleep.split()})", timeout=60))
     )
     task_id = nova.execute(workflow)
-    wait_until(lambda: running("sleep 58.437"), 60, "the node to run")
+    wait_until(lambda: running(sleep), 60, "the node to run")
     answer = nova.http.delete(f"/workflows/{workflow['id']}", timeout=120)
     assert answer.status_code == 200, answer.text
-    assert not running("sleep 58.437")
+    assert not running(sleep)
     assert nova.http.get(f"/workflows/{workflow['id']}").status_code == 404
     assert nova.http.get(f"/tasks/{task_id}").status_code in (200, 404)
 

@@ -15,6 +15,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.states import AwaitingRetry, Cancelling, Crashed
 
 from flows.config.settings import Settings
+from flows.orchestration import watch
 from flows.store.session import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay
@@ -56,19 +57,20 @@ async def poll(api: httpx.AsyncClient, task_id: str) -> dict[str, Any]:
 async def test_polls_cost_prefect_the_same_however_many_they_are(
     wired: tuple[Relay, httpx.AsyncClient], workflow: dict[str, Any]
 ) -> None:
-    """Twenty clients poll ten open runs: one request to Prefect serves dozens of polls."""
+    """Twenty clients poll ten open runs: one request a second to Prefect serves all polls."""
     relay, api = wired
     tasks = [await submit(api, workflow) for _ in range(10)]
     polls: Counter[str] = Counter()
 
+    since = time.monotonic()
+
     async def client(task_id: str) -> None:
-        while len(relay.requests(LOOK_UP)) < 3:
+        while time.monotonic() - since < 3 * watch.PACE:
             polls[(await poll(api, task_id))["status"]] += 1
 
-    async with asyncio.timeout(60):
-        await asyncio.gather(*(client(task_id) for task_id in tasks * 2))
+    await asyncio.gather(*(client(task_id) for task_id in tasks * 2))
     assert polls.keys() == {"PENDING"}
-    assert polls.total() >= 20 * len(relay.requests(LOOK_UP))
+    assert 1 <= len(relay.requests(LOOK_UP)) <= 2 + (time.monotonic() - since) / watch.PACE
     assert relay.requests(READ) == []
 
 
@@ -89,13 +91,11 @@ async def test_executions_are_looked_up_together_too(
     for _ in range(5):
         await submit(api, workflow)
     ids = [row["id"] for row in (await api.get("/executions")).json()["executions"]]
-    read = 0
-    deadline = time.monotonic() + 60
-    while len(relay.requests(LOOK_UP)) < 2 and time.monotonic() < deadline:
+    since = time.monotonic()
+    while time.monotonic() - since < 2 * watch.PACE:
         answers = await asyncio.gather(*(api.get(f"/executions/{number}") for number in ids))
         assert {answer.json()["status"] for answer in answers} == {"pending"}
-        read += len(answers)
-    assert read >= 20
+    assert 1 <= len(relay.requests(LOOK_UP)) <= 2 + (time.monotonic() - since) / watch.PACE
     assert relay.requests(READ) == []
 
 
@@ -142,9 +142,9 @@ async def test_many_polls_without_prefect_are_answered_together(
     for _ in range(3):
         bodies = await asyncio.gather(*(poll(api, task_id) for task_id in tasks * 4))
         assert {body["status"] for body in bodies} == {"PENDING"}
-    assert time.monotonic() - since < 15
+    assert time.monotonic() - since < 30
     await relay.restore()
-    await eventually(lambda: poll(api, tasks[0]), lambda body: AWAY not in body["message"], 10)
+    await eventually(lambda: poll(api, tasks[0]), lambda body: AWAY not in body["message"])
 
 
 async def test_a_prefect_that_hangs_holds_no_poll_up(
@@ -157,4 +157,4 @@ async def test_a_prefect_that_hangs_holds_no_poll_up(
     await eventually(lambda: poll(api, task_id), lambda body: AWAY in body["message"])
     await set_state(task_id, Cancelling())
     relay.open.set()
-    await eventually(lambda: poll(api, task_id), lambda body: body["status"] == "REVOKED", 10)
+    await eventually(lambda: poll(api, task_id), lambda body: body["status"] == "REVOKED")

@@ -46,7 +46,7 @@ async def poll(api: httpx.AsyncClient, task_id: str) -> dict[str, Any]:
 
 async def becomes(api: httpx.AsyncClient, task_id: str, status: str) -> dict[str, Any]:
     """Poll until the task has a status: what was done in Prefect is told within two seconds."""
-    return await eventually(lambda: poll(api, task_id), lambda body: body["status"] == status, 5)
+    return await eventually(lambda: poll(api, task_id), lambda body: body["status"] == status)
 
 
 @pytest.mark.parametrize("state", [None, Late(scheduled_time=datetime.now(UTC)), Pending()])
@@ -95,7 +95,7 @@ async def test_a_paused_task_reads_running_and_says_so(
     await run.begin()
     await set_state(task_id, state)
     body = await eventually(
-        lambda: poll(api, task_id), lambda body: str(state.name).lower() in body["message"], 5
+        lambda: poll(api, task_id), lambda body: str(state.name).lower() in body["message"]
     )
     assert body["status"] == "RUNNING"
 
@@ -261,7 +261,7 @@ async def test_a_cancelled_task_is_revoked(api: httpx.AsyncClient, start: Start,
     await set_state(task_id, Cancelling())
     assert (await becomes(api, task_id, "REVOKED"))["error"] == "The run is being cancelled."
     await set_state(task_id, Cancelled(message="An operator did it"))
-    body = await eventually(lambda: poll(api, task_id), lambda body: body["error"] == "An operator did it", 5)
+    body = await eventually(lambda: poll(api, task_id), lambda body: body["error"] == "An operator did it")
     assert (body["status"], body["execution_id"]) == ("REVOKED", run.execution_id)
     assert (await api.get(f"/executions/{run.execution_id}")).json()["status"] == "cancelled"
 
@@ -288,7 +288,7 @@ async def test_an_execution_cancelled_before_it_started_says_so_itself(
         found: dict[str, Any] = (await api.get(f"/executions/{listed['id']}")).json()
         return found
 
-    execution = await eventually(read, lambda found: found["status"] == "cancelled", 5)
+    execution = await eventually(read, lambda found: found["status"] == "cancelled")
     assert execution["error"] == "An operator did it"
 
 
@@ -355,7 +355,7 @@ async def test_the_tasks_of_a_deleted_workflow_are_gone(
     await run.finish()
     await set_state(task_id, Completed())
     await api.delete(f"/workflows/{workflow['id']}")
-    await eventually(lambda: api.get(f"/tasks/{task_id}"), lambda answer: answer.status_code == 404, 5)
+    await eventually(lambda: api.get(f"/tasks/{task_id}"), lambda answer: answer.status_code == 404)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])

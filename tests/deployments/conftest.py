@@ -134,7 +134,7 @@ def running_up(folder: Path) -> Iterator[Up]:
     try:
         wait_until(
             lambda: running.said.endswith("NOVA is ready\n") or process.poll() is not None,
-            90,
+            150,
             "NOVA to be ready",
         )
         assert process.poll() is None, running.said

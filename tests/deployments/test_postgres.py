@@ -59,7 +59,7 @@ async def test_data_survives_a_killed_server_and_a_second_start(
     pid = supervisor.pid("PostgreSQL")
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await asyncio.to_thread(wait_until, lambda: supervisor.deaths("PostgreSQL") == 1, 10, "its death")
+    await asyncio.to_thread(wait_until, lambda: supervisor.deaths("PostgreSQL") == 1, 60, "its death")
     await postgres.wait()
     assert query(postgres.url("books"), "SELECT number FROM pages") == "7"
     await supervisor.stop_all()

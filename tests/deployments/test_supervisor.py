@@ -32,7 +32,7 @@ def part(tmp_path: Path, code: str, name: str = "part", grace: float = 5.0) -> P
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Return as soon as the condition holds; the supervisor goes on meanwhile."""
-    await asyncio.to_thread(wait_until, condition, 20, what)
+    await asyncio.to_thread(wait_until, condition, 60, what)
 
 
 async def logged(path: Path, lines: int = 1) -> list[str]:

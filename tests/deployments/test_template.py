@@ -75,10 +75,10 @@ def test_the_log_comes_while_it_builds_and_ctrl_c_leaves(server: E2BServer, tmp_
             # As a terminal starts it: a job in the background ignores Ctrl-C.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-    wait_until(lambda: "FROM python" in log.read_text() or process.poll() is not None, 30, "the first lines")
+    wait_until(lambda: "FROM python" in log.read_text() or process.poll() is not None, 60, "the first lines")
     assert process.poll() is None, log.read_text()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(60) == 130
     assert log.read_text().endswith("nova: Stopped waiting. A build that has begun goes on in E2B's cloud.\n")
     server.builds.held = False
-    wait_until(lambda: server.builds.all[0].status == "ready", 30, "the build to end")
+    wait_until(lambda: server.builds.all[0].status == "ready", 60, "the build to end")

@@ -206,8 +206,8 @@ def test_a_part_that_is_killed_comes_back(up: Up) -> None:
             return False
 
     says = "API ended (SIGKILL); it is started again in 1 s"
-    wait_until(lambda: says in up.said, 10, "its death to be said")
-    wait_until(answers, 30, "the API to be back")
+    wait_until(lambda: says in up.said, 60, "its death to be said")
+    wait_until(answers, 60, "the API to be back")
 
 
 def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_loses_no_run(up: Up, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_loses_no_run(up: Up
     since = time.monotonic()
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 130
-    assert time.monotonic() - since < 30
+    assert time.monotonic() - since < 45  # the node would sleep on
     assert living(family) == []
     assert up.said.endswith("Stopped.\n")
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from flows.store import executions
 from tests.builders import action, decision, expression, fork, line
 from tests.flows.conftest import Nova, Outcome
-from tests.servers import running
+from tests.servers import nap, running
 from tests.waiting import eventually
 
 
@@ -261,13 +261,14 @@ async def test_finished_execution_is_not_run_again(nova: Nova) -> None:
 async def test_run_that_takes_too_long_is_stopped(nova: Nova, limits: Callable[..., None]) -> None:
     """At the run's limit the node and what it started are killed, and the run fails with a clear sentence."""
     limits(NOVA_RUN_TIMEOUT="1.5", NOVA_RUN_WARNING="0.5")
+    seconds = nap()
     outcome = await nova.run_graph(
-        line(action("slow", "import subprocess\nsubprocess.run(['sleep', '54.321'])", timeout=60))
+        line(action("slow", f"import subprocess\nsubprocess.run(['sleep', '{seconds}'])", timeout=60))
     )
     assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "limit")
     assert "1.5 s" in (outcome.execution.error or "")
     assert "1.5 s" in (outcome.state.message or "")
-    assert not running("54.321")
+    assert not running(seconds)
 
 
 async def test_long_run_is_warned_of(

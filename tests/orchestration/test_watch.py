@@ -84,9 +84,9 @@ async def test_what_happens_in_prefect_is_seen(orchestration: Orchestration, pre
 
     assert await status() == "PENDING"
     await prefect.set_flow_run_state(run.id, Cancelled(), force=True)
-    await eventually(status, lambda told: told == "REVOKED", 5)
+    await eventually(status, lambda told: told == "REVOKED")
     await prefect.delete_flow_run(run.id)
-    await eventually(status, lambda told: told is None, 5)
+    await eventually(status, lambda told: told is None)
 
 
 async def test_a_fresh_answer_is_not_from_memory(
@@ -136,7 +136,7 @@ async def test_a_failure_is_told_to_all_and_soon_forgotten(
         except PrefectUnavailableError:
             return False
 
-    await eventually(answered, bool, 10)
+    await eventually(answered, bool)
 
 
 async def test_runs_that_nobody_asks_for_are_forgotten(

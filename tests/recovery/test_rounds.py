@@ -215,7 +215,7 @@ async def test_an_outage_of_prefect_is_waited_out(
     caplog.set_level(logging.INFO, logger=rounds.__name__)
     url = httpx.URL(scene.site.settings.prefect_api_url)
     async with Relay((url.host, url.port or 80)) as relay:
-        changes = {"prefect_timeout": 0.5, "recovery_interval": 0.05}
+        changes = {"prefect_timeout": 5.0, "recovery_interval": 0.05}
         settings = scene.site.settings.model_copy(
             update=changes | {"prefect_api_url": str(url.copy_with(port=relay.port))}
         )
