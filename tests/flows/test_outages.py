@@ -252,13 +252,16 @@ async def test_what_a_node_did_is_written_when_the_database_is_back(
     nova: Nova, wire: Relay, ledger: Path
 ) -> None:
     """It goes away while a node runs and stays away past its end: the node does not run again."""
-    code = HANGS_ONCE.replace("time.sleep(50)", "time.sleep(1)")
+    cut = ledger.with_name("cut")
+    until_cut = "import os\nwhile not os.path.exists(context['cut']): time.sleep(0.02)\n"
+    code = HANGS_ONCE.replace("time.sleep(50)", "pass") + "\n" + until_cut
     workflow = await nova.workflow(line(action("slow", code), action("next", "context['next'] = 1")))
-    execution = await nova.pending(workflow, {"ledger": str(ledger)})
+    execution = await nova.pending(workflow, {"ledger": str(ledger), "cut": str(cut)})
     running = asyncio.create_task(nova.run(workflow, execution=execution.public_id))
     await until_started(ledger)
     await wire.cut()
-    done, _ = await asyncio.wait({running}, timeout=2.5)
+    cut.touch()
+    done, _ = await asyncio.wait({running}, timeout=2)
     assert not done
     await wire.restore()
     outcome = await nova.outcome(execution.id, await running)
