@@ -100,10 +100,11 @@ def _error(status: int, answer: Any) -> NovaError:
     if status == 404:
         return NotFoundError(sentence)
     if status == 422:
-        faults = answer.get("errors") or answer.get("faults") or []
-        lines = [describe_fault(fault) for fault in faults if isinstance(fault, dict)]
-        head = sentence.split(": ")[0] if lines else sentence
-        return InvalidInputError("\n".join([head + (":" if lines else ""), *(f"  {line}" for line in lines)]))
+        faults = [fault for fault in answer.get("errors") or [] if isinstance(fault, dict)]
+        head, _, told = sentence.partition(": ")
+        if faults and str(faults[0].get("message")) in told:
+            sentence = "\n".join([f"{head}:", *(f"  {describe_fault(fault)}" for fault in faults)])
+        return InvalidInputError(sentence)
     return ApiError(sentence)
 
 

@@ -34,8 +34,10 @@ def list_(
         number = find_workflow(api, workflow)["id"] if workflow else None
         found = api.get("/executions", workflow_id=number, status=status, limit=limit)["executions"]
     columns = ["id", "workflow_id", "client_slug", "status", "created_at", "failed_at_node", "error"]
-    titles = ["run", "workflow", "client", "status", "made at", "failed at", "error"]
+    titles = ["run", "workflow", "client", "status", "made at (UTC)", "failed at", "error"]
     rows = [[_short(one[column]) for column in columns] for one in found]
+    for row in rows:
+        row[4] = _moment(str(row[4]))
     show_table(titles, rows, empty="There are no such runs.")
 
 
@@ -62,6 +64,8 @@ def show(run: Run, api_url: ApiUrl = None) -> None:
         print(f"task {execution['task_id']}")
     if error := (task or execution).get("error"):
         print(error)
+    if due := (task or {}).get("next_attempt_at"):
+        print(f"next attempt: {_moment(due)} UTC")
 
 
 @app.command()
@@ -111,6 +115,11 @@ def _find(api: Api, run: str) -> dict[str, Any]:
         raise InvalidInputError(f"A run has a number: {run!r} is none. See: nova runs list")
     found: dict[str, Any] = api.get(f"/executions/{run}")
     return found
+
+
+def _moment(time: str) -> str:
+    """A time as the API gives it, to the second and where a narrow table may break it."""
+    return time[:19].replace("T", " ")
 
 
 def _short(value: object) -> object:

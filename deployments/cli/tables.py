@@ -20,5 +20,6 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str
         # As plain text: names may hold what rich would read as markup.
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     console = Console()
-    # In a pipe there is no width to keep to.
-    console.print(table, soft_wrap=not console.is_terminal, width=None if console.is_terminal else 250)
+    if not console.is_terminal:  # in a pipe there is no width to keep to
+        console = Console(width=250)
+    console.print(table)

@@ -42,7 +42,8 @@ def test_a_failed_run_is_retried_and_led_past_its_node(nova: Nova, up: Up, api: 
         return nova("runs", "show", run, *api).stdout.count("OSError: the mail server is away")
 
     listed = nova("runs", "list", "--status", "failed", *api).stdout
-    assert any(row.split()[0] == run and "mail" in row for row in listed.splitlines()[1:] if row.split())
+    [row] = [row for row in listed.splitlines() if row.split()[:1] == [run]]
+    assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d:\d\d +mail +OSError: .{70}…", row)
     assert attempts() == 2  # its row, and the run's error
     shown = nova("runs", "show", run, *api).stdout
     assert f"OSError: {AWAY}\n" in shown
@@ -67,3 +68,11 @@ def test_what_is_wrong_is_said_in_a_sentence(nova: Nova, api: list[str]) -> None
     assert nova("runs", "cancel", "abc", *api).returncode == 2
     wrong = nova("runs", "skip", "1", "1", "--context", "{", *api)
     assert (wrong.returncode, "--context is not JSON" in wrong.stderr) == (2, True)
+
+
+def test_a_fault_is_told_once(nova: Nova, api: list[str], run: str) -> None:
+    """Its sentence is enough; several faults stand one below the other."""
+    one = nova("runs", "skip", run, "1", "--branch", "true", *api)
+    assert one.stderr == "nova: branch must be left out: it decides nothing.\n"
+    more = nova("runs", "skip", run, "1", "--context", "3", *api)
+    assert more.stderr == "nova: The request is not valid:\n  context: Input should be a valid dictionary\n"
