@@ -122,7 +122,7 @@ async def execute_workflow(
         str | None,
         Header(
             alias="Idempotency-Key",
-            description="At most 255 characters. For 24 hours the same key and body are the same task.",
+            description="1 to 255 ASCII characters. For 24 hours the same key and body are the same task.",
         ),
     ] = None,
 ) -> JsonResponse:

@@ -39,7 +39,9 @@ async def post(
     api: httpx.AsyncClient, workflow: dict[str, Any], key: str = "order 7", body: Any = BODY
 ) -> httpx.Response:
     """Execute with a key."""
-    return await api.post(f"/workflows/{workflow['id']}/execute", json=body, headers={"Idempotency-Key": key})
+    return await api.post(
+        f"/workflows/{workflow['id']}/execute", json=body, headers={b"Idempotency-Key": key.encode()}
+    )
 
 
 async def test_the_same_request_is_the_same_task(
@@ -118,7 +120,7 @@ async def test_a_key_is_free_after_a_day(
     assert again.json()["task_id"] != first.json()["task_id"]
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "a\x7fb"])
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\x7fb", "señor", "€"])
 async def test_a_key_must_be_plain(
     api: httpx.AsyncClient, workflow: dict[str, Any], database: Database, key: str
 ) -> None:
@@ -126,6 +128,7 @@ async def test_a_key_must_be_plain(
     refused = await post(api, workflow, key)
     assert refused.status_code == 422
     assert refused.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert key.isascii() or "ASCII" in refused.json()["error"]
     assert await rows(database) == []
 
 
