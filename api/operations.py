@@ -20,7 +20,7 @@ from api.services import Services
 from flows.engine.errors import ConflictError, NotFoundError, PrefectUnavailableError
 from flows.execution.rescue import RETRIED
 from flows.execution.skipping import seal_context
-from flows.orchestration.runs import RunState
+from flows.orchestration.runs import CANCELLED, RunState
 from flows.store import executions, recovery
 from flows.store.recovery import Seized, Standing
 
@@ -127,7 +127,12 @@ async def _cancel_running(services: Services, row: Standing, task_id: UUID) -> b
     if after is None or after.kind == "cancelled":  # it was taken, and not yet claimed in Prefect
         return await services.database.run(
             lambda session: executions.finish(
-                session, row.id, status="cancelled", error_kind="cancelled", attempt=row.attempt
+                session,
+                row.id,
+                status="cancelled",
+                error=CANCELLED,
+                error_kind="cancelled",
+                attempt=row.attempt,
             )
         )
     return False
@@ -150,7 +155,12 @@ async def _cancel_waiting(services: Services, seized: Seized, task_id: UUID, bef
             await runs.set_final(task_id, "cancelled", None)
         return await services.database.run(
             lambda session: executions.finish(
-                session, row_id, status="cancelled", error_kind="cancelled", lease=seized.lease
+                session,
+                row_id,
+                status="cancelled",
+                error=CANCELLED,
+                error_kind="cancelled",
+                lease=seized.lease,
             )
         )
     except BaseException:

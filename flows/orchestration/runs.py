@@ -41,6 +41,9 @@ PAGE = 200
 MOST = 5 * PAGE
 """How many active runs are looked at in one go."""
 
+CANCELLED = "The run was cancelled."
+"""An execution's error where whoever cancelled it did not say more."""
+
 MESSAGE_LIMIT = 2000
 """Characters of a state's message."""
 
@@ -141,7 +144,7 @@ def closing(state: RunState | None, reopened_from: UUID | None = None) -> Closin
     if not state.final or state.kind == "crashed" or state.state_id == reopened_from:
         return None
     if state.status == "REVOKED":
-        return "cancelled", state.state_message or "The run was cancelled.", "cancelled"
+        return "cancelled", state.state_message or CANCELLED, "cancelled"
     if state.status == "SUCCESS":
         return (
             "failed",

@@ -108,6 +108,7 @@ async def test_a_run_in_the_queue_is_cancelled_at_once(
         {"task_id": task_id, "status": "REVOKED", "execution_id": row.id, "message": "Task was cancelled"},
     )
     assert (row.status, row.error_kind, row.lease_owner) == ("cancelled", "cancelled", None)
+    assert row.error == "The run was cancelled."  # what a retry of it shows until it begins
     assert await status(api, task_id) == "REVOKED"
     assert await in_prefect(prefect, task_id) == "Cancelled"
     again = await api.post(f"/tasks/{task_id}/cancel")
