@@ -8,7 +8,7 @@ from typing import TypeVar
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import ConflictError
-from flows.store import executions, idempotency
+from flows.store import checks, executions, idempotency
 from flows.store.models import Execution
 
 T = TypeVar("T")
@@ -25,6 +25,8 @@ def run_of(session: Session, key: str, digest: str, make: Callable[[], Execution
     new one then. Raises ConflictError for another request (`digest`), and InvalidInputError for a key that
     cannot be kept. Call it by way of `until_won`.
     """
+    if not key.isascii():  # what arrives depends on how the client encodes it
+        raise checks.invalid("Idempotency-Key", "must be of ASCII characters")
     known = idempotency.find(session, key)
     if known is None:
         made = make()

@@ -22,10 +22,8 @@ def put(session: Session, key: str, digest: str, execution_id: int) -> bool:
 
     Of two that bring the same key at once, one waits for the other's transaction. False when the key is
     taken: `find` says by what, and whoever made a run for it rolls that back. Raises InvalidInputError for a
-    key that is empty, longer than 255 characters or not plain ASCII.
+    key that is empty, longer than 255 characters or not plain text.
     """
-    if not key.isascii():  # what arrives depends on how the client encodes it
-        raise checks.invalid("Idempotency-Key", "must be of ASCII characters")
     row = {
         "key": checks.plain("Idempotency-Key", key, 255),
         "digest": digest,
