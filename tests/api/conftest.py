@@ -53,7 +53,7 @@ def make_settings(database_url: str, prefect_url: str, encryption_key: str, **ex
         NOVA_WORK_POOL=WORK_POOL,
         E2B_API_KEY="",
         # These tests drive runs by hand: what looks after runs must not, unless a test is about it.
-        **{"NOVA_RECOVERY_INTERVAL": 3600.0} | extra,
+        **{"NOVA_RECOVERY_INTERVAL": 3600.0, "NOVA_PREFECT_TIMEOUT": 30.0} | extra,
     )
 
 

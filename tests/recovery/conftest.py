@@ -24,6 +24,7 @@ async def scene(database: Database, database_url: str, prefect_server: str) -> A
         NOVA_ENCRYPTION_KEY=generate_key(),
         PREFECT_API_URL=prefect_server,
         NOVA_WORK_POOL=f"nova-{uuid4().hex[:8]}",
+        NOVA_PREFECT_TIMEOUT=60,
     )
     async with Orchestration(settings) as orchestration, PrefectClient(prefect_server) as prefect:
         site = Site(database, settings, orchestration, prefect)

@@ -45,6 +45,7 @@ async def site(database: Database, database_url: str, logged_server: PrefectServ
         NOVA_ENCRYPTION_KEY=generate_key(),
         PREFECT_API_URL=logged_server.api_url,
         NOVA_WORK_POOL=f"nova-{uuid4().hex[:8]}",
+        NOVA_PREFECT_TIMEOUT=60,  # sixty runs at once, on a machine that does other things as well
     )
     async with Orchestration(settings) as orchestration, PrefectClient(logged_server.api_url) as prefect:
         made = Site(database, settings, orchestration, prefect)
