@@ -27,8 +27,6 @@ def reason_of(error: Exception) -> tuple[str, str]:
             return "rate_limit", f"E2B's rate limit is reached ({said})"
         case e2b.ServiceBusyException():
             return "busy", f"E2B has no place free at the moment ({said})"
-        case e2b.SandboxException(status_code=502 | 504):
-            return "busy", f"E2B is not well at the moment ({said})"
         case e2b.SandboxNotRunningException() | e2b.SandboxNotFoundException():
             return "gone", f"the sandbox is gone ({said})"
         case e2b.NotEnoughSpaceException():
