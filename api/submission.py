@@ -26,7 +26,7 @@ from flows.engine.errors import (
 )
 from flows.execution.specs import deployment_spec
 from flows.orchestration.deployments import Deployments, DeploymentSpec
-from flows.store import clients, executions, workflows
+from flows.store import clients, creation, executions, workflows
 from flows.store.models import Execution, Workflow, canonical
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ async def execute(
         pending = await idempotency.until_won(lambda: services.database.run(write))
     except CommitUnknownError as error:
         # A row that stands all the same would be taken for forgotten, and handed to Prefect.
-        await services.background.finish(_reject(services, public_id, error))
+        await services.background.finish(_reject(services, workflow_id, public_id, error))
         raise
     if pending.flow_run_id is not None:
         return pending, pending.flow_run_id
@@ -149,7 +149,7 @@ async def _submit(services: Services, pending: Pending) -> UUID:
     try:
         flow_run_id = await _create_flow_run(services, pending)
     except Exception as error:
-        started = await _reject(services, pending.public_id, error)
+        started = await _reject(services, pending.workflow_id, pending.public_id, error)
         if started is not None:
             return started
         if isinstance(error, NotFoundError):
@@ -246,7 +246,7 @@ async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
         raise PrefectUnavailableError(f"The deployment of {spec.slug} was not saved: {error}") from error
 
 
-async def _reject(services: Services, public_id: UUID, error: Exception) -> UUID | None:
+async def _reject(services: Services, workflow_id: int, public_id: UUID, error: Exception) -> UUID | None:
     """Close the row, if there is one, as never started; its flow run's id where it started all the same.
 
     Where the database is away too, this goes on in the background, and the answer waits for it as long as a
@@ -259,6 +259,7 @@ async def _reject(services: Services, public_id: UUID, error: Exception) -> UUID
     )
 
     def close(session: Session) -> UUID | None:
+        creation.settle(session, public_id, workflow_id)
         row = executions.by_public_id(session, public_id)
         if row is None or executions.reject(session, row.id, reason):
             return None

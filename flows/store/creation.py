@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -43,6 +44,18 @@ def create_pending(
     if initial:
         values.put(session, row.id, initial)
     return row
+
+
+def settle(session: Session, public_id: uuid.UUID, workflow_id: int) -> None:
+    """Wait until whoever is about to insert a run has committed or not: its connection may be gone already.
+
+    Raises what becomes a DatabaseUnavailableError when that takes longer than 5 s.
+    """
+    session.execute(text("SET LOCAL lock_timeout = '5s'"))
+    with suppress(IntegrityError), session.begin_nested() as attempt:
+        # One of two with the same key waits for the other's transaction.
+        session.execute(insert(Execution).values(public_id=public_id, workflow_id=workflow_id))
+        attempt.rollback()
 
 
 def ensure_row(session: Session, flow_run_id: uuid.UUID, workflow_id: int) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import ConflictError, ExecutionClosedError, InvalidInputError, NotFoundError
-from flows.store import chain, clients, executions, leases, values, workflows
+from flows.store import chain, clients, creation, executions, leases, values, workflows
 from flows.store.models import Execution, Workflow, utcnow
-from flows.store.session import Database
+from flows.store.session import Database, make_engine
 from flows.store.values import Value
 from tests.leasing import begin as start_run
 from tests.leasing import lease_of
+from tests.servers import wait_until
 from tests.store.racing import together
 
 
@@ -193,6 +195,33 @@ def test_a_run_that_was_given_up_never_starts(database: Database, workflow: Work
     assert (row.status, row.error_kind, row.error) == ("failed", "not_started", "Prefect does not answer.")
     assert row.started_at is None
     assert row.completed_at is not None
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_row_that_is_about_to_be_committed_is_waited_for(
+    database: Database, database_url: str, workflow: Workflow, committed: bool
+) -> None:
+    """Its connection is gone, its commit may still be under way: only afterwards it is known what stands."""
+    public_id = uuid.uuid4()
+
+    def look(session: Session) -> Execution | None:
+        creation.settle(session, public_id, workflow.id)
+        return executions.by_public_id(session, public_id)
+
+    def waits() -> bool:
+        blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+        return bool(database.run_sync(lambda session: session.scalar(blocked)))
+
+    with ThreadPoolExecutor(1) as elsewhere, Session(make_engine(database_url)) as making:
+        executions.create_pending(
+            making, workflow_id=workflow.id, client=None, priority="normal", initial={}, public_id=public_id
+        )
+        looking = elsewhere.submit(database.run_sync, look)
+        wait_until(waits, 60, "the look to wait")
+        (making.commit if committed else making.rollback)()
+        found = looking.result()
+    assert (found is not None) == committed
+    assert database.run_sync(executions.list_)[1] == int(committed)
 
 
 def test_what_has_begun_cannot_be_given_up(database: Database, workflow: Workflow) -> None:
