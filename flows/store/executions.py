@@ -231,7 +231,6 @@ def _start(session: Session, execution: Execution) -> Execution:
             setattr(execution, name, value)
     execution.status = "running"
     execution.attempt += 1
-    execution.stepping = False
     execution.started_at = execution.started_at or utcnow()
     execution.completed_at = execution.error = execution.error_kind = execution.failed_at_node = None
     execution.next_attempt_at = None

@@ -68,7 +68,7 @@ def take(
                     Execution.lease_until <= now(),
                 ),
             )
-            .values(flow_run_id=flow_run_id, lease_owner=owner, lease_until=now(seconds))
+            .values(flow_run_id=flow_run_id, lease_owner=owner, lease_until=now(seconds), stepping=False)
             .returning(Execution.id)
         )
 

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from prefect.states import Completed, Crashed, Pending, Running
+from prefect.states import AwaitingRetry, Completed, Crashed, Pending, Running
 
 from flows.execution.rescue import LOST_STARTS, Report
 from flows.store import executions, leases
@@ -53,6 +53,19 @@ async def test_a_worker_that_dies_before_a_node_loses_no_run(scene: Scene, momen
     assert (row.crashes, row.lost_starts, row.lease_owner) == (0, 1, None)
     assert row.status == ("running" if moment == "begun" else "pending")
     assert await scene.look_again_after(1000) == NOTHING
+
+
+async def test_a_run_that_was_handed_back_and_is_taken_has_no_node_yet(scene: Scene) -> None:
+    """Its next worker dies before the flow begins: a lost start, whatever the attempt before had started."""
+    flow_run_id = await scene.submitted()
+    lease = await scene.stepping(flow_run_id)
+    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.set_state(flow_run_id, AwaitingRetry())
+    await scene.taken(flow_run_id)
+    await scene.died(flow_run_id)
+    assert await scene.look() == Report(requeued=1)
+    row = await scene.row(flow_run_id)
+    assert (row.crashes, row.lost_starts) == (0, 1)
 
 
 async def test_a_run_that_is_put_back_can_be_taken_at_once(scene: Scene) -> None:
