@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from flows.engine.errors import NodeError, StepLimitError
 from flows.engine.graph import Edge, Graph, Node
 from flows.engine.names import quoted
+
+UNKNOWN_BRANCH: Final = "UnknownBranch"
+"""Error type of a decision whose answer is none of its ways."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def branch_label(graph: Graph, node_id: str, branch: str | None, truth: bool | N
     raise NodeError(
         f"Decision {quoted(node_id)} {answer}, but its ways are {', '.join(map(quoted, labels))}.",
         node_id=node_id,
-        error_type="UnknownBranch",
+        error_type=UNKNOWN_BRANCH,
     )
 
 

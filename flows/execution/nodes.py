@@ -23,7 +23,7 @@ from flows.engine.errors import (
     SandboxError,
 )
 from flows.engine.graph import Node
-from flows.engine.traversal import Visit, branch_label
+from flows.engine.traversal import UNKNOWN_BRANCH, Visit, branch_label
 from flows.execution import outages
 from flows.execution.loading import LoadedRun, check_size
 from flows.execution.outages import outlast
@@ -118,6 +118,8 @@ class NodeRunner:
             except NodeError as error:
                 failure: NovaError = error
                 pause = next(of_code, None)
+                # A decision whose code succeeded with an answer that is no way: the sandbox kept its changes.
+                broken = error.error_type == UNKNOWN_BRANCH
             except SandboxError as error:
                 failure, broken = error, True
                 pause = next(of_place, None) if outages.passes_soon(error) else None

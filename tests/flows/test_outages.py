@@ -20,7 +20,7 @@ from flows.store import breaker, executions
 from flows.store.models import Execution
 from flows.store.session import Database
 from tests.api.relay import Relay
-from tests.builders import action, line
+from tests.builders import action, decision, fork, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.flows.conftest import Nova, Outcome
 from tests.waiting import eventually
@@ -208,6 +208,19 @@ async def test_code_is_tried_again_only_where_its_node_says_so(nova: Nova, limit
     outcome = await nova.run_graph(line(action("once", code)), ledger=str(ledger))
     assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "node")
     assert len([row for row in outcome.entries if row.node_id == "once"]) == 1
+
+
+async def test_a_decision_is_tried_again_on_the_context_as_it_was(nova: Nova, limits: Any) -> None:
+    """An answer that is no way is a failure: what that try changed counts no more than another's."""
+    limits(NOVA_NODE_RETRY_DELAY="0.05")
+    code = (
+        "context['n'] = context.get('n', 0) + 1\n"
+        "context['branch_decision'] = 'yes' if run['attempt'] > 1 else 'perhaps'"
+    )
+    choice = decision("choice", code, retries=1)
+    graph = fork(action("before", "pass"), choice, yes=action("a", "pass"), no=action("b", "pass"))
+    outcome = await nova.run_graph(graph)
+    assert (outcome.execution.status, outcome.context["n"]) == ("completed", 1)
 
 
 async def test_a_node_knows_its_run(nova: Nova) -> None:
