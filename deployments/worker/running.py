@@ -38,10 +38,9 @@ class Run:
         """The flow run's id."""
         return self.flow_run.id
 
-    async def give_back_lease(self) -> None:
-        """Let others have the run, as far as it is still ours."""
-        if self.held is not None:
-            await self.held.give_back()
+    async def give_back_lease(self) -> bool:
+        """Let others have the run; False when it was not ours any more: its row says what became of it."""
+        return self.held is None or await self.held.give_back()
 
     def let_end(self) -> None:
         """Do not interrupt it any more: it is telling Prefect how it ended."""
@@ -66,9 +65,13 @@ class Run:
                 self.held.want_back()
 
     def stop(self, ending: Ending) -> None:
-        """Have it end now; call it in the flows' thread. The first call counts."""
+        """Have it end now; call it in the flows' thread. The first call counts.
+
+        One that is writing its last word ends by itself: broken off after that, it would be handed back
+        though its row is closed, and go on as if a person had retried it.
+        """
         if self.is_stopped:
             return
         self.is_stopped, self.ending = True, ending
-        if self.task is not None:
+        if self.task is not None and not (self.held is not None and self.held.is_over):
             self.task.cancel()

@@ -43,6 +43,11 @@ class Held:
         return self._is_lost
 
     @property
+    def is_over(self) -> bool:
+        """Whether the run's last word of this attempt is written, or on its way: nothing is to stop that."""
+        return self._is_over
+
+    @property
     def is_wanted_back(self) -> bool:
         """Whether this process is about to end: the run is to leave before its next node."""
         return self._is_wanted_back
@@ -64,9 +69,9 @@ class Held:
             await self._keeper.look_at(self)
         self.check()
 
-    async def give_back(self) -> None:
-        """Free it for whoever goes on with the run; a lease that is lost or used up is none of ours."""
-        await self._keeper.give_back(self._flow_run_id)
+    async def give_back(self) -> bool:
+        """Free it for whoever goes on with the run; False when it was not ours any more."""
+        return await self._keeper.give_back(self._flow_run_id)
 
     def check(self) -> None:
         """Raise LeaseLostError when the lease is known to be lost."""
@@ -173,15 +178,19 @@ class LeaseKeeper:
             held.use_up()
         return held
 
-    async def give_back(self, flow_run_id: UUID) -> None:
-        """Free a run's lease for whoever goes on with it; without the database it runs out by itself."""
+    async def give_back(self, flow_run_id: UUID) -> bool:
+        """Free a run's lease for whoever goes on with it; without the database it runs out by itself.
+
+        False when it was not ours any more: lost, given back before, or used up by the run's last word.
+        """
         held = self.forget(flow_run_id)
         if held is None or held.is_lost:
-            return
+            return False
         try:
-            await self._database.run(lambda session: leases.release(session, held.lease))
+            return await self._database.run(lambda session: leases.release(session, held.lease))
         except DatabaseUnavailableError as error:
             log.warning("The lease of execution %d runs out by itself: %s", held.lease.execution_id, error)
+            return False
 
     async def look_at(self, held: Held) -> None:
         """Ask the database whether a lease is still ours; waits for as long as it does not answer."""

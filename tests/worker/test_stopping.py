@@ -95,9 +95,10 @@ async def test_a_stop_cannot_break_off_the_end_of_a_cancelled_run(site: Site) ->
         """Never begins."""
 
     class GivenBackLate(Held):
-        async def give_back(self) -> None:
+        async def give_back(self) -> bool:
             run.stop(Ending.CANCELLED)
             await asyncio.sleep(0)
+            return True
 
     async def live() -> None:
         async with engine.shared_clients() as client:
