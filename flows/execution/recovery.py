@@ -73,6 +73,7 @@ class Reconciler:
         self._seen_now: dict[Hashable, float] = {}
         self._failures = 0
         self._cursor = 0
+        self._calm_until = 0.0
 
     async def run_forever(self) -> None:
         """Look every `recovery_interval` seconds, until cancelled; an outage is logged once."""
@@ -82,6 +83,9 @@ class Reconciler:
             try:
                 await self.once()
             except InfrastructureError as error:
+                if isinstance(error, DatabaseUnavailableError):
+                    # No lease could be renewed: those that live get time for it before they count as dead.
+                    self._calm_until = self._clock() + self._settings.lease_seconds / 2
                 if not away:
                     log.warning("Runs are not looked after at the moment: %s", error)
                 away = True
@@ -102,7 +106,8 @@ class Reconciler:
         self._failures = 0
         self._seen_now = {}
         active = await self._runs.active(self._settings.work_pool)
-        await self._recover(rescue)
+        if self._clock() >= self._calm_until:
+            await self._recover(rescue)
         await self._compare(rescue, active)
         await self._walk(rescue, {state.flow_run_id for state in active})
         await self._submit_forgotten(report)
@@ -149,10 +154,10 @@ class Reconciler:
             return lease / 3 if row is not None and row.may_be_retried else None
         if row is None and state.workflow_id is None and state.kind == "running":
             return self._settings.run_timeout  # the cleanup, which has neither row nor lease
-        if state.kind == "cancelling" or (row is not None and not row.is_live):
-            return lease / 3
         # Prefect's own workers take the lease when the flow begins, which in Pending may take a while.
-        return 2 * lease if state.kind == "pending" else lease
+        if state.kind == "pending":
+            return 2 * lease
+        return lease / 3 if state.kind == "cancelling" or (row is not None and not row.is_live) else lease
 
     async def _adopt(self, state: RunState) -> Standing | None:
         """Make the row of a run that was started in Prefect and died before it had one, to look after it."""

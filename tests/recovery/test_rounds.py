@@ -9,6 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 from prefect.states import Cancelled, Completed, Crashed
+from sqlalchemy.orm import Session
 
 from flows.engine.errors import InfrastructureError, LeaseLostError, PrefectUnavailableError
 from flows.execute_workflow import execute_workflow
@@ -23,6 +24,7 @@ from flows.store.session import Database
 from tests.api.relay import Relay
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 from tests.waiting import eventually
+from tests.wires import to_database
 
 
 async def forgotten(scene: Scene, workflow: Workflow) -> Execution:
@@ -233,6 +235,51 @@ async def test_an_outage_of_prefect_is_waited_out(
     assert first.crashes == 0
     assert len(lines) == 2
     assert lines[0].startswith("Runs are not looked after at the moment: Prefect")
+
+
+async def test_after_an_outage_of_the_database_living_workers_keep_their_runs(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No lease could be renewed meanwhile: only one that is not renewed afterwards either has run out."""
+    flow_run_id = await scene.submitted()
+    lease = await scene.stepping(flow_run_id)
+    await scene.died(flow_run_id)
+    caplog.set_level(logging.INFO, logger=rounds.__name__)
+    async with to_database(scene.site.settings.database_url) as (wire, url):
+        far = Database(url)
+        settings = scene.site.settings.model_copy(update={"recovery_interval": 0.05})
+        reconciler = Reconciler(far, scene.runs, settings, clock=scene.clock)
+        try:
+            await wire.cut()
+            looking = asyncio.create_task(reconciler.run_forever())
+            await eventually(lambda: _said(caplog), lambda lines: len(lines) == 1)
+            await wire.restore()
+            await eventually(lambda: _said(caplog), lambda lines: len(lines) == 2)
+            assert (await scene.row(flow_run_id)).lease_owner == lease.owner
+            scene.clock.now += settings.lease_seconds / 2
+            await eventually(lambda: scene.state(flow_run_id), lambda name: name == "AwaitingRetry")
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            far.close()
+
+
+async def test_a_run_that_cannot_be_helped_does_not_keep_others_waiting(scene: Scene) -> None:
+    """What went wrong goes to the end of the line of those whose lease ran out."""
+    bad, well = await scene.submitted(), await scene.submitted()
+    for flow_run_id in (bad, well):
+        await scene.stepping(flow_run_id)
+        await scene.died(flow_run_id)
+
+    def fail_with_the_first(session: Session) -> list[UUID | None]:
+        first = recovery.seize_expired(session, ())
+        assert first is not None
+        recovery.let_go(session, first)
+        second = recovery.seize_expired(session, ())
+        assert second is not None
+        return [first.row.flow_run_id, second.row.flow_run_id]
+
+    assert await scene.database.run(fail_with_the_first) == [bad, well]
 
 
 async def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
