@@ -64,8 +64,8 @@ class Seized:
     def counts(self) -> dict[str, Any]:
         """The row's counters with the attempt that has just come to nothing."""
         row = self.row
-        if self.due is not None:  # that attempt had ended well: it put the run off
-            return {}
+        if self.due is not None or (row.stepping and row.next_attempt_at is not None):
+            return {}  # that attempt had ended well: it put the run off
         if not row.stepping:
             return {"lost_starts": row.lost_starts + 1}
         crashes = row.crashes + 1 if row.crash_step == self.step else 1
@@ -122,12 +122,15 @@ def _seize(session: Session, *which: ColumnElement[bool], flow_run_id: UUID | No
 
 
 def let_go(session: Session, seized: Seized) -> None:
-    """Undo a seizure, unless the lease is not ours any more: an old lease is back, as old as it was."""
+    """Undo a seizure, unless the lease is not ours any more: an old lease is back, and over since now.
+
+    As old as it was it would be the first to be seized next time, before those that can be helped.
+    """
     row = seized.row
     session.execute(
         update(Execution)
         .where(seized.lease.is_ours)
-        .values(lease_owner=row.lease_owner, lease_until=row.lease_until)
+        .values(lease_owner=row.lease_owner, lease_until=now() if row.lease_owner else None)
     )
 
 
