@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from flows.engine.errors import (
     LeaseError,
     NodeError,
     NovaError,
+    PrefectUnavailableError,
     RunTimeoutError,
 )
 from flows.execution import ending
@@ -87,7 +88,7 @@ async def execute_workflow(
         held, refusal = await attempt.take()
         with held.watched() if held is not None else nullcontext():
             return await attempt.make(held, refusal)
-    except LeaseError as error:
+    except (LeaseError, PrefectUnavailableError) as error:
         raise Abort(str(error)) from None  # another process says what becomes of the run
     finally:
         with anyio.CancelScope(shield=True):
@@ -113,24 +114,35 @@ class _Attempt:
         self._log = log
         shared = process(settings)
         self._database, self._cipher, self._leases = shared.database, shared.cipher, shared.leases
+        self._took_lease = False
 
     async def take(self) -> tuple[Held | None, BreakerOpenError | None]:
         """The lease that NOVA's worker took for this run, else one of its own; and why it may not use E2B.
 
-        Raises LeaseHeldError.
+        Raises LeaseHeldError, and PrefectUnavailableError.
         """
         if (held := self._leases.held(self._request.flow_run_id)) is not None:
             return held, None
-        asks = self._settings.uses_e2b
-        try:
-            return await insist(lambda: self._leases.take(self._request, ask_breaker=asks)), None
-        except BreakerOpenError as refusal:
-            return await insist(lambda: self._leases.take(self._request)), refusal
+        self._took_lease = True
+        async with get_client() as client:
+            runs, asks = Runs(client, self._settings.prefect_timeout), self._settings.uses_e2b
+
+            def take(ask_breaker: bool) -> Awaitable[Held | None]:
+                return self._leases.take_for(self._request, runs, ask_breaker=ask_breaker)
+
+            try:
+                return await insist(lambda: take(asks)), None
+            except BreakerOpenError as refusal:
+                return await insist(lambda: take(False)), refusal
 
     async def leave(self) -> None:
-        """Leave no sandbox, and no lease that who goes on with the run would have to wait out."""
+        """Leave no sandbox, and no lease of its own that who goes on with the run would have to wait out.
+
+        NOVA's worker keeps its lease until Prefect has heard how the run ended, which is after this.
+        """
         await ahead.end(self._flow_run.id)
-        await self._leases.give_back(self._flow_run.id)
+        if self._took_lease:
+            await self._leases.give_back(self._flow_run.id)
 
     async def make(self, held: Held | None, refusal: BreakerOpenError | None) -> State[Any]:
         """Load the run, walk it, and end it in its row; return how it ends in Prefect.
@@ -166,8 +178,9 @@ class _Attempt:
         row = await outlast(
             self._database, lambda session: executions.by_task(session, self._request.flow_run_id)
         )
-        is_completed = row is not None and row.status == "completed"
-        return Completed(message=message) if is_completed else Cancelled(message=message)
+        if row is None or row.error_kind == "not_started" or row.status == "cancelled":
+            return Cancelled(message=message)
+        return Completed(message=message) if row.status == "completed" else Failed(message=message)
 
     async def _execute(self, run: LoadedRun, held: Held, refusal: BreakerOpenError | None) -> State[Any]:
         """Walk the run to its end, or to where it breaks off."""
@@ -223,14 +236,14 @@ class _Attempt:
         except NovaError as error:  # the row says when it is due: whoever looks after it tells Prefect
             self._log.warning("The run could not be put back in its queue yet: %s", error)
             return True
+        await self._leases.give_back(self._flow_run.id)
         await close_cancelled(execute_workflow, self._flow_run, Cancelled(message="The run was cancelled."))
         return False
 
     async def _end(self, held: Held, write: Callable[[Session], T]) -> T:
-        """Write the run's last word of this attempt, which frees its lease, and end the sandbox meanwhile."""
-        held.use_up()
+        """Write the run's last word of this attempt, and end the sandbox meanwhile."""
+        held.end()
         written, _ = await asyncio.gather(outlast(self._database, write), ahead.end(self._flow_run.id))
-        self._leases.forget(self._flow_run.id)
         return written
 
     async def _walk_in_time(self, run: LoadedRun, nodes: NodeRunner, held: Held) -> int:

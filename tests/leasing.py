@@ -25,9 +25,13 @@ def begin(
     client: Client | None = None,
     initial: Stored | None = None,
     owner: UUID | None = None,
+    reopens: bool = False,
     **more: Any,
 ) -> Execution:
-    """Take the lease, for a new owner unless one is given, and begin; raises what either raises."""
+    """Take the lease, for a new owner unless one is given, and begin; raises what either raises.
+
+    It `reopens` what is over where a person has retried it.
+    """
     lease = leases.take(
         session,
         flow_run_id=flow_run_id,
@@ -35,6 +39,7 @@ def begin(
         workflow_id=workflow_id,
         owner=owner or uuid4(),
         seconds=SECONDS,
+        reopens=reopens,
     )
     return executions.begin(
         session,

@@ -17,11 +17,14 @@ from flows.config.settings import get_settings
 from flows.engine.errors import BreakerOpenError, ConfigurationError, LeaseHeldError, NovaError
 from flows.execution.loading import RunRequest
 from flows.execution.process import process
+from flows.orchestration.runs import Runs
 
 log = logging.getLogger("prefect.nova.worker")
 
-HELD_PAUSE = 1.0
-"""Seconds after which a run is tried again whose lease another process has."""
+HELD_PAUSE = 0.3
+"""Seconds after which a run is tried again whose lease another process has: it may just have handed it on."""
+REFUSED_PAUSE = 1.0
+"""Seconds after which a run is tried again that Prefect does not give: there may be others behind it."""
 AWAY_PAUSE = 1.0
 """Seconds after which the database, or Prefect, is tried again."""
 BREAKER_PAUSE = 10.0
@@ -37,28 +40,30 @@ class Claim:
     for_all: bool = False
 
 
-OURS, GONE = Claim(True), Claim(False)
+OURS, GONE, REFUSED = Claim(True), Claim(False), Claim(False, REFUSED_PAUSE)
 
 
 async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Claim:
     """Make a run ours, if nothing and nobody is against it. Who gets the lease must give it back."""
-    if has_execution and (refusal := await _take_lease(run)) is not None:
+    if has_execution and (refusal := await _take_lease(run, client)) is not None:
         return refusal
     try:
-        return OURS if await engine.claim(client, run.flow_run) else GONE
+        return OURS if await engine.claim(client, run.flow_run) else REFUSED
     except Exception as error:  # noqa: BLE001 - Prefect is out of reach
         log.warning("Flow run %s could not be taken: %r", run.id, error)
-        return GONE
+        return REFUSED
 
 
-async def _take_lease(run: Run) -> Claim | None:
+async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
     """Take the lease of a run; None: it may be started, and where it has no lease the flow says why."""
     request = _request(run.id, run.flow_run.parameters)
     if request is None:
         return None
     try:
         settings = get_settings()
-        run.held = await process(settings).leases.take(request, ask_breaker=settings.uses_e2b)
+        run.held = await process(settings).leases.take_for(
+            request, Runs(client, settings.prefect_timeout), ask_breaker=settings.uses_e2b
+        )
     except LeaseHeldError as error:
         log.info("Flow run %s is left alone: %s", run.id, error)
         return Claim(False, HELD_PAUSE)
@@ -69,7 +74,7 @@ async def _take_lease(run: Run) -> Claim | None:
         return Claim(False, pause, for_all=True)
     except ConfigurationError as error:
         log.debug("The flow will say what is wrong: %s", error)
-    except Exception as error:  # noqa: BLE001 - the database is away, or not migrated
+    except Exception as error:  # noqa: BLE001 - the database is away, or not migrated; or Prefect is
         log.warning("No run is taken: %s", error if isinstance(error, NovaError) else repr(error))
         return Claim(False, AWAY_PAUSE, for_all=True)
     return None

@@ -40,12 +40,13 @@ from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow
-from prefect.states import AwaitingRetry, Cancelled, Cancelling, Failed, Pending
+from prefect.states import Cancelled, Cancelling, Failed, Pending
 from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
 from prefect.utilities.engine import propose_state
 
 from deployments.worker.running import Ending, Run
 from flows.engine.errors import LeaseLostError
+from flows.orchestration.runs import put_back
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -118,7 +119,7 @@ async def refuse(client: PrefectClient, flow_run: FlowRun, reason: str) -> None:
 async def hand_back(client: PrefectClient, flow_run_id: UUID, message: str) -> None:
     """Put a run that cannot be stopped back into its queue, from outside."""
     try:
-        await propose_state(client, AwaitingRetry(message=message), flow_run_id=flow_run_id)
+        await propose_state(client, put_back(message), flow_run_id=flow_run_id)
     except (Abort, Pause) as refusal:
         log.debug("Flow run %s could not be handed back: %s", flow_run_id, refusal)
 
@@ -243,11 +244,15 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         self._client, self._is_started = client, True
 
     async def _end(self) -> None:
-        await self.run.give_back_lease()  # before Prefect is told, which has another worker take it at once
         if self.run.ending is Ending.CANCELLED:
             await self._close_cancelled()
             return
-        state = await self.set_state(AwaitingRetry(message="Its worker was stopped; another one goes on."))
+        if self.run.held is not None:
+            try:
+                await self.run.held.look()
+            except LeaseLostError as lost:  # what its row says now is not ours to undo
+                raise Abort(str(lost)) from None
+        state = await self.set_state(put_back("Its worker was stopped; another one goes on."))
         if state.is_cancelling():
             await self._close_cancelled()
 
@@ -259,20 +264,26 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         await self.set_state(Cancelled(message="The run was cancelled."))
 
     async def settle(self, client: PrefectClient, error: Exception) -> None:
-        """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed."""
+        """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed.
+
+        Nobody waits for that: who finds the run meanwhile does with it what its row says, and is not undone.
+        """
         self._take_over(client)
         await self.run.give_back_lease()  # the flow does not run any more
-        wanted = self._intended
+        wanted, known = self._intended, self.state.id
         for _ in range(SETTLE_TRIES):
             await asyncio.sleep(SETTLE_PAUSE)
             try:
+                now = await client.read_flow_run(self.run.id)
+                if now.state is None or now.state.id != known:
+                    return
                 if wanted is not None and wanted.is_final():
                     await self.set_state(wanted)
                 elif self.run.ending is not None:
                     await self._end()
                 else:
                     await super().handle_crash(error)
-            except (Abort, Pause):
+            except (Abort, Pause, ObjectNotFound):
                 return
             except Exception as again:  # noqa: BLE001 - whichever way it is out of reach
                 log.warning("Prefect still does not take the end of %s: %r", self.run.flow_run.id, again)

@@ -115,8 +115,8 @@ class FlowThread:
                 await self._execute(run, flow, client, is_nova)
         finally:
             run.let_end()
-            await ahead.end(run.id)
             await run.give_back_lease()
+            await ahead.end(run.id)
 
     async def _find(self, run: Run, client: PrefectClient) -> Flow[..., Any] | FlowNotLoadedError | None:
         """The flow of a run, or why it cannot be run here; None while nobody can say."""

@@ -73,5 +73,5 @@ class Run:
         if self.is_stopped:
             return
         self.is_stopped, self.ending = True, ending
-        if self.task is not None and not (self.held is not None and self.held.is_over):
+        if self.task is not None and not (self.held is not None and self.held.is_ending):
             self.task.cancel()

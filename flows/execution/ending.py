@@ -1,4 +1,8 @@
-"""How an attempt of a run ends in its row: closed, or put off until infrastructure works again."""
+"""How an attempt of a run ends in its row: closed, or put off until infrastructure works again.
+
+The lease outlasts these words, until Prefect has heard them: a process that is slow to tell it must not do so
+when somebody else goes on with the run.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ when it finds a run whose last process has not ended yet."""
 
 def complete(session: Session, lease: Lease) -> None:
     """Close the row of a run that came to its end. Raises LeaseLostError."""
-    executions.finish(session, lease.execution_id, status="completed", lease=lease)
+    executions.finish(session, lease.execution_id, status="completed", lease=lease, keep_lease=True)
 
 
 def fail(session: Session, lease: Lease, error: NovaError, node: str | None = None) -> None:
@@ -35,6 +39,7 @@ def fail(session: Session, lease: Lease, error: NovaError, node: str | None = No
         error_kind=error.kind,
         failed_at_node=(error.node_id if isinstance(error, NodeError) else "") or node,
         lease=lease,
+        keep_lease=True,
     )
 
 
@@ -60,6 +65,7 @@ def put_off(
         at_node=node,
         seconds=seconds,
         counted=wait is None,
+        keep_lease=True,
     )
 
 

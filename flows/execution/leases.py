@@ -1,7 +1,7 @@
 """The leases that this process holds: taken, kept alive by a thread of their own, given back.
 
-Whoever runs an execution asks its `Held` before it tells anybody how the run stands; every write in the
-database is fenced besides (see `flows.store.leases`).
+Whoever runs an execution asks its `Held` before it tells anybody how the run stands, and gives the lease back
+when Prefect has heard it; every write in the database is fenced besides (see `flows.store.leases`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 from flows.engine.errors import BreakerOpenError, DatabaseUnavailableError, LeaseLostError
 from flows.execution.loading import RunRequest
 from flows.execution.outages import outlast
+from flows.orchestration.runs import Runs
 from flows.store import breaker, leases
 from flows.store.leases import Lease
 from flows.store.session import Database
@@ -27,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 class Held:
-    """One lease of this process, until it is given back, lost, or used up by the run's last word."""
+    """One lease of this process, until it is given back or lost."""
 
     def __init__(self, keeper: LeaseKeeper, flow_run_id: UUID, lease: Lease, asked_at: float) -> None:
         self.lease = lease
         self._keeper = keeper
         self._flow_run_id = flow_run_id
         self._sure_until = asked_at + lease.seconds
-        self._is_lost = self._is_over = self._is_wanted_back = False
+        self._is_lost = self._is_given_back = self._is_ending = self._is_wanted_back = False
         self._on_loss: Callable[[], None] | None = None
 
     @property
@@ -43,9 +45,9 @@ class Held:
         return self._is_lost
 
     @property
-    def is_over(self) -> bool:
+    def is_ending(self) -> bool:
         """Whether the run's last word of this attempt is written, or on its way: nothing is to stop that."""
-        return self._is_over
+        return self._is_ending
 
     @property
     def is_wanted_back(self) -> bool:
@@ -56,16 +58,22 @@ class Held:
         """Have the run leave before its next node, where nothing of it gets lost."""
         self._is_wanted_back = True
 
-    def use_up(self) -> None:
-        """Let what follows be the run's last word: that its row has no lease after it is no loss."""
-        self._is_over = True
+    def end(self) -> None:
+        """Let what follows be the run's last word of this attempt."""
+        self._is_ending = True
 
     async def confirm(self) -> None:
         """Raise LeaseLostError unless the execution is ours, or was until we gave it back ourselves.
 
         Asks the database only where the lease might have run out since it was last renewed.
         """
-        if not self._is_lost and not self._is_over and time.monotonic() >= self._sure_until:
+        if time.monotonic() >= self._sure_until:
+            await self.look()
+        self.check()
+
+    async def look(self) -> None:
+        """As `confirm`, but ask the database in any case: the run may have been closed from outside."""
+        if not self._is_lost and not self._is_given_back:
             await self._keeper.look_at(self)
         self.check()
 
@@ -105,11 +113,15 @@ class Held:
         finally:
             self._on_loss = None
 
+    def note_given_back(self) -> None:
+        """Take note that from now on its row may have no lease: that is no loss."""
+        self._is_given_back = True
+
     def note(self, is_ours: bool, asked_at: float) -> None:
         """Take note of what the database said; called in the keeper's thread, too."""
         if is_ours:
             self._sure_until = max(self._sure_until, asked_at + self.lease.seconds)
-        elif not self._is_over and not self._is_lost:
+        elif not self._is_given_back and not self._is_lost:
             self._is_lost = True
             log.warning("Execution %d is not this process's any more.", self.lease.execution_id)
             if (tell := self._on_loss) is not None:
@@ -132,6 +144,16 @@ class LeaseKeeper:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
+    async def take_for(self, request: RunRequest, runs: Runs, *, ask_breaker: bool = False) -> Held | None:
+        """As `take`, for the start of a flow run, which opens an execution again that a person retried.
+
+        Raises PrefectUnavailableError besides: where there is nothing to run, Prefect says who wants it to.
+        """
+        held = await self.take(request, ask_breaker=ask_breaker)
+        if held is None and await runs.retried(request.flow_run_id):
+            held = await self.take(replace(request, reopens=True), ask_breaker=ask_breaker)
+        return held
+
     async def take(self, request: RunRequest, *, ask_breaker: bool = False) -> Held | None:
         """Take the lease of a run that is about to start, or return it where this process has it already.
 
@@ -150,6 +172,7 @@ class LeaseKeeper:
                 workflow_id=request.workflow_id,
                 owner=uuid4(),
                 seconds=self._seconds,
+                reopens=request.reopens,
             )
             if lease is not None and ask_breaker:
                 check_breaker(session)
@@ -170,22 +193,16 @@ class LeaseKeeper:
         """The lease that this process has for a flow run."""
         return self._held.get(flow_run_id)
 
-    def forget(self, flow_run_id: UUID) -> Held | None:
-        """Do not renew it any more: the row has no lease of ours, or is to lose it."""
-        with self._lock:
-            held = self._held.pop(flow_run_id, None)
-        if held is not None:
-            held.use_up()
-        return held
-
     async def give_back(self, flow_run_id: UUID) -> bool:
         """Free a run's lease for whoever goes on with it; without the database it runs out by itself.
 
-        False when it was not ours any more: lost, given back before, or used up by the run's last word.
+        False when it was not ours any more: lost, or given back before.
         """
-        held = self.forget(flow_run_id)
+        with self._lock:
+            held = self._held.pop(flow_run_id, None)
         if held is None or held.is_lost:
             return False
+        held.note_given_back()
         try:
             return await self._database.run(lambda session: leases.release(session, held.lease))
         except DatabaseUnavailableError as error:

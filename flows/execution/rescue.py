@@ -159,13 +159,19 @@ class Rescue:
             await self._end(seized, flow_run_id, row.status, row.error)
             self._report.ended += 1
             log.warning("Execution %d is %s, and so is its flow run now.", row.id, row.status)
-        retried = state is not None and state.kind == "scheduled"
-        if not retried or row.status == "completed" or row.error_kind == "not_started":
+        may_go_on = row.status != "completed" and row.error_kind != "not_started"
+        if state is None or state.kind != "scheduled" or not may_go_on:
             await self._release(seized)
+            return
+        if not await self._runs.retried(flow_run_id):  # what a process of NOVA's had sent came late
+            await self._confirm(seized)
+            await self._end(seized, flow_run_id, row.status, row.error)
+            await self._release(seized)
+            self._report.ended += 1
             return
 
         def reopen(session: Session) -> None:
-            executions.reopen(session, row.id)
+            executions.reopen(session, row.id, state.state_id)
             leases.release(session, seized.lease)
 
         await self._database.run(reopen)

@@ -47,6 +47,9 @@ CANCELLED = "The run was cancelled."
 MESSAGE_LIMIT = 2000
 """Characters of a state's message."""
 
+BY_NOVA = "NOVA: "
+"""How the messages of the states begin by which NOVA itself puts a run in its queue: see `Runs.retried`."""
+
 Closing = tuple[Literal["failed", "cancelled"], str, str]
 """How an execution's row is closed from outside: status, error, error kind."""
 
@@ -108,6 +111,7 @@ def state_of(flow_run: FlowRun) -> RunState:
     state = flow_run.state
     kind = state.type if state else StateType.PENDING
     name = (state.name if state else None) or kind.value.title()
+    message = (state.message if state else None) or ""
     workflow_id = flow_run.parameters.get("workflow_id")
     return RunState(
         flow_run_id=flow_run.id,
@@ -115,7 +119,7 @@ def state_of(flow_run: FlowRun) -> RunState:
         state_id=state.id if state else None,
         status="RETRY" if name == "AwaitingRetry" else _STATUS_OF_TYPE[kind],
         state_name=name,
-        state_message=(state.message if state else None) or "",
+        state_message=message.removeprefix(BY_NOVA),
         final=bool(state and state.is_final()),
         run_count=flow_run.run_count,
         next_attempt=state.state_details.scheduled_time if state else None,
@@ -152,6 +156,11 @@ def closing(state: RunState | None, reopened_from: UUID | None = None) -> Closin
             "crashed",
         )
     return "failed", state.state_message or f"The flow run ended as {state.state_name}.", "crashed"
+
+
+def put_back(message: str, at: datetime | None = None) -> State[Any]:
+    """The state by which NOVA puts a run in its queue again, due at `at` or now."""
+    return AwaitingRetry(scheduled_time=at, message=_message(BY_NOVA + message))
 
 
 class Runs:
@@ -210,16 +219,30 @@ class Runs:
     async def requeue(self, flow_run_id: UUID, message: str, at: datetime | None = None) -> bool:
         """Put a run back in its queue, due at `at` or now, and free its slots.
 
-        False when Prefect keeps the state that it has: the run is being cancelled, say. Raises NotFoundError,
-        and ConflictError when the run can never be put back, as one whose deployment is gone.
+        False when Prefect keeps the state that it has: the run is being cancelled, say. One that waits for a
+        retry already is well: an answer that was lost has the client ask twice. Raises NotFoundError, and
+        ConflictError when the run can never be put back, as one whose deployment is gone.
         """
-        state: State[Any] = AwaitingRetry(scheduled_time=at, message=_message(message))
         async with prefect_call(self._timeout, "putting the flow run back"):
-            result = await self._client.set_flow_run_state(flow_run_id, state)
+            result = await self._client.set_flow_run_state(flow_run_id, put_back(message, at))
         if result.status == SetStateStatus.ABORT:
             reason = getattr(result.details, "reason", None) or "it does not say why"
             raise ConflictError(f"Prefect refuses to put the flow run back: {reason}")
-        return result.status == SetStateStatus.ACCEPT
+        waits = result.state is not None and result.state.name == "AwaitingRetry"
+        return result.status == SetStateStatus.ACCEPT or waits
+
+    async def retried(self, flow_run_id: UUID) -> bool:
+        """Whether it was a person, and not NOVA, that put a run in its queue when it last came there.
+
+        Prefect does not fence: what a process of NOVA's sends late may reach a run that is over by then, and
+        must not have it go on.
+        """
+        async with prefect_call(self._timeout, "reading the flow run's states"):
+            states = await self._client.read_flow_run_states(flow_run_id)
+        # Prefect's own, for a run that it lets wait, say nothing of who put it there.
+        queued = [each for each in states if each.name != "AwaitingConcurrencySlot" and each.is_scheduled()]
+        last = max(queued, key=lambda state: state.timestamp, default=None)
+        return last is not None and not (last.message or "").startswith(BY_NOVA)
 
     async def set_final(self, flow_run_id: UUID, status: str, message: str | None) -> None:
         """Set a run to what its execution's closed row says; one that is gone is no error."""

@@ -29,7 +29,6 @@ from flows.store.queries import list_ as list_
 from flows.store.queries import live as live
 from flows.store.queries import locked, with_workflow
 from flows.store.queries import poll as poll
-from flows.store.retrying import FRESH
 from flows.store.retrying import reopen as reopen
 from flows.store.retrying import skip as skip
 from flows.store.session import now
@@ -61,6 +60,7 @@ def reject(session: Session, execution_id: int, reason: str) -> bool:
         status="failed",
         error=reason,
         error_kind="not_started",
+        **leases.FREE,
     )
 
 
@@ -79,12 +79,11 @@ def begin(
 
     `client`, `initial` and `priority` count at the first attempt of a run that the API did not make (no
     `public_id`). The first start pins the graph's current version. The chain so far stays: see
-    `chain.visits`. So does `sandbox_id`, for its sandbox to be killed. A run that failed or was cancelled is
-    open again, with a person's patience: the counters of retries and crashes begin anew. Returns the row with
-    `workflow` and `version` loaded.
+    `chain.visits`. So does `sandbox_id`, for its sandbox to be killed. Returns the row with `workflow` and
+    `version` loaded.
 
-    Raises, also to say why there was no lease to take: ExecutionClosedError when the run was completed or
-    never started (`reject`), ConflictError when it belongs to another flow run or workflow, NotFoundError
+    Raises, also to say why there was no lease to take: ExecutionClosedError when the run is over or was never
+    started (`reject`), ConflictError when it belongs to another flow run or workflow, NotFoundError
     when there is no such row, or no such client (any more). Raises LeaseLostError when the lease is not ours.
     """
     mine = Execution.flow_run_id == flow_run_id if public_id is None else Execution.public_id == public_id
@@ -134,11 +133,17 @@ def postpone(
     at_node: str | None,
     seconds: float,
     counted: bool = True,
+    keep_lease: bool = False,
 ) -> datetime:
-    """Give a run back for so many seconds, and return when its next attempt is due; it stays `running`.
+    """Put a run off for so many seconds, and return when its next attempt is due; it stays `running`.
 
-    `counted` unless it only waits, as for the circuit breaker. Raises LeaseLostError.
+    `counted` unless it only waits, as for the circuit breaker. The lease is given back, unless it is kept
+    until Prefect has been told. Raises LeaseLostError.
     """
+    if keep_lease:  # the same may have been said before, and the answer lost
+        said = session.scalar(select(Execution.next_attempt_at).where(lease.is_ours))
+        if said is not None:
+            return said
     due = session.scalars(select(now(seconds))).one()
     leases.hold(
         session,
@@ -148,7 +153,7 @@ def postpone(
         error=error,
         error_kind=error_kind,
         failed_at_node=at_node,
-        **leases.FREE,
+        **({} if keep_lease else leases.FREE),
     )
     return due
 
@@ -176,12 +181,14 @@ def finish(
     error_kind: str | None = None,
     failed_at_node: str | None = None,
     lease: Lease | None = None,
+    keep_lease: bool = False,
     attempt: int | None = None,
 ) -> bool:
     """Close a run that is pending or running. False when it was closed already, and stays as it was.
 
-    The flow gives its lease, and LeaseLostError is raised unless that is still its own; without one the word
-    comes from outside, and takes the lease from whoever has it. Who knows from elsewhere that it is over
+    The flow gives its lease, and LeaseLostError is raised unless that is still its own; it may keep it until
+    Prefect has been told, so that nobody goes on with the run before. Without a lease the word comes from
+    outside, and takes the lease from whoever has it. Who knows from elsewhere that it is over
     gives the `attempt` that was: one begun since then goes on. A run that was revoked ends as cancelled.
     """
     which = [Execution.id == execution_id, Execution.status.in_(checks.LIVE)]
@@ -196,10 +203,12 @@ def finish(
         error=error,
         error_kind=error_kind,
         failed_at_node=failed_at_node,
+        **({} if keep_lease else leases.FREE),
     )
-    # One that a person retried may fail before `begin` opens it.
-    if not closed and lease is not None and not leases.release(session, lease):
-        raise leases.lost(session, lease)
+    if not closed and lease is not None:
+        kept = keep_lease and leases.renew(session, [lease.owner], lease.seconds)
+        if not kept and not leases.release(session, lease):
+            raise leases.lost(session, lease)
     return closed
 
 
@@ -215,7 +224,7 @@ def _check_startable(execution: Execution, flow_run_id: uuid.UUID, workflow_id: 
         )
     if execution.error_kind == "not_started":
         raise ExecutionClosedError(f"Execution {execution.id} was given up before it started.")
-    if execution.status == "completed":
+    if execution.status not in checks.LIVE:
         raise ExecutionClosedError(f"Execution {execution.id} is {execution.status} already.")
 
 
@@ -226,9 +235,6 @@ def _start(session: Session, execution: Execution) -> Execution:
             .join(Workflow, Workflow.id == WorkflowVersion.workflow_id)
             .where(Workflow.id == execution.workflow_id, WorkflowVersion.number == Workflow.version)
         ).one()
-    if execution.status not in checks.LIVE:
-        for name, value in FRESH.items():
-            setattr(execution, name, value)
     execution.status = "running"
     execution.attempt += 1
     execution.started_at = execution.started_at or utcnow()
@@ -243,7 +249,7 @@ def _close(session: Session, which: Sequence[ColumnElement[bool]], **changes: An
     closing = (
         update(Execution)
         .where(*which)
-        .values(completed_at=utcnow(), current_node=None, next_attempt_at=None, **leases.FREE, **changes)
+        .values(completed_at=utcnow(), current_node=None, next_attempt_at=None, **changes)
         .returning(Execution.id)
     )
     return session.scalar(closing) is not None

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import LeaseHeldError, LeaseLostError
-from flows.store import creation
+from flows.store import checks, creation, opening
 from flows.store.models import Execution
 from flows.store.session import now
 
@@ -46,11 +46,12 @@ def take(
     workflow_id: int,
     owner: UUID,
     seconds: float,
+    reopens: bool = False,
 ) -> Lease | None:
     """Take the lease of the execution of a flow run that is about to start; the same owner renews it.
 
     The row is the one with `public_id`; without that, the one of this flow run, made if there is none. A row
-    that failed or was cancelled is leased as it is: `executions.begin` opens it again.
+    that failed or was cancelled is opened again where the flow run `reopens` it: a person retried it.
 
     None when there is nothing to run: `begin` says why. Raises LeaseHeldError when the lease is somebody
     else's and has not run out.
@@ -73,13 +74,14 @@ def take(
         )
 
     mine = Execution.flow_run_id == flow_run_id if public_id is None else Execution.public_id == public_id
-    startable = (
+    ours = (
         Execution.workflow_id == workflow_id,
         or_(Execution.flow_run_id.is_(None), Execution.flow_run_id == flow_run_id),
-        Execution.status != "completed",
-        Execution.error_kind.is_distinct_from("not_started"),
     )
+    startable = (*ours, Execution.status.in_(checks.LIVE))
     execution_id = acquire()
+    if execution_id is None and reopens and opening.open_again(session, mine, *ours) is not None:
+        execution_id = acquire()
     if execution_id is None and public_id is None:
         creation.ensure_row(session, flow_run_id, workflow_id)
         execution_id = acquire()

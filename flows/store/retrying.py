@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError
@@ -14,19 +12,9 @@ from flows.engine.traversal import Visit, next_node
 from flows.engine.validation import MAX_STEPS
 from flows.store import chain
 from flows.store.models import Execution, WorkflowVersion
+from flows.store.opening import open_again
 from flows.store.queries import get, locked
-from flows.store.session import now
 from flows.store.values import Stored
-
-FRESH: dict[str, Any] = {
-    "retries": 0,
-    "crashes": 0,
-    "crash_step": None,
-    "lost_starts": 0,
-    "guarded_step": None,
-    "revoked": False,
-}
-"""What a person's retry forgets."""
 
 
 def reopen(session: Session, execution_id: int, reopened_from: UUID | None = None) -> Execution:
@@ -36,19 +24,8 @@ def reopen(session: Session, execution_id: int, reopened_from: UUID | None = Non
     finds the row beside that state puts the run in its queue, instead of closing the row again. Raises
     NotFoundError, and ConflictError when there is nothing to retry.
     """
-    execution = _closed(session, execution_id, ("failed", "cancelled"))
-    session.execute(
-        update(Execution)
-        .where(Execution.id == execution_id)
-        .values(
-            # One that Prefect never had is handed to it as at first.
-            status="running" if execution.flow_run_id else "pending",
-            completed_at=None,
-            next_attempt_at=now(),
-            reopened_from=reopened_from,
-            **FRESH,
-        )
-    )
+    _closed(session, execution_id, ("failed", "cancelled"))
+    open_again(session, Execution.id == execution_id, reopened_from=reopened_from)
     return get(session, execution_id)
 
 

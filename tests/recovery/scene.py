@@ -68,7 +68,7 @@ class Scene:
         """Submit a run of a new workflow and return the flow run's id."""
         return await self.site.submit(await self.site.workflow(GRAPH, **workflow))
 
-    async def taken(self, flow_run_id: UUID) -> Lease:
+    async def taken(self, flow_run_id: UUID, *, reopens: bool = False) -> Lease:
         """Take a run's lease, as a NOVA worker does before it proposes Pending."""
 
         def take(session: Session) -> Lease:
@@ -81,6 +81,7 @@ class Scene:
                 workflow_id=row.workflow_id,
                 owner=uuid4(),
                 seconds=SECONDS,
+                reopens=reopens,
             )
             assert lease is not None
             return lease
@@ -129,6 +130,20 @@ class Scene:
         """Close the row, as the flow does before Prefect is told."""
         await self.database.run(
             lambda session: executions.finish(session, lease.execution_id, status=status, lease=lease, **why)
+        )
+
+    async def postponed(self, lease: Lease, seconds: float) -> datetime:
+        """Put a run off, as the flow does before Prefect is told."""
+        return await self.database.run(
+            lambda session: executions.postpone(
+                session,
+                lease,
+                error="E2B is away.",
+                error_kind="infrastructure",
+                at_node="a",
+                seconds=seconds,
+                keep_lease=True,
+            )
         )
 
     async def reopened(self, flow_run_id: UUID) -> None:

@@ -193,16 +193,16 @@ async def test_what_cannot_be_retried_stays_closed(scene: Scene) -> None:
 
 
 async def test_a_retry_that_dies_before_it_begins_can_be_made_again(scene: Scene) -> None:
-    """The worker that had taken it died while the row was closed: what waits in Prefect is open again."""
+    """The worker that had taken it died before Prefect gave it: the row is open, and the run waits again."""
     flow_run_id = await scene.submitted()
     await scene.finished(await scene.stepping(flow_run_id), "failed", error="Why.")
     await scene.set_state(flow_run_id, Failed())
     await scene.set_state(flow_run_id, Scheduled(), force=True)
-    await scene.taken(flow_run_id)
+    await scene.taken(flow_run_id, reopens=True)
     await scene.died(flow_run_id)
-    assert await scene.look() == Report(reopened=1)
+    assert await scene.look() == Report(requeued=1)
     row = await scene.row(flow_run_id)
-    assert (row.status, row.lease_owner) == ("running", None)
+    assert (row.status, row.lease_owner, row.lost_starts) == ("running", None, 1)
 
 
 async def test_a_run_of_a_workflow_that_is_gone_is_ended(scene: Scene) -> None:

@@ -9,7 +9,7 @@ import pytest
 from prefect.states import AwaitingRetry, Completed, Crashed, Pending, Running
 
 from flows.execution.rescue import LOST_STARTS, Report
-from flows.store import executions, leases
+from flows.store import leases
 from flows.store.models import utcnow
 from tests.recovery.scene import GRAPH, NOTHING, Scene, ago
 from tests.waiting import eventually
@@ -158,12 +158,9 @@ async def test_a_run_that_was_put_off_keeps_its_time(scene: Scene) -> None:
     """Its worker died between the row, which says when, and Prefect: that was no crash."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    due = await scene.database.run(
-        lambda session: executions.postpone(
-            session, lease, error="E2B is away.", error_kind="infrastructure", at_node="a", seconds=500
-        )
-    )
-    assert await scene.look_again_after(30) == Report(requeued=1)
+    due = await scene.postponed(lease, 500)
+    await scene.died(flow_run_id)
+    assert await scene.look() == Report(requeued=1)
     flow_run = await scene.prefect.read_flow_run(flow_run_id)
     assert flow_run.state is not None
     assert (flow_run.state.name, flow_run.state.state_details.scheduled_time) == ("AwaitingRetry", due)

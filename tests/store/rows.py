@@ -16,7 +16,9 @@ from flows.store.session import Database, now
 from tests.leasing import SECONDS
 
 
-def take(database: Database, execution: Execution, owner: uuid.UUID | None = None) -> Lease | None:
+def take(
+    database: Database, execution: Execution, owner: uuid.UUID | None = None, *, reopens: bool = False
+) -> Lease | None:
     """Take the lease of a run that has a flow run, for a new owner unless one is given."""
     assert execution.flow_run_id is not None
     flow_run_id = execution.flow_run_id
@@ -28,6 +30,7 @@ def take(database: Database, execution: Execution, owner: uuid.UUID | None = Non
             workflow_id=execution.workflow_id,
             owner=owner or uuid.uuid4(),
             seconds=SECONDS,
+            reopens=reopens,
         )
     )
 

@@ -40,6 +40,8 @@ def begin(
     flow_run_id: uuid.UUID,
     public_id: uuid.UUID | None = None,
     initial: dict[str, Value] | None = None,
+    *,
+    reopens: bool = False,
 ) -> Execution:
     """What the flow does at its start."""
     return database.run_sync(
@@ -48,6 +50,7 @@ def begin(
             flow_run_id=flow_run_id,
             public_id=public_id,
             workflow_id=workflow.id,
+            reopens=reopens,
             client=None,
             initial=initial or {},
         )
@@ -147,7 +150,7 @@ def test_the_version_is_pinned_at_the_first_start(database: Database, workflow: 
     first = begin(database, workflow, flow_run_id, made.public_id)
     save("while it runs")
     finish(database, made, "failed", error="x", error_kind="node")
-    second = begin(database, workflow, flow_run_id, made.public_id)
+    second = begin(database, workflow, flow_run_id, made.public_id, reopens=True)
     for execution in (first, second):
         assert execution.version is not None
         assert execution.version.graph["note"] == "while it waits"
@@ -157,7 +160,7 @@ def test_the_version_is_pinned_at_the_first_start(database: Database, workflow: 
 
 
 def test_a_failed_run_is_opened_again(database: Database, workflow: Workflow) -> None:
-    """Retry in the UI: the error is cleared, the attempt counted, the chain and the first start stay."""
+    """By Retry in the UI alone: the error is cleared, the attempt counted, chain and first start stay."""
     flow_run_id = uuid.uuid4()
     first = begin(database, workflow, flow_run_id)
     database.run_sync(
@@ -168,7 +171,9 @@ def test_a_failed_run_is_opened_again(database: Database, workflow: Workflow) ->
     failed = read(database, first)
     assert (failed.error, failed.error_kind, failed.failed_at_node) == ("boom \ud800", "node", "mail")
 
-    again = begin(database, workflow, flow_run_id)
+    with pytest.raises(ExecutionClosedError, match="failed"):
+        begin(database, workflow, flow_run_id)
+    again = begin(database, workflow, flow_run_id, reopens=True)
     assert (again.id, again.status, again.attempt) == (first.id, "running", 2)
     assert (again.error, again.error_kind, again.failed_at_node, again.completed_at) == (None,) * 4
     assert (again.started_at, again.sandbox_id) == (first.started_at, "sbx")

@@ -7,12 +7,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
 from flows.engine.errors import ConflictError, LeaseHeldError, LeaseLostError
-from flows.store import chain, clients, executions, leases, workflows
+from flows.store import chain, clients, executions, leases, recovery, workflows
 from flows.store.chain import Step
 from flows.store.leases import Lease
 from flows.store.models import Execution, Workflow
@@ -136,13 +137,63 @@ def test_a_lease_that_lasts_keeps_others_out(database: Database, execution: Exec
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
-def test_a_run_that_ended_badly_is_leased_as_it_is(
+def test_a_run_that_ended_badly_is_leased_where_a_person_retried_it(
     database: Database, execution: Execution, status: str
 ) -> None:
-    """Its flow run was retried: the row stays closed until that begins."""
+    """It is open again with the lease, so that who dies then has not lost the retry; no one else opens it."""
     database.run_sync(lambda s: executions.finish(s, execution.id, status=status))
-    assert take(database, execution) is not None
+    assert take(database, execution) is None
     assert read(database, execution).status == status
+    assert take(database, execution, reopens=True) is not None
+    assert read(database, execution).status == "running"
+
+
+def test_a_run_that_is_over_is_not_opened_while_its_worker_has_it(
+    database: Database, execution: Execution
+) -> None:
+    """Prefect has not heard of its end yet: until it has, the lease is kept, and the row closed."""
+    lease = lease_of(execution)
+    database.run_sync(
+        lambda s: executions.finish(s, execution.id, status="failed", lease=lease, keep_lease=True)
+    )
+    with pytest.raises(LeaseHeldError):
+        take(database, execution, reopens=True)
+    assert read(database, execution).status == "failed"
+    assert database.run_sync(lambda s: leases.release(s, lease))
+    assert take(database, execution, reopens=True) is not None
+
+
+@pytest.mark.parametrize("keep_lease", [True, False])
+def test_a_last_word_may_be_repeated(database: Database, execution: Execution, keep_lease: bool) -> None:
+    """The commit stood and its answer was lost: said again under the same lease it changes nothing."""
+    lease = lease_of(execution)
+
+    def postpone(session: Session) -> Any:
+        options: dict[str, Any] = {"error_kind": "infrastructure", "at_node": "a", "keep_lease": keep_lease}
+        return executions.postpone(session, lease, error="x", seconds=60, **options)
+
+    due = database.run_sync(postpone)
+    if keep_lease:
+        assert database.run_sync(postpone) == due
+        assert read(database, execution).retries == 1
+    else:
+        with pytest.raises(LeaseLostError):
+            database.run_sync(postpone)
+
+
+def test_a_kept_lease_that_was_lost_says_nothing_more(database: Database, execution: Execution) -> None:
+    """Somebody looks after the run by now: it is theirs to tell Prefect how it ended."""
+    lease = lease_of(execution)
+
+    def finish(session: Session) -> bool:
+        return executions.finish(session, execution.id, status="failed", lease=lease, keep_lease=True)
+
+    assert database.run_sync(finish)
+    assert not database.run_sync(finish)
+    expire(database, execution)
+    assert database.run_sync(lambda s: recovery.seize_expired(s, ())) is not None
+    with pytest.raises(LeaseLostError):
+        database.run_sync(finish)
 
 
 def test_there_is_nothing_to_lease(database: Database, workflow: Workflow, execution: Execution) -> None:
@@ -322,7 +373,7 @@ def test_closing_takes_the_lease_away(database: Database, execution: Execution) 
 
 
 def test_a_run_that_cannot_begin_is_closed_under_its_lease(database: Database, workflow: Workflow) -> None:
-    """Its client is gone, say: pending, it becomes failed; retried, it stays failed and is free again."""
+    """Its client is gone, say: it becomes failed, when it is retried once more, and is free again."""
     made = pending(database, workflow)
     lease = take_new(database, workflow.id, made.public_id)
     assert lease is not None
@@ -331,9 +382,9 @@ def test_a_run_that_cannot_begin_is_closed_under_its_lease(database: Database, w
         return database.run_sync(lambda s: executions.finish(s, made.id, status="failed", lease=lease))
 
     assert close(lease)
-    retried = take(database, read(database, made))
+    retried = take(database, read(database, made), reopens=True)
     assert retried is not None
-    assert not close(retried)
+    assert close(retried)
     assert (read(database, made).status, read(database, made).lease_owner) == ("failed", None)
 
 

@@ -134,7 +134,13 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
             row = database.run_sync(partial(executions.get, execution_id=number))
             assert row.flow_run_id is not None
             again = database.run_sync(
-                partial(begin, flow_run_id=row.flow_run_id, public_id=row.public_id, workflow_id=1)
+                partial(
+                    begin,
+                    flow_run_id=row.flow_run_id,
+                    public_id=row.public_id,
+                    workflow_id=1,
+                    reopens=True,
+                )
             )
             assert (again.status, again.attempt, again.initial) == ("running", number + 1, {"a": "d"})
     finally:

@@ -43,6 +43,7 @@ def begin_again(database: Database, execution: Execution) -> Execution:
             flow_run_id=execution.flow_run_id,
             public_id=execution.public_id,
             workflow_id=execution.workflow_id,
+            reopens=True,
         )
     )
 

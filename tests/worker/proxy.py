@@ -75,18 +75,19 @@ class NoEvents(Proxy):
         return b"/events/out" in head
 
 
-class HeldStarts(Proxy):
-    """Holds proposals of Running while `hold` was called and `release` was not."""
+class HeldProposals(Proxy):
+    """Holds proposals of one type of state, as RUNNING, while `hold` was called and `release` was not."""
 
-    def __init__(self, api_url: str) -> None:
+    def __init__(self, api_url: str, kind: str) -> None:
         super().__init__(api_url)
+        self._kind = f'"{kind}"'.encode()
         self._open = asyncio.Event()
         self._open.set()
         self.held = asyncio.Event()
         """Set once a proposal is held."""
 
     def hold(self) -> None:
-        """Let no run become Running."""
+        """Let no run come to that state."""
         self._open.clear()
 
     def release(self) -> None:
@@ -94,8 +95,8 @@ class HeldStarts(Proxy):
         self._open.set()
 
     async def passes(self, data: bytes) -> None:
-        """Wait where these bytes propose Running."""
-        if b'"RUNNING"' in data and not self._open.is_set():
+        """Wait where these bytes propose it."""
+        if self._kind in data and not self._open.is_set():
             self.held.set()
             await self._open.wait()
 

@@ -10,7 +10,7 @@ from deployments.worker.stops import POLL_WITH_EVENTS
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.waiting import eventually
-from tests.worker.proxy import HeldStarts
+from tests.worker.proxy import HeldProposals
 from tests.worker.site import Site
 
 __all__ = ["e2b_server", "e2b_session_server"]
@@ -42,7 +42,7 @@ async def test_a_sandbox_is_asked_for_before_its_run_is_running(
 ) -> None:
     """Neither waits for the other: not E2B for Prefect's Running, not Running for E2B."""
     workflow = await site.workflow(ONE_ACTION)
-    async with HeldStarts(site.settings.prefect_api_url) as proxy:
+    async with HeldProposals(site.settings.prefect_api_url, "RUNNING") as proxy:
         with site.worker(folder, limit=2, api_url=proxy.api_url, **e2b_server.environment) as worker:
             await site.until_state(await site.submit(workflow), "Completed")  # it is up and knows the flow
             proxy.hold()
@@ -67,7 +67,7 @@ async def test_a_run_that_never_starts_leaves_no_sandbox(
 ) -> None:
     """Cancelled between its claim and its start: the sandbox that was made for it is ended."""
     workflow = await site.workflow(ONE_ACTION)
-    async with HeldStarts(site.settings.prefect_api_url) as proxy:
+    async with HeldProposals(site.settings.prefect_api_url, "RUNNING") as proxy:
         with site.worker(folder, limit=2, api_url=proxy.api_url, **e2b_server.environment) as worker:
             await site.until_state(await site.submit(workflow), "Completed")
             proxy.hold()

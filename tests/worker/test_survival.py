@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import StateType
+from prefect.states import AwaitingRetry
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
@@ -112,7 +113,7 @@ async def test_a_node_that_must_not_start_twice_stops_its_run_when_the_worker_is
         assert (row.status, row.error_kind, row.failed_at_node) == ("failed", "interrupted", "two")
         assert [step for step, _ in starts(ledger)] == [1, 2]
         assert all(place.killed for place in e2b_server.sandboxes)
-        await site.orchestration.runs.requeue(flow_run_id, "A person retries it.")
+        await site.prefect.set_flow_run_state(flow_run_id, AwaitingRetry(message="Retry from the UI"))
         await site.until_state(flow_run_id, "Completed")
     assert [step for step, _ in starts(ledger)] == [1, 2, 2, 3]
 
@@ -254,7 +255,7 @@ async def test_a_run_that_is_completed_stays_so_when_it_is_retried(site: Site, f
         flow_run_id = await site.submit(workflow)
         await site.until_state(flow_run_id, "Completed")
         before = await site.execution(flow_run_id)
-        await site.orchestration.runs.requeue(flow_run_id, "A person retries it.")
+        await site.prefect.set_flow_run_state(flow_run_id, AwaitingRetry(message="Retry from the UI"))
         await site.until_state(flow_run_id, "Completed")
     after = await site.execution(flow_run_id)
     assert (after.attempt, after.completed_at) == (before.attempt, before.completed_at)
