@@ -38,6 +38,11 @@ class Run:
         """The flow run's id."""
         return self.flow_run.id
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether its last word is written, or on its way."""
+        return self.held is not None and self.held.is_ending
+
     async def give_back_lease(self) -> bool:
         """Let others have the run; False when it was not ours any more: its row says what became of it."""
         return self.held is None or await self.held.give_back()
@@ -73,5 +78,5 @@ class Run:
         if self.is_stopped:
             return
         self.is_stopped, self.ending = True, ending
-        if self.task is not None and not (self.held is not None and self.held.is_ending):
+        if self.task is not None and not self.is_ending:
             self.task.cancel()

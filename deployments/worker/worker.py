@@ -277,7 +277,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
         log.error("Flow run %s hangs; it is handed back all the same.", run.id)
         try:
-            if await run.give_back_lease():  # else its row may be closed, and the reconciler tells Prefect
+            # One whose row may be closed has an end by now, and the reconciler tells Prefect which.
+            if await run.give_back_lease() and not run.is_ending:
                 await engine.hand_back(self.client, run.id, "Its worker was stopped while its flow hung.")
         except Exception as error:  # noqa: BLE001 - each of the others gets its chance
             log.error("Flow run %s could not be handed back: %r", run.id, error)
