@@ -142,8 +142,8 @@ class InfrastructureError(NovaError):
 class SandboxError(InfrastructureError):
     """The sandbox could not be made, vanished, or does not answer.
 
-    `reason` tells the cases apart for who decides on another try: authentication, rate_limit, busy, gone,
-    space, timeout, unreachable, unwell or broken.
+    `reason` tells the cases apart for who decides on another try: authentication, no_turn, rate_limit, busy,
+    gone, space, timeout, unreachable, unwell or broken.
     """
 
     def __init__(self, message: str, *, reason: str = "broken") -> None:

@@ -25,9 +25,10 @@ JITTER = 0.2
 """Share by which a pause is longer or shorter, by chance: what failed together shall not come again so."""
 LASTING = frozenset({"authentication", "space"})
 """Reasons of a SandboxError that another try would find again."""
-WAITED_OUT = frozenset({"rate_limit", "busy"})
-"""Reasons that whoever makes sandboxes has waited out already, for as long as its patience lasted."""
-PROVIDER = frozenset({"rate_limit", "busy", "unreachable", "unwell"})
+WAITED_OUT = frozenset({"no_turn"})
+"""Reasons that whoever makes sandboxes has waited out already, for as long as its patience lasted. A bare
+refusal, `rate_limit` or `busy`, comes from another call than the creation: the start of the runner, say."""
+PROVIDER = frozenset({"no_turn", "rate_limit", "busy", "unreachable", "unwell"})
 """Reasons that speak of the provider as a whole, whenever they come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two looks whether the database is back."""

@@ -26,7 +26,11 @@ REFUSAL = 0.15
 
 
 class _OutOfPatienceError(SandboxError):
-    """The turn did not come in time."""
+    """The turn did not come in time: of all refusals the one that was waited out."""
+
+    def __init__(self, patience: float, why: str) -> None:
+        said = f"A sandbox waited {patience:g} s for its turn, and it did not come: {why}"
+        super().__init__(said, reason="no_turn")
 
 
 class Turns:
@@ -48,7 +52,7 @@ class Turns:
         """Make a sandbox when it is its turn, again while E2B says "not now"; `attempt` makes it once.
 
         The sandbox has a place then, which `give_back` frees. Raises SandboxError when patience ends, and
-        what `attempt` raises; no place is taken then.
+        what `attempt` raises; no place is taken then. The reason of the former is `no_turn`.
         """
         deadline = asyncio.get_running_loop().time() + self._patience
         await self._take_place(deadline)
@@ -70,7 +74,7 @@ class Turns:
             async with asyncio.timeout_at(deadline):
                 await self._places.acquire()
         except TimeoutError:
-            raise self._impatient("every place is taken") from None
+            raise _OutOfPatienceError(self._patience, "every place is taken") from None
 
     async def _try(self, attempt: Callable[[], Awaitable[Made]], deadline: float) -> Made:
         if not self._line.locked():
@@ -101,7 +105,7 @@ class Turns:
             async with asyncio.timeout_at(deadline):
                 await self._line.acquire()
         except TimeoutError:
-            raise self._impatient("others wait as well") from None
+            raise _OutOfPatienceError(self._patience, "others wait as well") from None
         asking: asyncio.Future[Made] | None = None
         try:
             await self._wait_for_moment(deadline)
@@ -124,7 +128,7 @@ class Turns:
         now = asyncio.get_running_loop().time()
         pause = min(max((now - since) / 10, PAUSES[0]), PAUSES[1]) * random.uniform(0.75, 1.0)
         if now + pause > deadline:
-            raise self._impatient(str(refusal), refusal.reason) from refusal
+            raise _OutOfPatienceError(self._patience, str(refusal)) from refusal
         log.info("A sandbox has to wait %.1f s: %s", pause, refusal)
         await asyncio.sleep(pause)
 
@@ -138,9 +142,4 @@ class Turns:
                 await asyncio.sleep(self._next - loop.time())
                 self._next = loop.time() + self._interval
         except TimeoutError:
-            raise self._impatient("too many are before it") from None
-
-    def _impatient(self, why: str, reason: str = "rate_limit") -> SandboxError:
-        return _OutOfPatienceError(
-            f"A sandbox waited {self._patience:g} s for its turn, and it did not come: {why}", reason=reason
-        )
+            raise _OutOfPatienceError(self._patience, "too many are before it") from None

@@ -8,7 +8,7 @@ from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tests.e2b_server import builds, commands, control, files, watching
@@ -58,6 +58,12 @@ def application(places: Places, made: Builds, api_key: str | None = None) -> Sta
 
         return found
 
+    async def processes(place: Place, request: Request) -> Response:
+        if request.path_params["method"] == "Start" and (status := next(places.starts_refused_with, 0)):
+            await request.body()
+            return PlainTextResponse("says the proxy", status)
+        return await process_call(place, request)
+
     async def sandboxes(request: Request) -> Response:
         return JSONResponse([control.summary(place) for place in places.all])
 
@@ -82,7 +88,7 @@ def application(places: Places, made: Builds, api_key: str | None = None) -> Sta
             Route("/health", placed(healthy, signed=True), methods=["GET"]),
             Route("/files", placed(files.download, signed=True), methods=["GET"]),
             Route("/files", placed(files.upload, signed=True), methods=["POST"]),
-            Route("/process.Process/{method}", placed(process_call), methods=["POST"]),
+            Route("/process.Process/{method}", placed(processes), methods=["POST"]),
             Route("/filesystem.Filesystem/{method}", placed(file_call), methods=["POST"]),
             Route("/made-here", sandboxes, methods=["GET"]),
         ]

@@ -117,6 +117,7 @@ class E2BServer:
         self.places.asked = 0
         self.places.start_delay, self.places.refuse_with, self.places.envs = self._start_delay, None, {}
         self.places.creations_per_second, self.places.at_once = self._limits
+        self.places.starts_refused_with = iter(())
         self.places.too_many, self.places.refused, self.places.bucket = 0, 0, Bucket()
         self.release()
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -204,6 +204,8 @@ class Places:
         """Status and message with which the next creations are refused."""
         self.refused = 0
         """How many were."""
+        self.starts_refused_with: Iterator[int] = iter(())
+        """Statuses with which the next programs that sandboxes are to start are refused, one for each."""
         self.envs: dict[str, str] = {}
         """Variables that the next sandboxes have, as if their template had set them."""
         self.keys: dict[str, Place] = {}

@@ -138,6 +138,28 @@ async def test_a_sandbox_that_cannot_be_made_is_asked_for_again(
     assert (state["state"], state["failure_count"]) == ("closed", 0)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_refusal_of_another_call_than_the_creation_is_tried_again(
+    nova_in_e2b: Nova, e2b_server: E2BServer, status: int
+) -> None:
+    """Only a creation waits its turn; where the start of the runner is refused, it is all done once more."""
+    e2b_server.places.starts_refused_with = iter([status])
+    outcome = await nova_in_e2b.run_graph(line(action("a", "context['a'] = 1")))
+    assert (outcome.execution.status, outcome.execution.attempt) == ("completed", 1)
+    assert [place.killed for place in e2b_server.sandboxes] == [True, True]
+
+
+async def test_a_turn_that_was_waited_for_in_vain_is_not_waited_for_again_at_once(
+    nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
+) -> None:
+    """The run leaves and gives its slot back; the breaker counts it once."""
+    limits(NOVA_E2B_PATIENCE="0.3")
+    e2b_server.places.refuse_with = (503, "no node is free")
+    row = await put_off(nova_in_e2b, line(action("a", "pass")))
+    assert "waited 0.3 s for its turn" in (row.error or "")
+    assert (await nova_in_e2b.database.run(breaker.read))["failure_count"] == 1
+
+
 async def test_a_run_is_put_off_when_e2b_keeps_failing(
     nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
 ) -> None:

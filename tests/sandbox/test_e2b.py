@@ -149,8 +149,8 @@ async def test_an_answer_lost_on_the_way_is_given_again(e2b_server: E2BServer, t
     ("status", "reason", "words"),
     [
         (401, "authentication", "E2B_API_KEY was refused"),
-        (429, "rate_limit", "rate limit"),
-        (503, "busy", "no place free"),
+        (429, "no_turn", "rate limit"),
+        (503, "no_turn", "no place free"),
         (500, "unwell", "500"),
         (502, "unwell", "502"),
         (504, "unwell", "504"),

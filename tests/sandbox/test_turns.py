@@ -150,7 +150,7 @@ async def test_patience_ends(e2b_server: E2BServer, turns: Turns) -> None:
     async with asyncio.timeout(60):
         with pytest.raises(SandboxError, match=r"waited 0\.4 s for its turn") as caught:
             await provider.create(spec())
-    assert caught.value.reason == "rate_limit"
+    assert caught.value.reason == "no_turn"
     await kill(first)
     await kill(await provider.create(spec()))
 
@@ -160,7 +160,7 @@ async def test_the_pace_tries_patience_too(e2b_server: E2BServer) -> None:
     provider = E2BProvider(turns=Turns(per_second=0.5, patience=1))
     made = await asyncio.gather(*(provider.create(spec()) for _ in range(3)), return_exceptions=True)
     errors = [each for each in made if isinstance(each, SandboxError)]
-    assert [error.reason for error in errors] == ["rate_limit", "rate_limit"]
+    assert [error.reason for error in errors] == ["no_turn", "no_turn"]
     assert e2b_server.places.asked == 1
     await kill(*(each for each in made if not isinstance(each, BaseException)))
 
