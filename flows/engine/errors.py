@@ -142,13 +142,15 @@ class InfrastructureError(NovaError):
 class SandboxError(InfrastructureError):
     """The sandbox could not be made, vanished, or does not answer.
 
-    `reason` tells the cases apart for who decides on another try: authentication, no_turn, rate_limit, busy,
-    gone, space, timeout, unreachable, unwell or broken.
+    `reason` tells the cases apart for who decides on another try: authentication, refused, no_turn,
+    rate_limit, busy, gone, space, timeout, unreachable, unwell, runner or broken.
     """
 
     def __init__(self, message: str, *, reason: str = "broken") -> None:
         super().__init__(message)
         self.reason = reason
+        self.unused = False
+        """Whether no node's code had run in the sandbox yet: then none of it is what broke it."""
 
 
 class BreakerOpenError(InfrastructureError):

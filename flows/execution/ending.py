@@ -71,7 +71,7 @@ def put_off(
 
 def _is_for_breaker(error: NovaError) -> bool:
     if isinstance(error, SandboxError):
-        return outages.is_the_provider_s(error, making=True)
+        return outages.is_the_provider_s(error)
     return isinstance(error, BreakerOpenError)
 
 

@@ -30,6 +30,8 @@ WAITED_OUT = frozenset({"no_turn"})
 refusal, `rate_limit` or `busy`, comes from another call than the creation: the start of the runner, say."""
 PROVIDER = frozenset({"no_turn", "rate_limit", "busy", "unreachable", "unwell"})
 """Reasons that speak of the provider as a whole, whenever they come."""
+OWN = frozenset({"runner", "refused"})
+"""Reasons that lie in what was asked for: a template without Python, or of which E2B knows nothing."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two looks whether the database is back."""
 
@@ -46,9 +48,12 @@ def passes_soon(error: SandboxError) -> bool:
     return error.reason not in LASTING | WAITED_OUT
 
 
-def is_the_provider_s(error: SandboxError, *, making: bool) -> bool:
-    """Whether the circuit breaker is to count it: a sandbox in use may also end by what runs in it."""
-    return error.reason in PROVIDER or (making and error.reason == "timeout")
+def is_the_provider_s(error: SandboxError) -> bool:
+    """Whether the circuit breaker is to count it: a sandbox in use may also end by what runs in it.
+
+    One that was made and cannot be used is as little worth as one that cannot be made.
+    """
+    return error.reason in PROVIDER or (error.unused and error.reason not in LASTING | OWN)
 
 
 def pauses(first: float, tries: int = TRIES) -> Iterator[float]:

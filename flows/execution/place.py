@@ -62,8 +62,6 @@ class Place:
                 await self._open()
                 return
             except SandboxError as error:
-                await ahead.end(self._spec.flow_run)
-                await self.count(error, making=True)
                 pause = next(pauses, None)
                 if pause is None or not outages.passes_soon(error):
                     raise
@@ -75,12 +73,7 @@ class Place:
         if self._sandbox is not None:
             self._stale, self._sandbox = self._sandbox.id, None
             await ahead.end(self._spec.flow_run)
-        try:
-            await self._open()
-        except SandboxError as error:
-            await ahead.end(self._spec.flow_run)
-            await self.count(error, making=True)
-            raise
+        await self._open()
 
     async def run(self, call: NodeCall) -> NodeResult:
         """Run a node; raises SandboxError, after which `replace` gives another sandbox."""
@@ -89,23 +82,33 @@ class Place:
         try:
             return await self._sandbox.run(call)
         except SandboxError as error:
-            await self.count(error, making=False)
+            await self._count(error)
             raise
 
     async def end(self) -> None:
         """End the sandbox, made or still in the making."""
         await ahead.end(self._spec.flow_run)
 
-    async def count(self, error: SandboxError, *, making: bool) -> None:
+    async def _count(self, error: SandboxError) -> None:
         """Tell the circuit breaker of a failure, if it speaks of the provider."""
         settings = self._settings
-        if settings.uses_e2b and outages.is_the_provider_s(error, making=making):
+        if settings.uses_e2b and outages.is_the_provider_s(error):
             await outlast(
                 self._database,
                 lambda session: breaker.failed(session, settings.breaker_threshold, settings.breaker_pause),
             )
 
     async def _open(self) -> None:
+        """Have a sandbox, or none left of the one that could not be used, and the failure counted."""
+        try:
+            await self._prepare()
+        except SandboxError as error:
+            error.unused = True
+            await ahead.end(self._spec.flow_run)
+            await self._count(error)
+            raise
+
+    async def _prepare(self) -> None:
         """Wait for the sandbox, note it in the row before any node starts, and load the context."""
         making = ahead.begin(self._provider, self._spec)
         await self.bury()

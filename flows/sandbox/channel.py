@@ -83,7 +83,7 @@ class Channel(ABC):
                     if not self._ready.done():
                         self._ready.set_result(None)
                 elif "error" in head:
-                    self.broke(f"its runner gave up: {head['error']}")
+                    self.broke(f"its runner gave up: {head['error']}", "runner")
                 elif "call_id" in head:
                     self._settle(head["call_id"], answer.result())
         except SandboxError as error:

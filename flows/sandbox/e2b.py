@@ -219,7 +219,7 @@ class E2BSandbox(Channel):
                 await self._ready
         except TimeoutError:
             raise SandboxError(
-                f"The runner in E2B sandbox {self.id} did not start in {REQUEST:g} s."
+                f"The runner in E2B sandbox {self.id} did not start in {REQUEST:g} s.", reason="timeout"
             ) from None
 
     async def _launch(self, runner: str, output_limit: int) -> AsyncCommandHandle[None]:
@@ -296,7 +296,9 @@ class E2BSandbox(Channel):
                 ended = "status 0"
             except CommandExitException as error:
                 if error.exit_code == NO_RUNNER and not self._ready.done():
-                    self._ready.set_exception(NoRunnerError(f"E2B sandbox {self.id} holds no runner."))
+                    self._ready.set_exception(
+                        NoRunnerError(f"E2B sandbox {self.id} holds no runner.", reason="runner")
+                    )
                 ended = f"status {error.exit_code}"
             except Exception as error:  # noqa: BLE001  (the stream broke; the SDK has plain exceptions, too)
                 again = await self._listen_again(error)
@@ -305,7 +307,7 @@ class E2BSandbox(Channel):
                 handle = again
                 continue
             said = self._complaints.strip()
-            self.broke(f"its runner ended with {ended}" + (f": {said}" if said else ""))
+            self.broke(f"its runner ended with {ended}" + (f": {said}" if said else ""), "runner")
             return
 
     async def _listen_again(self, error: Exception) -> AsyncCommandHandle[None] | None:

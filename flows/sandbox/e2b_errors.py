@@ -37,6 +37,10 @@ def reason_of(error: Exception) -> tuple[str, str]:
             return "timeout", f"E2B did not answer in time ({said})"
         case e2b.SandboxException(status_code=int(status)) if status >= 500:
             return "unwell", f"E2B failed ({said})"
+        case e2b.SandboxException(status_code=int(status)) if status >= 400:
+            return "refused", f"E2B refused what it was asked ({said})"
+        case e2b.InvalidArgumentException() | e2b.NotFoundException() | e2b.TemplateException():
+            return "refused", f"E2B refused what it was asked ({said})"
         case httpx.HTTPError() | OSError():
             return "unreachable", f"E2B cannot be reached ({said})"
     return "broken", said

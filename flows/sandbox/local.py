@@ -114,7 +114,7 @@ class LocalSandbox(Channel):
             self.received(data)
         code = await self._process.wait()
         said = self._complaints.decode("utf-8", "replace").strip()
-        self.broke(f"its process ended with status {code}" + (f": {said}" if said else ""))
+        self.broke(f"its process ended with status {code}" + (f": {said}" if said else ""), "runner")
 
     async def _read_complaints(self) -> None:
         stderr = self._process.stderr

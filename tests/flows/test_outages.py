@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -192,6 +193,37 @@ async def test_while_the_breaker_is_open_a_run_only_waits(
         assert (row.status, row.retries) == ("running", 0)
         assert row.next_attempt_at is not None
         assert (row.next_attempt_at - datetime.now(UTC)).total_seconds() <= 50
+
+
+@pytest.mark.parametrize("status", [500, 502])
+@pytest.mark.parametrize("used", [0, 1])
+async def test_a_run_waits_while_sandboxes_are_made_and_cannot_be_used(
+    nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None], status: int, used: int
+) -> None:
+    """No runner starts in them: an outage like any other, for a run without a first sandbox or a second."""
+    limits(NOVA_BREAKER_THRESHOLD="3", NOVA_RETRIES="0")
+    e2b_server.places.starts_refused_with = chain([0] * used, repeat(status))
+    row = await put_off(nova_in_e2b, line(action("a", "import os; os.kill(os.getppid(), 9)")))
+    assert (row.status, row.retries) == ("running", 0)
+    assert row.next_attempt_at is not None
+    assert (await nova_in_e2b.database.run(breaker.read))["state"] == "open"
+    assert len(e2b_server.sandboxes) == 4
+    assert all(place.killed for place in e2b_server.sandboxes)
+
+
+async def test_a_template_that_is_wrong_is_no_outage(
+    nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
+) -> None:
+    """Without Python in it, or unknown to E2B: this run fails, and no other has to wait."""
+    limits(NOVA_BREAKER_THRESHOLD="1", NOVA_RETRIES="0")
+    e2b_server.places.envs = {"PATH": "/nowhere"}
+    first = await nova_in_e2b.run_graph(line(action("a", "pass")))
+    e2b_server.places.refuse_with = (404, "no such template")
+    second = await nova_in_e2b.run_graph(line(action("a", "pass")))
+    for outcome, words in ((first, "python3"), (second, "no such template")):
+        assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "infrastructure")
+        assert words in (outcome.execution.error or "")
+    assert (await nova_in_e2b.database.run(breaker.read))["state"] == "closed"
 
 
 async def test_without_retries_left_the_run_fails_and_says_why(

@@ -154,7 +154,7 @@ async def test_an_answer_lost_on_the_way_is_given_again(e2b_server: E2BServer, t
         (500, "unwell", "500"),
         (502, "unwell", "502"),
         (504, "unwell", "504"),
-        (400, "broken", "template"),
+        (400, "refused", "template"),
     ],
 )
 async def test_a_refused_sandbox_says_why(
