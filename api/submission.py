@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,6 +24,7 @@ from flows.engine.errors import (
     NotFoundError,
     PrefectUnavailableError,
 )
+from flows.execution import outages
 from flows.execution.specs import deployment_spec
 from flows.orchestration.deployments import Deployments, DeploymentSpec
 from flows.store import clients, creation, executions, workflows
@@ -33,10 +34,6 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 30.0
 """Seconds that a run waits for its turn when many come at once."""
-_HOLD = 30.0
-"""Seconds that a 503 waits until its row is closed, where the database is away as well."""
-_PAUSES = (0.5, 1.0, 2.0, 5.0)
-"""Seconds between attempts to close a row while the database is away; the last one again and again."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +121,10 @@ async def execute(
         pending = await idempotency.until_won(lambda: services.database.run(write))
     except CommitUnknownError as error:
         # A row that stands all the same would be taken for forgotten, and handed to Prefect.
-        await services.background.finish(_reject(services, workflow_id, public_id, error))
-        raise
+        started = await services.background.finish(_reject(services, workflow_id, public_id, error))
+        if started is None:
+            raise
+        return started
     if pending.flow_run_id is not None:
         return pending, pending.flow_run_id
     # From here on it comes to an end even if the client hangs up or the server stops.
@@ -151,7 +150,7 @@ async def _submit(services: Services, pending: Pending) -> UUID:
     except Exception as error:
         started = await _reject(services, pending.workflow_id, pending.public_id, error)
         if started is not None:
-            return started
+            return started[1]
         if isinstance(error, NotFoundError):
             # The workflow was deleted meanwhile, and with it this execution.
             raise
@@ -246,11 +245,14 @@ async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
         raise PrefectUnavailableError(f"The deployment of {spec.slug} was not saved: {error}") from error
 
 
-async def _reject(services: Services, workflow_id: int, public_id: UUID, error: Exception) -> UUID | None:
-    """Close the row, if there is one, as never started; its flow run's id where it started all the same.
+async def _reject(
+    services: Services, workflow_id: int, public_id: UUID, error: Exception
+) -> tuple[Pending, UUID] | None:
+    """Close the row, if there is one, as never started; where it has started all the same, return it.
 
-    Where the database is away too, this goes on in the background, and the answer waits for it as long as a
-    client may: a late flow run must not start what was answered with 503, not even if the API dies then.
+    Where the database is away this waits until it is back, however long that takes: until the row is closed
+    a worker may start it, or the reconciler hand it to Prefect, and a 503 said that it never runs. Whoever
+    waits in vain, because the client's patience or the API's life ends, was promised nothing.
     """
     reason = (
         f"The run was never started: {error}"
@@ -258,39 +260,15 @@ async def _reject(services: Services, workflow_id: int, public_id: UUID, error: 
         else ("The run was never started: something went wrong in NOVA.")
     )
 
-    def close(session: Session) -> UUID | None:
+    def close(session: Session) -> tuple[Pending, UUID] | None:
         creation.settle(session, public_id, workflow_id)
         row = executions.by_public_id(session, public_id)
         if row is None or executions.reject(session, row.id, reason):
             return None
         session.expire_all()  # somebody was faster
         row = executions.by_public_id(session, public_id)
-        return row.flow_run_id if row and row.error_kind != "not_started" else None
+        if row is None or row.flow_run_id is None or row.error_kind == "not_started":
+            return None
+        return Pending.of(row, row.workflow), row.flow_run_id
 
-    try:
-        return await services.database.run(close)
-    except DatabaseUnavailableError:
-        closing = services.background.start(_close_later(services, public_id, close))
-        done, _ = await asyncio.wait({closing}, timeout=_HOLD)
-        if not done:
-            raise
-        return closing.result()
-
-
-async def _close_later(
-    services: Services, public_id: UUID, close: Callable[[Session], UUID | None]
-) -> UUID | None:
-    attempt = 0
-    while True:
-        await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
-        attempt += 1
-        try:
-            started = await services.database.run(close)
-        except DatabaseUnavailableError:
-            continue
-        log.warning(
-            "The execution with the public id %s %s",
-            public_id,
-            "had started" if started else "is closed, if there is one: it never starts",
-        )
-        return started
+    return await outages.outlast(services.database, close)

@@ -14,7 +14,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from sqlalchemy import select
 
-from api import submission
 from flows.config.settings import Settings
 from flows.engine.errors import ExecutionClosedError
 from flows.store.models import Execution
@@ -47,6 +46,15 @@ async def flow_run_ids(prefect: PrefectClient, workflow: dict[str, Any]) -> list
     return [run.id for run in await prefect.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tags))]
 
 
+async def start(database: Database, row: Execution, flow_run_id: UUID) -> None:
+    """Begin a run, as its flow does; raises what that is told."""
+    await database.run(
+        lambda session: begin(
+            session, flow_run_id=flow_run_id, public_id=row.public_id, workflow_id=row.workflow_id
+        )
+    )
+
+
 def is_unavailable(response: httpx.Response) -> bool:
     """Whether an answer is a 503 as it should be."""
     assert "Traceback" not in response.text
@@ -66,16 +74,7 @@ async def test_without_prefect_nothing_is_started(
     (row,) = await rows(database)
     assert (row.status, row.error_kind, row.flow_run_id) == ("failed", "not_started", None)
     with pytest.raises(ExecutionClosedError):
-        await database.run(
-            lambda session: begin(
-                session,
-                flow_run_id=UUID(int=1),
-                public_id=row.public_id,
-                workflow_id=row.workflow_id,
-                client=None,
-                initial={},
-            )
-        )
+        await start(database, row, UUID(int=1))
 
 
 async def test_without_prefect_no_workflow_is_made_or_changed(
@@ -139,16 +138,7 @@ async def test_an_answer_of_prefects_that_got_lost(
     assert row.error_kind == "not_started"
     (late,) = await eventually(lambda: flow_run_ids(prefect, workflow), bool)
     with pytest.raises(ExecutionClosedError):
-        await database.run(
-            lambda session: begin(
-                session,
-                flow_run_id=late,
-                public_id=row.public_id,
-                workflow_id=row.workflow_id,
-                client=None,
-                initial={},
-            )
-        )
+        await start(database, row, late)
 
 
 async def test_a_run_that_started_in_spite_of_a_lost_answer(
@@ -168,16 +158,7 @@ async def test_a_run_that_started_in_spite_of_a_lost_answer(
             request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
             (flow_run_id,) = await eventually(lambda: flow_run_ids(prefect, workflow), bool)
             (row,) = await rows(database)
-            await database.run(
-                lambda session: begin(
-                    session,
-                    flow_run_id=flow_run_id,
-                    public_id=row.public_id,
-                    workflow_id=row.workflow_id,
-                    client=None,
-                    initial={},
-                )
-            )
+            await start(database, row, flow_run_id)
             response = await request
     assert (response.status_code, response.json()["task_id"]) == (202, str(flow_run_id))
     (row,) = await rows(database)
@@ -269,23 +250,48 @@ async def test_both_lost_for_long(
     prefect_wire: Wire,
     encryption_key: str,
     database: Database,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """503 when a client can wait no longer; the execution is closed when the database is back."""
-    monkeypatch.setattr(submission, "_HOLD", 0.1)
+    """A worker found the database sooner than the API: 202, since a 503 would say that it never runs."""
     async with wire() as (relay, url), prefect_wire() as (deaf, prefect_url):
         own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=6)
         async with running_api(own) as api:
             assert (await api.get("/health")).status_code == 200
             deaf.deaf = True
             request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
-            await eventually(lambda: flow_run_ids(prefect, workflow), bool)
+            (flow_run_id,) = await eventually(lambda: flow_run_ids(prefect, workflow), bool)
             await relay.cut()
-            assert is_unavailable(await request)
-            assert (await rows(database))[0].status == "pending"
+            await asyncio.wait({request}, timeout=8)
+            assert not request.done()
+            (row,) = await rows(database)
+            await start(database, row, flow_run_id)
             await relay.restore()
-            await eventually(lambda: rows(database), lambda found: found[0].status == "failed")
-    assert (await rows(database))[0].error_kind == "not_started"
+            response = await request
+    assert (response.status_code, response.json()["task_id"]) == (202, str(flow_run_id))
+    (row,) = await rows(database)
+    assert row.status == "running"
+
+
+async def test_an_api_that_stops_before_the_database_is_back_promises_nothing(
+    workflow: dict[str, Any],
+    wire: Wire,
+    lonely: Settings,
+    encryption_key: str,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The request that waited is cut off without an answer: its run may start or not."""
+    monkeypatch.setattr("api.app._DRAIN", 0.1)
+    nowhere = lonely.prefect_api_url
+    async with wire() as (relay, url):
+        own = make_settings(url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=3)
+        async with running_api(own) as api:
+            request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
+            await eventually(lambda: rows(database), bool)
+            await relay.cut()
+            await asyncio.wait({request}, timeout=5)
+            assert not request.done()
+        with pytest.raises(asyncio.CancelledError):
+            await request
 
 
 async def test_a_row_whose_commit_was_not_answered_never_starts(
@@ -303,6 +309,26 @@ async def test_a_row_whose_commit_was_not_answered_never_starts(
         assert is_unavailable(await request)
     (row,) = await rows(database)
     assert (row.status, row.error_kind) == ("failed", "not_started")
+
+
+async def test_a_row_whose_commit_was_not_answered_may_have_started(
+    workflow: dict[str, Any], wire: Wire, prefect_server: str, encryption_key: str, database: Database
+) -> None:
+    """Somebody found the row and had it run before the API could close it: 202 with its id."""
+    async with wire() as (relay, url), running_api(make_settings(url, prefect_server, encryption_key)) as api:
+        assert (await api.get("/health")).status_code == 200
+        relay.deaf_after = b"COMMIT"
+        request = asyncio.create_task(api.post(f"/workflows/{workflow['id']}/execute"))
+        (row,) = await eventually(lambda: rows(database), bool)
+        await relay.cut()
+        await start(database, row, UUID(int=7))
+        relay.deaf_after, relay.deaf = b"", False
+        await relay.restore()
+        response = await request
+    assert (response.status_code, response.json()["task_id"]) == (202, str(UUID(int=7)))
+    assert response.json()["workflow_name"] == workflow["name"]
+    (row,) = await rows(database)
+    assert row.status == "running"
 
 
 async def test_prefect_killed_in_the_middle_of_a_post(
