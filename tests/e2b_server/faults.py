@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import random
@@ -16,14 +17,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tests.e2b_server.places import Place, Places
 
 KINDS = ("429", "502", "lost answer", "dropped stream", "sandbox gone")
-"""What can happen to a call. An answer is lost after the call was carried out; a stream drops on its way."""
+"""What can happen to a call. An answer is lost after the call was carried out; a stream drops on its way.
+
+A sandbox is gone when it is called, or soon after: nobody calls it while a node runs in it.
+"""
+SOON = 0.3
+"""Seconds within which a fault strikes that does not come at once."""
+LATE = 0.75
+"""Share of the sandboxes that are gone only after their call, and of the streams that drop in silence."""
 _STREAMED = re.compile(r"/process\.Process/(Start|Connect)$")
 
 
 class Faults:
     """An ASGI application that lets a share of another one's calls fail, by chance but seeded.
 
-    With a rate of 0.05 one of every twenty calls fails; chance says which one of them, and how.
+    With a rate of 0.05 one of every twenty calls fails; chance says which one of them, and how. What has
+    happened seldom so far is the likelier: few calls are streams, and these are to drop, too.
 
     `GET /faults` counts what was done, `PUT /faults` with `{"rate": 0.05, "kinds": ["429"]}` changes it.
     """
@@ -53,7 +62,12 @@ class Faults:
         """What is to happen to a call, of what can happen to such a one; nothing, mostly."""
         apart = {"dropped stream": _STREAMED.search(path) is not None, "sandbox gone": named is not None}
         fitting = [kind for kind in self.kinds if apart.get(kind, True)]
-        return self._random.choice(fitting) if fitting and self._is_due() else ""
+        if not fitting or not self._is_due():
+            return ""
+        weights = [1 / (1 + self._of_this_rate[kind]) ** 2 for kind in fitting]
+        [kind] = self._random.choices(fitting, weights)
+        self._of_this_rate[kind] += 1
+        return kind
 
     def _begin(self) -> None:
         """Count the calls of a rate: the share that should have failed, and at which one more does.
@@ -61,6 +75,7 @@ class Faults:
         There is one such point between any two whole numbers.
         """
         self._share, self._next = 0.0, self._random.random()
+        self._of_this_rate: Counter[str] = Counter()
 
     def _is_due(self) -> bool:
         """Whether the turn of the next call that fails has come."""
@@ -86,13 +101,26 @@ class Faults:
             await Request(scope, receive).body()
             await _refusal(int(kind), named is not None)(scope, receive, send)
         elif kind in ("lost answer", "dropped stream"):
-            pieces = 0 if kind == "lost answer" else self._random.randint(1, 4)
-            with contextlib.suppress(ConnectionDroppedError):
-                await self._app(scope, receive, _Cut(send, pieces))
+            is_lost = kind == "lost answer"
+            pieces, silence = (0, None) if is_lost else (self._random.randint(1, 4), self._later())
+            with contextlib.suppress(ConnectionDroppedError, TimeoutError):
+                async with asyncio.timeout(None) as limit:
+                    await self._app(scope, receive, _Cut(send, pieces, silence, limit))
         else:
             if kind and named is not None:
-                self._places.kill(named, "vanished")
+                self._end(named, self._later())
             await self._app(scope, receive, send)
+
+    def _later(self) -> float | None:
+        """In how many seconds a fault strikes, by chance; None: at once."""
+        return self._random.uniform(0.0, SOON) if self._random.random() < LATE else None
+
+    def _end(self, place: Place, after: float | None) -> None:
+        """Let a sandbox vanish."""
+        if after is None:
+            self._places.kill(place, "vanished")
+        else:
+            asyncio.get_running_loop().call_later(after, self._places.kill, place, "vanished")
 
 
 def _refusal(status: int, by_proxy: bool) -> JSONResponse | PlainTextResponse:
@@ -106,11 +134,16 @@ class ConnectionDroppedError(Exception):
 
 
 class _Cut:
-    """Sends so many pieces of an answer's body, or nothing but a promise of one, then no more."""
+    """Sends so many pieces of an answer's body, or nothing but a promise of one, then no more.
 
-    def __init__(self, send: Send, pieces: int) -> None:
+    It ends with the piece that is one too many, or after `silence` seconds, if `limit` is over before that.
+    """
+
+    def __init__(self, send: Send, pieces: int, silence: float | None, limit: asyncio.Timeout) -> None:
         self._send = send
         self._left = pieces
+        self._silence = silence
+        self._limit = limit
 
     async def __call__(self, message: Message) -> None:
         if self._left == 0 and message["type"] == "http.response.start":
@@ -122,3 +155,5 @@ class _Cut:
             self._left -= 1
             message = {**message, "more_body": True}
         await self._send(message)
+        if self._left == 0 and self._silence is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._silence)
