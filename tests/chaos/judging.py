@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil
-from typing import Any
 
 import httpx
 
 from tests.chaos.ledger import Entry
+from tests.chaos.records import Execution, Row, chain_rows, executions
 from tests.chaos.runs import FINAL, GUARDED, NODES, Batch, Run
 
 LOST = "accepted runs without an execution"
 STUCK = "runs that are not over"
 FAILED = "runs that ended as they must not"
+STOPPED = "runs that stopped at their on_interrupt node for no reason"
 DOUBLED = "executions beyond one a run"
 GHOSTS = "nodes of runs that were refused"
 TWICE = "successful nodes run twice"
 AGAIN = "other nodes run again without a kill"
+WITHIN = "nodes run again beyond one an attempt"
 GUARD = "on_interrupt nodes started twice"
+ROWS = "failed rows of nodes that nothing failed"
 CONTEXT = "results that are not whole"
 KEYS = "idempotency keys that are not one a step"
 TAKEN_BACK = "final states taken back"
 ODD = "answers that are not the contract's"
-BARS = (LOST, STUCK, FAILED, DOUBLED, GHOSTS, TWICE, AGAIN, GUARD, CONTEXT, KEYS, TAKEN_BACK, ODD)
+NOTHING = "nothing was interrupted"
+BARS = (
+    LOST,
+    STUCK,
+    FAILED,
+    STOPPED,
+    DOUBLED,
+    GHOSTS,
+    TWICE,
+    AGAIN,
+    WITHIN,
+    GUARD,
+    ROWS,
+    CONTEXT,
+    KEYS,
+    TAKEN_BACK,
+    ODD,
+    NOTHING,
+)
+BEFORE = NODES[NODES.index(GUARDED) - 1]
+"""The node whose success comes before the guarded one is started."""
 
 
 Kill = tuple[float, float]
@@ -41,6 +63,8 @@ class Verdict:
     facts: dict[str, int] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=lambda: {bar: [] for bar in BARS})
     """Bar → one sentence per violation."""
+    strays: int | None = 0
+    """How many sandboxes its kills may leave running for the cleanup to find; None: any number."""
 
     def fault(self, bar: str, sentence: str) -> None:
         """Note a violation."""
@@ -52,72 +76,53 @@ class Verdict:
         return {bar: found for bar, found in self.faults.items() if found}
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the Chain of Work and when the database committed it."""
-
-    node: str
-    status: str
-    committed: float
-    """Unix time."""
-    stdout: str
-
-
 async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
     """Hold all runs of a batch against the bars, given what may have interrupted nodes."""
     verdict = Verdict()
-    executions = _executions(batch)
+    found = executions(batch)
+    of_tasks = {execution.task_id: execution for execution in found}
     chains = chain_rows(batch)
     went_on: list[float] = []
     told: dict[int, list[Entry]] = defaultdict(list)
     for entry in batch.stack.entries():
         told[entry.run_no].append(entry)
+    ours: list[Execution] = []
     for run in batch.runs.values():
-        row = executions.get(str(run.task_id))
-        if row is None:
+        execution = of_tasks.get(str(run.task_id))
+        if execution is None:
             verdict.fault(LOST, f"run {run.run_no}, task {run.task_id}")
             continue
-        _judge_end(verdict, run, row)
-        judge_nodes(verdict, run, told[run.run_no], chains.get(row["id"], []), kills)
+        ours.append(execution)
+        rows = chains.get(execution.id, [])
+        judge_end(verdict, run, execution, rows, kills)
+        judge_nodes(verdict, run, execution.attempt, told[run.run_no], rows, kills)
         judge_polls(verdict, run)
         went_on += waits(told[run.run_no], kills)
-        await _judge_result(verdict, batch, run, row)
+        await _judge_result(verdict, batch, run, execution)
     for run_no in batch.refused:
         for entry in told[run_no]:
             verdict.fault(GHOSTS, f"run {run_no}: {entry.node} {entry.what}")
-    _judge_number(verdict, batch, executions)
+    judge_number(verdict, [each for each in found if each not in ours], batch.unknown)
+    judge_unknown(verdict, [entry for run_no in batch.unknown for entry in told[run_no]])
+    judge_keys(verdict, [entry for run_no in batch.asked for entry in told[run_no]])
     for answer in batch.odd:
         verdict.fault(ODD, answer)
-    ours = [entry for run in batch.runs.values() for entry in told[run.run_no] if entry.what == "started"]
+    started = [entry for run in batch.runs.values() for entry in told[run.run_no] if entry.what == "started"]
     verdict.facts |= {
         "runs": len(batch.runs),
         "refused": len(batch.refused),
-        "SUCCESS": sum(row["status"] == "completed" for row in executions.values()),
-        "stopped": sum(row["error_kind"] == "interrupted" for row in executions.values()),
+        "SUCCESS": sum(each.status == "completed" for each in ours),
+        "stopped": sum(each.error_kind == "interrupted" for each in ours),
         "kills": len(kills),
-        "attempts": sum(row["attempt"] for row in executions.values()),
-        "nodes started": len(ours),
-        "again": len(ours) - len({(entry.run_no, entry.node) for entry in ours}),
+        "attempts": sum(each.attempt for each in ours),
+        "nodes started": len(started),
+        "again": len(started) - len({(entry.run_no, entry.node) for entry in started}),
     }
+    if batch.unknown:
+        verdict.facts["asked for without an answer"] = len(batch.unknown)
     if went_on:
         verdict.facts["s at most from a kill to the node's next start"] = ceil(max(went_on))
     return verdict
-
-
-def chain_rows(batch: Batch) -> dict[int, list[Row]]:
-    """The Chain of Work of all runs of a batch, by execution, in the order of their commits."""
-    found = batch.stack.rows(
-        "SELECT c.execution_id, c.node_id, c.status, c.stdout,"
-        " extract(epoch FROM pg_xact_commit_timestamp(c.xmin))::float8 AS committed"
-        " FROM chain_entries c JOIN executions e ON e.id = c.execution_id"
-        " WHERE e.workflow_id = ANY(%s) ORDER BY committed",
-        batch.workflows,
-    )
-    rows: dict[int, list[Row]] = defaultdict(list)
-    for each in found:
-        node, stdout = json.loads(each["node_id"]), json.loads(each["stdout"])
-        rows[each["execution_id"]].append(Row(node, each["status"], each["committed"], stdout.strip()))
-    return rows
 
 
 def explain(starts: Sequence[float], kills: Sequence[Kill]) -> tuple[int, list[Kill]]:
@@ -143,30 +148,40 @@ def waits(told: Sequence[Entry], kills: Sequence[Kill]) -> Iterator[float]:
             yield from (after - ended for begun, ended in kills if before <= begun and ended <= after)
 
 
-def _executions(batch: Batch) -> dict[str, dict[str, Any]]:
-    ids = [str(run.task_id) for run in batch.runs.values()]
-    found = batch.stack.rows(
-        "SELECT id, flow_run_id::text, status, attempt, error_kind, error, failed_at_node"
-        " FROM executions WHERE flow_run_id = ANY(%s::uuid[])",
-        ids,
-    )
-    return {row["flow_run_id"]: row for row in found}
-
-
-def _judge_end(verdict: Verdict, run: Run, row: dict[str, Any]) -> None:
-    told = f"run {run.run_no}, execution {row['id']}: {row['status']}, {row['error_kind']}, {row['error']}"
-    stopped = run.guarded and row["error_kind"] == "interrupted" and row["failed_at_node"] == f'"{GUARDED}"'
-    if row["status"] in ("pending", "running"):
+def judge_end(
+    verdict: Verdict, run: Run, execution: Execution, rows: Sequence[Row], kills: Sequence[Kill]
+) -> None:
+    """Hold a run's end against the bars: as it was wanted, or stopped at a guarded node, for a reason."""
+    told = f"run {run.run_no}, {execution}"
+    stopped = execution.error_kind == "interrupted" and execution.failed_at_node == GUARDED
+    if execution.status in ("pending", "running"):
         verdict.fault(STUCK, told)
-    elif row["status"] != run.wanted and not stopped:
+    elif run.guarded and stopped:
+        if not _is_explained(run, execution, rows, kills):
+            verdict.fault(STOPPED, told)
+    elif execution.status != run.wanted:
         verdict.fault(FAILED, told)
 
 
+def _is_explained(run: Run, execution: Execution, rows: Sequence[Row], kills: Sequence[Kill]) -> bool:
+    """Whether something befell a run after the node before its guarded one, and before it stopped."""
+    if run.faulty and any(row.node == GUARDED and row.status != "success" for row in rows):
+        return True
+    before = next((row.committed for row in rows if row.node == BEFORE and row.status == "success"), None)
+    if before is None or execution.completed is None:
+        return False
+    return any(before <= ended and begun <= execution.completed for begun, ended in kills)
+
+
 def judge_nodes(
-    verdict: Verdict, run: Run, told: list[Entry], rows: list[Row], kills: Sequence[Kill]
+    verdict: Verdict, run: Run, attempts: int, told: list[Entry], rows: list[Row], kills: Sequence[Kill]
 ) -> None:
-    """Hold what the ledger was told of a run's nodes against its rows and the kills."""
-    left = list(kills)
+    """Hold what the ledger was told of a run's nodes against its attempts, its rows and the kills.
+
+    A failed row excuses another start, but only where calls fail; a kill does so only where the run was
+    started anew.
+    """
+    left, again = list(kills), 0
     for node in NODES:
         starts = [entry.at for entry in told if entry.node == node and entry.what == "started"]
         success = next((row.committed for row in rows if row.node == node and row.status == "success"), None)
@@ -175,15 +190,18 @@ def judge_nodes(
                 verdict.fault(
                     TWICE, f"run {run.run_no}: {node} started {at - success:.3f} s after its success"
                 )
-        failures = sum(row.node == node and row.status != "success" for row in rows)
+        failures = sum(run.faulty and row.node == node and row.status != "success" for row in rows)
         without, left = explain(starts, left)
         for _ in range(without - failures):
             verdict.fault(AGAIN, f"run {run.run_no}: {node} started at {starts}")
+        again += max(0, len(starts) - 1 - failures)
         if run.guarded and node == GUARDED and len(starts) > 1:
             verdict.fault(GUARD, f"run {run.run_no}: {node} started at {starts}")
-    keys = {(entry.node, entry.key) for entry in told}
-    if len(keys) != len({node for node, _ in keys}) or len(keys) != len({key for _, key in keys}):
-        verdict.fault(KEYS, f"run {run.run_no}: {sorted(keys)}")
+    if again >= max(1, attempts):
+        verdict.fault(WITHIN, f"run {run.run_no}: {again} nodes run again in {attempts} attempts")
+    for row in rows:
+        if row.status != "success" and not run.faulty:
+            verdict.fault(ROWS, f"run {run.run_no}: {row.node}, at {row.committed}")
 
 
 def judge_polls(verdict: Verdict, run: Run) -> None:
@@ -193,30 +211,56 @@ def judge_polls(verdict: Verdict, run: Run) -> None:
             verdict.fault(TAKEN_BACK, f"run {run.run_no}: {status}, then {after}")
 
 
-async def _judge_result(verdict: Verdict, batch: Batch, run: Run, row: dict[str, Any]) -> None:
+def judge_keys(verdict: Verdict, told: Iterable[Entry]) -> None:
+    """A step has one idempotency key on every attempt, and no other step of any run has the same."""
+    keys: dict[tuple[int, str], set[str]] = defaultdict(set)
+    steps: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    for entry in told:
+        keys[entry.run_no, entry.node].add(entry.key)
+        steps[entry.key].add((entry.run_no, entry.node))
+    for (run_no, node), several in keys.items():
+        if len(several) > 1:
+            verdict.fault(KEYS, f"run {run_no}: {node} with {sorted(several)}")
+    for key, users in steps.items():
+        if len(users) > 1:
+            verdict.fault(KEYS, f"{key} for {sorted(users)}")
+
+
+def judge_unknown(verdict: Verdict, told: Iterable[Entry]) -> None:
+    """A run that was asked for without an answer may run or not, but each node of it once."""
+    starts = Counter((entry.run_no, entry.node) for entry in told if entry.what == "started")
+    for (run_no, node), times in starts.items():
+        if times > 1:
+            verdict.fault(TWICE, f"run {run_no}, whose client had no answer: {node} {times} times")
+
+
+def judge_number(verdict: Verdict, beyond: Iterable[Execution], unknown: dict[int, int]) -> None:
+    """Hold the executions that are no accepted run's against what was asked for without an answer.
+
+    Of these (number of the run → workflow) each may have one, which ends as any other's.
+    """
+    left = Counter(unknown.values())
+    for execution in beyond:
+        left[execution.workflow] -= 1
+        if left[execution.workflow] < 0:
+            verdict.fault(DOUBLED, str(execution))
+        elif execution.status in ("pending", "running"):
+            verdict.fault(STUCK, f"asked for without an answer, {execution}")
+        elif execution.status != "completed":
+            verdict.fault(FAILED, f"asked for without an answer, {execution}")
+
+
+async def _judge_result(verdict: Verdict, batch: Batch, run: Run, execution: Execution) -> None:
     """Ask the API for the run as its client does: a SUCCESS has what each of its nodes left."""
     try:
         task = await batch.task(run)
     except httpx.HTTPError as error:
         verdict.fault(ODD, f"run {run.run_no}: {error!r}")
         return
-    expected = {"completed": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}.get(row["status"])
+    expected = {"completed": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}.get(execution.status)
     if expected is not None and task["status"] != expected:
-        verdict.fault(ODD, f"run {run.run_no} is {row['status']}, but its task {task['status']}")
+        verdict.fault(ODD, f"run {run.run_no} is {execution.status}, but its task {task['status']}")
     if task["status"] == "SUCCESS":
         final = task["result"]["final_context"]
         if any(final.get(node) != run.run_no for node in NODES):
             verdict.fault(CONTEXT, f"run {run.run_no}: {sorted(final)}")
-
-
-def _judge_number(verdict: Verdict, batch: Batch, executions: dict[str, dict[str, Any]]) -> None:
-    """Every execution of the batch's workflows is of an accepted run, or was closed as never started."""
-    started = batch.stack.rows(
-        "SELECT id, status, error_kind FROM executions WHERE workflow_id = ANY(%s)"
-        " AND error_kind IS DISTINCT FROM 'not_started'",
-        batch.workflows,
-    )
-    known = {row["id"] for row in executions.values()}
-    for row in started:
-        if row["id"] not in known:
-            verdict.fault(DOUBLED, f"execution {row['id']}: {row['status']}, {row['error_kind']}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,6 +47,8 @@ class Run:
     """Its Idempotency-Key, where it came with one."""
     wanted: str = "completed"
     """Status that its execution has to end with."""
+    faulty: bool = False
+    """Whether calls to E2B fail under it."""
     seen: list[str] = field(default_factory=list)
     """Statuses that a polling client saw, each once in a row; empty where nobody polled."""
 
@@ -55,14 +56,19 @@ class Run:
 class Batch:
     """The runs of one scenario."""
 
-    def __init__(self, stack: Stack, *, poll: float = 2.0, watched: int = 5) -> None:
+    def __init__(self, stack: Stack, *, poll: float = 2.0, watched: int = 5, faulty: bool = False) -> None:
         self.stack = stack
         self.runs: dict[int, Run] = {}
         self.refused: list[int] = []
         """Numbers of runs that a 503 said will never run."""
+        self.unknown: dict[int, int] = {}
+        """Runs of which nobody knows whether they are to be, number → workflow: no key and no answer."""
+        self.unanswered = 0
+        """Requests for a run that broke off under way."""
         self.odd: list[str] = []
         """Answers that the contract does not know."""
         self.workflows: list[int] = []
+        self._faulty = faulty
         self._poll = poll
         self._watched = watched
         self._http = httpx.AsyncClient(base_url=stack.api_url, timeout=60)
@@ -73,6 +79,11 @@ class Batch:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def asked(self) -> list[int]:
+        """Numbers of all runs that were asked for."""
+        return [*self.runs, *self.refused, *self.unknown]
 
     def workflow(self, seconds: tuple[float, float] = QUICK, *, guarded: bool = False, **fields: Any) -> int:
         """Create a workflow of six nodes."""
@@ -99,7 +110,24 @@ class Batch:
                 self.refused.append(run_no)
                 run_no = next(self.stack.run_numbers)
             await asyncio.sleep(0.3)
-        run = self.runs[run_no] = Run(run_no, task_id, workflow, guarded, key)
+        return self._accepted(Run(run_no, task_id, workflow, guarded, key))
+
+    async def ask_once(self, workflow: int) -> None:
+        """Ask for a run without a key, and take the answer by its word; without one nobody knows."""
+        run_no = next(self.stack.run_numbers)
+        try:
+            answer = await self._send(workflow, run_no, None)
+        except httpx.TransportError:
+            self.unknown[run_no] = workflow
+            return
+        if (task_id := self._task_id(answer)) is None:
+            self.refused.append(run_no)
+        else:
+            self._accepted(Run(run_no, task_id, workflow, guarded=False, key=None))
+
+    def _accepted(self, run: Run) -> Run:
+        run.faulty = self._faulty
+        self.runs[run.run_no] = run
         self._watch(run)
         return run
 
@@ -109,13 +137,6 @@ class Batch:
         if task_id not in (None, run.task_id):
             self.odd.append(f"run {run.run_no} is task {run.task_id}, and asked for again {task_id}")
 
-    async def ask_and_forget(self, workflow: int) -> int:
-        """Ask once for a run, without a key and whatever the answer; returns the run's number."""
-        run_no = next(self.stack.run_numbers)
-        with contextlib.suppress(httpx.TransportError):
-            await self._send(workflow, run_no, None)
-        return run_no
-
     async def _post(self, workflow: int, run_no: int, key: str | None) -> UUID | None:
         """POST once; the task's id of a 202, None for a 503 or, with a key, a broken connection."""
         try:
@@ -124,6 +145,10 @@ class Batch:
             if key is None:
                 self.odd.append(f"{error!r}")
             return None
+        return self._task_id(answer)
+
+    def _task_id(self, answer: httpx.Response) -> UUID | None:
+        """The task's id of a 202, None for a 503; another answer is noted."""
         if answer.status_code == 202:
             return UUID(answer.json()["task_id"])
         if answer.status_code != 503:
@@ -131,11 +156,16 @@ class Batch:
         return None
 
     async def _send(self, workflow: int, run_no: int, key: str | None) -> httpx.Response:
-        return await self._http.post(
-            f"/workflows/{workflow}/execute",
-            json={"initial_context": {"run_no": run_no}},
-            headers={"Idempotency-Key": key} if key else {},
-        )
+        """POST once; raises httpx.TransportError, and counts what had come through to the API."""
+        try:
+            return await self._http.post(
+                f"/workflows/{workflow}/execute",
+                json={"initial_context": {"run_no": run_no}},
+                headers={"Idempotency-Key": key} if key else {},
+            )
+        except httpx.TransportError as error:
+            self.unanswered += not isinstance(error, httpx.ConnectError)
+            raise
 
     async def call(self, path: str) -> httpx.Response:
         """POST an operation on a run."""
@@ -157,12 +187,20 @@ class Batch:
             try:
                 status = (await self.task(run))["status"]
             except httpx.HTTPStatusError as error:
-                status = "" if error.response.status_code >= 500 else str(error.response.status_code)
+                status = self._refusal(run, error.response)
             except httpx.TransportError:
                 status = ""
             if status and run.seen[-1:] != [status]:
                 run.seen.append(status)
             await asyncio.sleep(self._poll)
+
+    def _refusal(self, run: Run, answer: httpx.Response) -> str:
+        """What a client sees in an error: nothing in a 503, for it asks again; any other 5xx is noted."""
+        if answer.status_code < 500:
+            return str(answer.status_code)
+        if answer.status_code != 503:
+            self.odd.append(f"run {run.run_no} polled: {answer.status_code}: {answer.text[:200]}")
+        return ""
 
     async def until(self, enough: Callable[[], bool], timeout: float, what: str, pause: float = 0.2) -> None:
         """Wait on a condition that asks the database or the ledger; an outage of theirs is waited out."""
@@ -182,19 +220,21 @@ class Batch:
         return {run.run_no for run in runs} <= {entry.run_no for entry in self.stack.entries()}
 
     def open(self) -> int:
-        """How many accepted runs are not over, or have no execution."""
+        """How many runs are not over, those of clients without an answer included, or have no execution."""
         ids = [str(run.task_id) for run in self.runs.values()]
         [found] = self.stack.rows(
-            "SELECT count(*) AS n FROM executions WHERE flow_run_id = ANY(%s::uuid[])"
-            " AND status IN ('completed', 'failed', 'cancelled')",
+            "SELECT count(*) FILTER (WHERE status IN ('pending', 'running')) AS live,"
+            " count(*) FILTER (WHERE flow_run_id = ANY(%s::uuid[])) AS there"
+            " FROM executions WHERE workflow_id = ANY(%s)",
             ids,
+            self.workflows,
         )
-        return len(ids) - int(found["n"])
+        return int(found["live"]) + len(ids) - int(found["there"])
 
     async def over(self, timeout: float) -> int:
         """Wait for all runs to be over; returns how many are not when the time is over."""
         deadline = time.monotonic() + timeout
-        left = len(self.runs)
+        left = len(self.asked)
         while left and time.monotonic() < deadline:
             try:
                 left = await asyncio.to_thread(self.open)

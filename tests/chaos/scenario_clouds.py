@@ -6,14 +6,16 @@ import asyncio
 import time
 from collections import Counter
 
-from tests.chaos.judging import Verdict, judge
+from tests.chaos.judging import NOTHING, Verdict, judge
 from tests.chaos.runs import Batch, Run
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
+from tests.e2b_server.faults import KINDS
 
 RATE = 0.05
 """Share of the calls to E2B that fail."""
 TOO_FEW = "fewer failed calls than were asked for"
+UNTRIED = "kinds of faults that did not happen"
 UNSEEN = "statuses that should have been seen"
 SLOW = (0.5, 0.8)
 """Seconds that a node takes here: what befalls a run finds it in the middle of one."""
@@ -23,21 +25,35 @@ async def calls_fail(stack: Stack, size: Size) -> Verdict:
     """A share of all calls to E2B is refused, breaks off, or finds its sandbox gone."""
     stack.worker()
     stack.worker()
-    async with Batch(stack, poll=size.poll) as batch:
+    async with Batch(stack, poll=size.poll, faulty=True) as batch:
         plain = batch.workflow(max_concurrent_runs=50)
+        guarded = batch.workflow(guarded=True, max_concurrent_runs=50)
         before = stack.let_fail(RATE)
         try:
             await batch.submit(plain, size.runs)
+            await batch.submit(guarded, size.guarded, guarded=True)
             size.say(f"all runs are submitted, {batch.open()} are open")
             await batch.over(size.patience)
         finally:
             done = Counter(stack.let_fail(0))
         done.subtract(before)
         verdict = await judge(batch, kills=())
+        verdict.strays = None  # the call that ends a sandbox may fail as well
+        _judge_kinds(verdict, size, done)
         calls, well = sum(done.values()), done.pop("none", 0)
         verdict.facts |= {"calls": calls, "failed calls": calls - well, **done}
         verdict.faults[TOO_FEW] = [f"of {calls} calls"] if calls - well < calls * RATE / 2 else []
         return verdict
+
+
+def _judge_kinds(verdict: Verdict, size: Size, done: Counter[str]) -> None:
+    """Every kind of fault happened, and met a node that was started: sure where there are many calls."""
+    verdict.faults[UNTRIED] = []
+    if not size.is_large:
+        return
+    verdict.faults[UNTRIED] = [kind for kind in KINDS if not done[kind]]
+    if not verdict.facts["again"]:
+        verdict.fault(NOTHING, "no node that was started had to be started again")
 
 
 async def polled(stack: Stack, size: Size) -> Verdict:
@@ -56,6 +72,7 @@ async def polled(stack: Stack, size: Size) -> Verdict:
         await batch.over(size.patience)
         size.say("a run was crashed and requeued")
         retried = await batch.ask(plain)
+        retried.faulty = True
         await _started(batch, retried)
         stack.let_fail(1.0, "sandbox gone")
         try:
@@ -66,6 +83,7 @@ async def polled(stack: Stack, size: Size) -> Verdict:
         size.say("a run was retried")
         await asyncio.sleep(3 * size.poll)  # the client looks on after the end
         verdict = await judge(batch, [kill])
+        verdict.strays = None
         _judge_seen(verdict, cancelled, "REVOKED")
         _judge_seen(verdict, crashed, "SUCCESS")
         _judge_seen(verdict, retried, "RETRY", "SUCCESS")

@@ -10,7 +10,8 @@ import time
 from collections import Counter
 from datetime import datetime
 
-from tests.chaos.judging import Kill, Verdict, chain_rows, judge
+from tests.chaos.judging import NOTHING, Kill, Verdict, judge
+from tests.chaos.records import chain_rows
 from tests.chaos.runs import Batch
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
@@ -52,6 +53,8 @@ async def worker_paused(stack: Stack, size: Size) -> Verdict:
         await batch.over(size.patience)
         verdict = await judge(batch, pauses)
         _judge_owners(verdict, batch)
+        if verdict.facts["taken over"] < 4 * len(pauses):
+            verdict.fault(NOTHING, f"of {4 * len(pauses)} runs {verdict.facts['taken over']} were taken over")
         return verdict
 
 
@@ -63,6 +66,7 @@ async def worker_stopped(stack: Stack, size: Size) -> Verdict:
     async with Batch(stack, poll=size.poll) as batch:
         await _stop_one_of_two(stack, size, batch, NOVA_WORKER_GRACE="8")
         verdict = await judge(batch, kills=())
+        _judge_changed(verdict, batch)
     starts = Counter((e.run_no, e.node) for e in stack.entries() if e.what == "started")
     verdict.faults[NODE_TWICE] = [
         f"run {run_no}: {node} {times} times"
@@ -76,7 +80,9 @@ async def worker_hurried(stack: Stack, size: Size) -> Verdict:
     """The same with a grace time that is too short for the node that a run is at: that one may run again."""
     async with Batch(stack, poll=size.poll) as batch:
         kill = await _stop_one_of_two(stack, size, batch, NOVA_WORKER_GRACE="1")
-        return await judge(batch, [kill])
+        verdict = await judge(batch, [kill])
+        _judge_changed(verdict, batch)
+        return verdict
 
 
 async def _stop_one_of_two(stack: Stack, size: Size, batch: Batch, **settings: str) -> Kill:
@@ -103,6 +109,15 @@ def _taken_over(stack: Stack, numbers: set[int]) -> bool:
     """Whether each of these runs has a node in a second sandbox."""
     seen = {(entry.run_no, entry.sandbox) for entry in stack.entries() if entry.run_no in numbers}
     return len(seen) >= 2 * len(numbers)
+
+
+def _judge_changed(verdict: Verdict, batch: Batch) -> None:
+    """Some of the runs went on in the other worker: the first one's grace time is not enough for all."""
+    seen = {(entry.run_no, entry.sandbox) for entry in batch.stack.entries() if entry.run_no in batch.runs}
+    changed = sum(times > 1 for times in Counter(run_no for run_no, _ in seen).values())
+    verdict.facts["went on elsewhere"] = changed
+    if not changed:
+        verdict.fault(NOTHING, "every run ended in the worker that was told to stop")
 
 
 def _judge_owners(verdict: Verdict, batch: Batch) -> None:

@@ -26,6 +26,11 @@ class Size:
     say: Callable[[str], None] = lambda line: None
     """Takes a line of progress."""
 
+    @property
+    def is_large(self) -> bool:
+        """Whether there is so much of everything that what is likely happens for sure."""
+        return self.runs >= 100
+
     def chance(self, name: str) -> random.Random:
         """The chance of one scenario, the same for the same seed."""
         return random.Random(f"{self.seed} {name}")

@@ -8,14 +8,15 @@ from uuid import uuid4
 import pytest
 
 from tests.chaos import judging
-from tests.chaos.judging import Row, Verdict, explain
+from tests.chaos.judging import Verdict, explain
 from tests.chaos.ledger import Entry
+from tests.chaos.records import Execution, Row
 from tests.chaos.runs import Run
 
 
-def started(at: float, node: str, key: str | None = None) -> Entry:
+def started(at: float, node: str, key: str | None = None, *, run_no: int = 1) -> Entry:
     """A node's entry in the ledger."""
-    return Entry(at, "started", 1, node, key or f"key of {node}", "sandbox")
+    return Entry(at, "started", run_no, node, key or f"key of {node}", "sandbox")
 
 
 def succeeded(at: float, node: str) -> Row:
@@ -23,13 +24,49 @@ def succeeded(at: float, node: str) -> Row:
     return Row(node, "success", at, "sandbox")
 
 
+def failed(at: float, node: str) -> Row:
+    """The row of a try of a node that failed."""
+    return Row(node, "failed", at, "")
+
+
+def asked(*, guarded: bool = False, faulty: bool = False) -> Run:
+    """A run that the API accepted."""
+    return Run(1, uuid4(), 1, guarded, None, faulty=faulty)
+
+
+def ended(status: str, kind: str | None = None, node: str | None = None, *, at: float = 10) -> Execution:
+    """The execution of a run, closed at a time."""
+    return Execution(1, None, 1, status, 1, kind, None, node, at)
+
+
+def counted(verdict: Verdict) -> dict[str, int]:
+    """How often each bar is missed."""
+    return {bar: len(found) for bar, found in verdict.missed.items()}
+
+
 def missed(
-    entries: list[Entry], rows: list[Row], kills: Sequence[float] = (), *, guarded: bool = False
+    entries: list[Entry],
+    rows: list[Row],
+    kills: Sequence[float] = (),
+    *,
+    guarded: bool = False,
+    faulty: bool = False,
+    attempts: int = 2,
 ) -> dict[str, int]:
     """How often each bar is missed by a run that the ledger and the Chain of Work tell this of."""
+    verdict, run = Verdict(), asked(guarded=guarded, faulty=faulty)
+    judging.judge_nodes(verdict, run, attempts, entries, rows, [(at, at) for at in kills])
+    return counted(verdict)
+
+
+def missed_at_the_end(
+    execution: Execution, rows: list[Row], kills: Sequence[float] = (), *, faulty: bool = False
+) -> dict[str, int]:
+    """How often each bar is missed by a guarded run that ended like this."""
     verdict = Verdict()
-    judging.judge_nodes(verdict, Run(1, uuid4(), 1, guarded, None), entries, rows, [(at, at) for at in kills])
-    return {bar: len(found) for bar, found in verdict.missed.items()}
+    run = asked(guarded=True, faulty=faulty)
+    judging.judge_end(verdict, run, execution, rows, [(at, at) for at in kills])
+    return counted(verdict)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +108,54 @@ def test_a_node_that_was_in_flight_may_run_again() -> None:
 def test_one_kill_is_no_excuse_for_two_nodes() -> None:
     """A run has one node in flight: the second that is run again for the same kill is one too many."""
     entries = [started(1, "n0"), started(1.5, "n1"), started(3, "n0"), started(4, "n1")]
-    assert missed(entries, [succeeded(5, "n0"), succeeded(5, "n1")], [2]) == {judging.AGAIN: 1}
+    rows = [succeeded(5, "n0"), succeeded(5, "n1")]
+    assert missed(entries, rows, [2], attempts=3) == {judging.AGAIN: 1}
+
+
+def test_a_kill_is_no_excuse_without_a_new_attempt() -> None:
+    """Where the run was not started anew, nobody had a reason to start its node again."""
+    entries = [started(1, "n0"), started(3, "n0")]
+    assert missed(entries, [succeeded(4, "n0")], [2], attempts=1) == {judging.WITHIN: 1}
 
 
 def test_a_failed_attempt_excuses_another() -> None:
-    """Where the Chain of Work has a failed attempt, the node was started again for its sake."""
-    rows = [Row("n0", "failed", 2, ""), succeeded(4, "n0")]
-    assert missed([started(1, "n0"), started(3, "n0")], rows) == {}
-    assert missed([started(1, "n0"), started(3, "n0"), started(3.5, "n0")], rows) == {judging.AGAIN: 1}
+    """Where calls fail and the Chain of Work has a failed try, the node was started again for its sake."""
+    rows = [failed(2, "n0"), succeeded(4, "n0")]
+    twice = [started(1, "n0"), started(3, "n0")]
+    assert missed(twice, rows, faulty=True, attempts=1) == {}
+    assert missed([*twice, started(3.5, "n0")], rows, faulty=True) == {judging.AGAIN: 1}
+
+
+def test_a_failed_row_where_nothing_fails_is_a_violation() -> None:
+    """These nodes do not fail: without a fault of E2B's such a row is somebody's who had lost the run."""
+    rows = [failed(2, "n0"), succeeded(4, "n0")]
+    assert missed([started(1, "n0")], rows) == {judging.ROWS: 1}
+    assert missed([started(1, "n0"), started(3, "n0")], rows) == {judging.ROWS: 1, judging.AGAIN: 1}
+
+
+def test_a_run_ends_as_it_must() -> None:
+    """With success, and not stopped at a node that may be started again."""
+    assert missed_at_the_end(ended("completed"), []) == {}
+    assert missed_at_the_end(ended("failed", "node"), [], [5]) == {judging.FAILED: 1}
+    assert missed_at_the_end(ended("running"), [], [5]) == {judging.STUCK: 1}
+    assert missed_at_the_end(ended("failed", "interrupted", "n3"), [], [5]) == {judging.FAILED: 1}
+
+
+def test_a_guarded_run_stops_for_a_reason_alone() -> None:
+    """Something was killed after the node before it had succeeded, and before the run was stopped."""
+    stopped, rows = ended("failed", "interrupted", "n2", at=10), [succeeded(4, "n1")]
+    assert missed_at_the_end(stopped, rows, [5]) == {}
+    for kills in ([], [3], [11]):
+        assert missed_at_the_end(stopped, rows, kills) == {judging.STOPPED: 1}
+    assert missed_at_the_end(stopped, [], [5]) == {judging.STOPPED: 1}
+
+
+def test_a_guarded_run_stops_where_its_sandbox_broke() -> None:
+    """Where calls fail the reason is the node's failed row; where none does, such a row is no reason."""
+    stopped, rows = ended("failed", "interrupted", "n2"), [succeeded(4, "n1"), failed(5, "n2")]
+    assert missed_at_the_end(stopped, rows, faulty=True) == {}
+    assert missed_at_the_end(stopped, rows[:1], faulty=True) == {judging.STOPPED: 1}
+    assert missed_at_the_end(stopped, rows) == {judging.STOPPED: 1}
 
 
 def test_a_start_after_the_success_is_never_excused() -> None:
@@ -101,9 +178,40 @@ def test_how_long_an_interrupted_node_waits() -> None:
 
 def test_a_step_has_one_key_of_its_own() -> None:
     """A key that changes between attempts, or serves two nodes, is a violation."""
-    again = [started(1, "n0", "a"), started(3, "n0", "b")]
-    assert missed(again, [succeeded(4, "n0")], [2]) == {judging.KEYS: 1}
-    assert missed([started(1, "n0", "a"), started(3, "n1", "a")], []) == {judging.KEYS: 1}
+    for told in (
+        [started(1, "n0", "a"), started(3, "n0", "b")],
+        [started(1, "n0", "a"), started(3, "n1", "a")],
+        [started(1, "n0", "a"), started(3, "n0", "a", run_no=2)],
+    ):
+        verdict = Verdict()
+        judging.judge_keys(verdict, told)
+        assert counted(verdict) == {judging.KEYS: 1}
+    verdict = Verdict()
+    judging.judge_keys(verdict, [started(1, "n0"), started(3, "n0"), started(5, "n1")])
+    assert counted(verdict) == {}
+
+
+def test_what_a_client_without_an_answer_asked_for() -> None:
+    """It may have one execution, which ends as others do, and no node of it runs twice."""
+    for beyond, missed in (
+        ([ended("completed")], {}),
+        ([ended("completed"), ended("completed")], {judging.DOUBLED: 1}),
+        ([ended("pending")], {judging.STUCK: 1}),
+        ([ended("failed")], {judging.FAILED: 1}),
+    ):
+        verdict = Verdict()
+        judging.judge_number(verdict, beyond, {7: 1})
+        assert counted(verdict) == missed
+    verdict = Verdict()
+    judging.judge_unknown(verdict, [started(1, "n0"), started(2, "n1"), started(3, "n1")])
+    assert counted(verdict) == {judging.TWICE: 1}
+
+
+def test_an_execution_that_nobody_asked_for() -> None:
+    """An answer that is missing in one workflow is no excuse for an execution of another."""
+    verdict = Verdict()
+    judging.judge_number(verdict, [ended("completed")], {7: 2})
+    assert counted(verdict) == {judging.DOUBLED: 1}
 
 
 def test_a_final_state_that_is_taken_back() -> None:

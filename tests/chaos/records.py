@@ -1,0 +1,70 @@
+"""What NOVA's database says of a batch's runs: their executions, and the rows of their Chains of Work."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+
+from tests.chaos.runs import Batch
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A run's row."""
+
+    id: int
+    task_id: str | None
+    workflow: int
+    status: str
+    attempt: int
+    error_kind: str | None
+    error: str | None
+    failed_at_node: str | None
+    completed: float | None
+    """Unix time."""
+
+    def __str__(self) -> str:
+        """Say how the run stands."""
+        told = [self.status, self.error_kind, json.loads(self.error) if self.error else None]
+        return f"execution {self.id}: " + ", ".join(each for each in told if each)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the Chain of Work and when the database committed it."""
+
+    node: str
+    status: str
+    committed: float
+    """Unix time."""
+    stdout: str
+
+
+def executions(batch: Batch) -> list[Execution]:
+    """The executions of a batch's workflows, but for those that were closed as never started."""
+    found = batch.stack.rows(
+        "SELECT id, flow_run_id::text AS task_id, workflow_id AS workflow, status, attempt,"
+        " error_kind, error, failed_at_node, extract(epoch FROM completed_at)::float8 AS completed"
+        " FROM executions WHERE workflow_id = ANY(%s) AND error_kind IS DISTINCT FROM 'not_started'",
+        batch.workflows,
+    )
+    for each in found:
+        each["failed_at_node"] = json.loads(each["failed_at_node"] or "null")
+    return [Execution(**each) for each in found]
+
+
+def chain_rows(batch: Batch) -> dict[int, list[Row]]:
+    """The Chain of Work of all runs of a batch, by execution, in the order of their commits."""
+    found = batch.stack.rows(
+        "SELECT c.execution_id, c.node_id, c.status, c.stdout,"
+        " extract(epoch FROM pg_xact_commit_timestamp(c.xmin))::float8 AS committed"
+        " FROM chain_entries c JOIN executions e ON e.id = c.execution_id"
+        " WHERE e.workflow_id = ANY(%s) ORDER BY committed",
+        batch.workflows,
+    )
+    rows: dict[int, list[Row]] = defaultdict(list)
+    for each in found:
+        node, stdout = json.loads(each["node_id"]), json.loads(each["stdout"])
+        rows[each["execution_id"]].append(Row(node, each["status"], each["committed"], stdout.strip()))
+    return rows
