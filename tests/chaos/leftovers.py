@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import httpx
 import psycopg2
 
 from deployments.cli.processes import family
+from flows.config.settings import Settings
+from tests.chaos.judging import Verdict
 from tests.chaos.stack import MARK, Stack
 from tests.servers import wait_until
 
@@ -21,6 +23,8 @@ Count = Callable[[Stack], list[str]]
 
 SETTLING = 60.0
 """Seconds that NOVA may take to tidy up: a task run that nobody ends is ended after 30."""
+STRAYS = 10.0
+"""Seconds after the last run's end within which the last sandbox has ended."""
 
 
 def sweep(stack: Stack) -> None:
@@ -45,6 +49,28 @@ def sweep(stack: Stack) -> None:
     wait_until(over, SETTLING, "the cleanup to end")
 
 
+def judge_sandboxes(stack: Stack, before: Collection[str], verdict: Verdict) -> None:
+    """Count what a scenario's runs left to the cleanup: sandboxes that still run, or whose time ran out.
+
+    `before` are those that were there before it. Where nothing is killed and no call fails, a run ends its
+    own.
+    """
+    if verdict.strays is None:
+        return
+    allowed = verdict.strays
+
+    def strays(stack: Stack) -> list[str]:
+        found = _strays(stack, before)
+        return found if len(found) > allowed else []
+
+    verdict.faults |= _settled(stack, {"sandboxes that a run left": strays}, STRAYS)
+    verdict.faults["sandboxes that nobody ended"] = [
+        f"sandbox {each['id']} ended by its own timeout"
+        for each in stack.sandboxes()
+        if not allowed and each["id"] not in before and each["ended_by"] == "timeout"
+    ]
+
+
 def while_it_stands(stack: Stack) -> dict[str, list[str]]:
     """What is left over of the runs in a stack that still stands and has nothing to do.
 
@@ -66,14 +92,15 @@ def while_it_stands(stack: Stack) -> dict[str, list[str]]:
 def after_it_stopped(stack: Stack) -> dict[str, list[str]]:
     """Stop all of NOVA and of its surroundings but the database; what is left over then."""
     stack.stop_workers()
+    beyond = _settled(stack, {"database connections beyond the API's": _connections_beyond_the_api})
     for part in (stack.api, stack.prefect, stack.e2b, stack.ledger):
         part.stop()
-    return _settled(stack, {"database connections": _connections, "processes": _processes})
+    return beyond | _settled(stack, {"database connections": _connections, "processes": _processes})
 
 
-def _settled(stack: Stack, kinds: dict[str, Count]) -> dict[str, list[str]]:
-    """Count each kind until there is nothing of it, or until `SETTLING` seconds are over for all of them."""
-    deadline = time.monotonic() + SETTLING
+def _settled(stack: Stack, kinds: dict[str, Count], seconds: float = SETTLING) -> dict[str, list[str]]:
+    """Count each kind until there is nothing of it, or until so many seconds are over for all of them."""
+    deadline = time.monotonic() + seconds
     left = {}
     for name, count in kinds.items():
         while (found := count(stack)) and time.monotonic() < deadline:
@@ -124,6 +151,19 @@ def _sandboxes(stack: Stack) -> list[str]:
     ]
 
 
+def _strays(stack: Stack, before: Collection[str]) -> list[str]:
+    """The sandboxes, but for those of before, that run although their run is over."""
+    over = stack.rows(
+        "SELECT flow_run_id::text AS id FROM executions WHERE status IN ('completed', 'failed', 'cancelled')"
+    )
+    ended = {row["id"] for row in over}
+    return [
+        f"sandbox {each['id']} of flow run {each['metadata']['flow_run']}"
+        for each in stack.sandboxes()
+        if each["state"] != "killed" and each["id"] not in before and each["metadata"]["flow_run"] in ended
+    ]
+
+
 def _sandbox_processes(stack: Stack) -> list[str]:
     ours = {each["id"] for each in stack.sandboxes()}
     return [f"{pid}: {name}" for pid, name in _marked("E2B_SANDBOX_ID") if name in ours]
@@ -148,6 +188,12 @@ def _connections(stack: Stack) -> list[str]:
     except psycopg2.Error as error:
         return [str(error)]
     return [f"{row['pid']}: {row['query'][:80]}" for row in rows]
+
+
+def _connections_beyond_the_api(stack: Stack) -> list[str]:
+    """NOVA's connections, if they are more than one process has."""
+    found = _connections(stack)
+    return found if len(found) > Settings.model_fields["database_pool_size"].default else []
 
 
 def _processes(stack: Stack) -> list[str]:

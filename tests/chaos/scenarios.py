@@ -33,8 +33,10 @@ SCENARIOS: dict[str, Scenario] = {
 
 async def run(stack: Stack, name: str, size: Size) -> Verdict:
     """Run a scenario on a stack that has no workers, and end its workers."""
+    before = {each["id"] for each in stack.sandboxes()}
     try:
         verdict = await SCENARIOS[name](stack, size)
+        await asyncio.to_thread(leftovers.judge_sandboxes, stack, before, verdict)
         verdict.faults["processes below workers"] = leftovers.below_workers(stack)
     finally:
         await asyncio.to_thread(stack.stop_workers)
