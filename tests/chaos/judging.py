@@ -97,7 +97,7 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
         judge_end(verdict, run, execution, rows, kills)
         judge_nodes(verdict, run, execution.attempt, told[run.run_no], rows, kills)
         judge_polls(verdict, run)
-        went_on += waits(told[run.run_no], kills)
+        went_on += [started - killed for killed, started in waits(told[run.run_no], kills)]
         await _judge_result(verdict, batch, run, execution)
     for run_no in batch.refused:
         for entry in told[run_no]:
@@ -140,12 +140,12 @@ def explain(starts: Sequence[float], kills: Sequence[Kill]) -> tuple[int, list[K
     return without, left
 
 
-def waits(told: Sequence[Entry], kills: Sequence[Kill]) -> Iterator[float]:
-    """Seconds from each kill to the next start of the node that it interrupted, by the entries of one run."""
+def waits(told: Sequence[Entry], kills: Sequence[Kill]) -> Iterator[tuple[float, float]]:
+    """The end of each kill and the next start of the node that it interrupted, by the entries of one run."""
     for node in NODES:
         starts = [entry.at for entry in told if entry.node == node and entry.what == "started"]
         for before, after in pairwise(starts):
-            yield from (after - ended for begun, ended in kills if before <= begun and ended <= after)
+            yield from ((ended, after) for begun, ended in kills if before <= begun and ended <= after)
 
 
 def judge_end(

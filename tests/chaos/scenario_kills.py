@@ -7,6 +7,7 @@ import time
 
 from tests.chaos.judging import NOTHING, Kill, Verdict, judge
 from tests.chaos.parts import Postgres
+from tests.chaos.recovering import judge_waits
 from tests.chaos.runs import Batch, Run
 from tests.chaos.sizes import Size, shares
 from tests.chaos.stack import Stack
@@ -38,6 +39,8 @@ async def worker_killed(stack: Stack, size: Size) -> Verdict:
         await batch.over(size.patience)
         verdict = await judge(batch, kills)
         verdict.strays = len(kills) * LIMIT
+        if stack.is_shipped:
+            await judge_waits(verdict, batch, kills)
         if size.is_large and verdict.facts["attempts"] <= verdict.facts["runs"]:
             verdict.fault(NOTHING, f"{len(kills)} kills, and no run was begun a second time")
         return verdict

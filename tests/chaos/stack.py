@@ -59,6 +59,7 @@ class Stack:
         self.reported: set[str] = set()
         """Leftovers that an earlier scenario has answered for."""
         self._worker_numbers = itertools.count(1)
+        self.is_shipped = shipped
         self._settings = {} if shipped else SHORT
         self._ports = {name: free_port() for name in ("api", "prefect", "e2b", "ledger")}
         self._key = generate_key()

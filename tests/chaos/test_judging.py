@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.chaos import judging
+from tests.chaos import judging, recovering
 from tests.chaos.judging import Verdict, explain
 from tests.chaos.ledger import Entry
 from tests.chaos.records import Execution, Row
@@ -173,7 +173,24 @@ def test_a_guarded_node_is_started_once() -> None:
 def test_how_long_an_interrupted_node_waits() -> None:
     """From the end of the kill to the node's next start; what was not interrupted waits for nothing."""
     told = [started(1, "n0"), started(2, "n1"), started(9, "n1")]
-    assert list(judging.waits(told, [(3, 4), (10, 11)])) == [5]
+    assert list(judging.waits(told, [(3, 4), (10, 11)])) == [(4, 9)]
+
+
+@pytest.mark.parametrize(
+    ("back", "others", "seconds"),
+    [
+        (40, [], 100),
+        (40, [10, 30], 100),
+        (40, [10, 50, 90], 50),
+        (40, [50, 120], 90),
+        (None, [50], 100),
+    ],
+)
+def test_a_wait_behind_others_is_no_lost_lease(
+    back: float | None, others: list[float], seconds: float
+) -> None:
+    """Killed at 0, started at 100: what counts is the time before it was queued, and after others began."""
+    assert recovering.without_queue(0, back, 100, others) == seconds
 
 
 def test_a_step_has_one_key_of_its_own() -> None:
