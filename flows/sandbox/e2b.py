@@ -45,6 +45,8 @@ PAUSES = (0.1, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each new try after a broken connection; then the sandbox is given up."""
 REQUEST = 30.0
 """Seconds that one request may take."""
+CREATION = 60.0
+"""Seconds that the request for a sandbox may take, which starts it."""
 NO_RUNNER = 86
 """Exit status of a runner's command where the runner is not: none that Python or a shell has itself."""
 GONE = (e2b.SandboxNotRunningException, e2b.NotFoundException)
@@ -71,6 +73,7 @@ class E2BProvider:
         self._api_key = api_key
         self._turns = turns or Turns()
         self._grace = grace
+        self._burials: set[asyncio.Task[None]] = set()
         self._installed = bool(template)
         """Whether the template is believed to hold this worker's runner."""
 
@@ -80,7 +83,7 @@ class E2BProvider:
         Raises SandboxError, and then leaves none behind.
         """
         key = f"nova-{spec.flow_run}-{secrets.token_hex(8)}"  # the same for every try: one sandbox at most
-        place = await self._turns.make(lambda: self._make(spec, key))
+        place = await self._turns.make(lambda: self._make(spec, key), self._bury)
         sandbox = self._in(place)
         try:
             if self._installed:
@@ -116,20 +119,34 @@ class E2BProvider:
                 metadata=spec.metadata | self._mark,
                 idempotency_key=key,
                 api_key=self._api_key,
+                request_timeout=CREATION,
                 retries=0,  # the SDK's would not keep the pace
             )
         )
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            # The request may have made a sandbox whose name only its answer tells.
-            await asyncio.wait({making}, timeout=REQUEST)
-            if making.done() and not making.cancelled() and making.exception() is None:
-                with contextlib.suppress(SandboxError):
-                    await _kill(making.result().sandbox_id, self._api_key)
+            await self._bury(making)
             raise
         except Exception as error:
             raise sandbox_error(error, "No E2B sandbox could be made") from error
+
+    async def _bury(self, making: asyncio.Future[e2b.AsyncSandbox]) -> None:
+        """End the sandbox that comes of a creation for which nobody waits any more; only its answer names it.
+
+        It is ended even if nobody waits for that either.
+        """
+
+        async def bury() -> None:
+            await asyncio.wait({making})
+            if not making.cancelled() and making.exception() is None:
+                with contextlib.suppress(SandboxError):  # the cleanup finds it
+                    await _kill(making.result().sandbox_id, self._api_key)
+
+        burial = asyncio.create_task(bury())
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
+        await asyncio.shield(burial)
 
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox by its id; one that is gone is no error; raises SandboxError."""

@@ -13,6 +13,7 @@ from flows.engine.errors import SandboxError
 log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
+Bury = Callable[[asyncio.Future[Made]], Awaitable[None]]
 
 NOT_NOW = frozenset({"rate_limit", "busy"})
 """Reasons of a SandboxError that pass by themselves."""
@@ -48,8 +49,10 @@ class Turns:
         self._line = asyncio.Lock()
         self._next = 0.0
 
-    async def make(self, attempt: Callable[[], Awaitable[Made]]) -> Made:
+    async def make(self, attempt: Callable[[], Awaitable[Made]], bury: Bury[Made]) -> Made:
         """Make a sandbox when it is its turn, again while E2B says "not now"; `attempt` makes it once.
+
+        Whoever is cancelled gets none: `bury` ends what comes of an attempt that was under way.
 
         The sandbox has a place then, which `give_back` frees. Raises SandboxError when patience ends, and
         what `attempt` raises; no place is taken then. The reason of the former is `no_turn`.
@@ -57,7 +60,7 @@ class Turns:
         deadline = asyncio.get_running_loop().time() + self._patience
         await self._take_place(deadline)
         try:
-            return await self._try(attempt, deadline)
+            return await self._try(attempt, bury, deadline)
         except BaseException:
             self.give_back()
             raise
@@ -76,7 +79,7 @@ class Turns:
         except TimeoutError:
             raise _OutOfPatienceError(self._patience, "every place is taken") from None
 
-    async def _try(self, attempt: Callable[[], Awaitable[Made]], deadline: float) -> Made:
+    async def _try(self, attempt: Callable[[], Awaitable[Made]], bury: Bury[Made], deadline: float) -> Made:
         if not self._line.locked():
             await self._wait_for_moment(deadline)
             try:
@@ -87,7 +90,7 @@ class Turns:
         since = asyncio.get_running_loop().time()
         while True:
             try:
-                return await self._ask_in_line(attempt, deadline, since)
+                return await self._ask_in_line(attempt, bury, deadline, since)
             except _OutOfPatienceError:
                 raise
             except SandboxError as refusal:
@@ -95,7 +98,7 @@ class Turns:
                     raise
 
     async def _ask_in_line(
-        self, attempt: Callable[[], Awaitable[Made]], deadline: float, since: float
+        self, attempt: Callable[[], Awaitable[Made]], bury: Bury[Made], deadline: float, since: float
     ) -> Made:
         """Ask when all that were refused before have; keep the line for a pause if the answer is no.
 
@@ -108,19 +111,20 @@ class Turns:
             raise _OutOfPatienceError(self._patience, "others wait as well") from None
         asking: asyncio.Future[Made] | None = None
         try:
-            await self._wait_for_moment(deadline)
-            asking = asyncio.ensure_future(attempt())
-            await asyncio.wait({asking}, timeout=REFUSAL)
-            if asking.done() and (refusal := asking.exception()) is not None:
-                await self._pause(refusal, deadline, since)
+            try:
+                await self._wait_for_moment(deadline)
+                asking = asyncio.ensure_future(attempt())
+                await asyncio.wait({asking}, timeout=REFUSAL)
+                if asking.done() and (refusal := asking.exception()) is not None:
+                    await self._pause(refusal, deadline, since)
+            finally:
+                self._line.release()
+            return await asyncio.shield(asking)
         except asyncio.CancelledError:
             if asking is not None:
-                asking.cancel()
-                await asyncio.wait({asking})
+                asking.cancel()  # too late, perhaps, for what it was about to return
+                await bury(asking)
             raise
-        finally:
-            self._line.release()
-        return await asking
 
     async def _pause(self, refusal: BaseException, deadline: float, since: float) -> None:
         if not isinstance(refusal, SandboxError) or refusal.reason not in NOT_NOW:

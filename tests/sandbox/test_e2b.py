@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from flows.engine.errors import SandboxError
+from flows.sandbox import e2b
 from flows.sandbox.e2b import E2BProvider
 from flows.sandbox.turns import Turns
 from tests.e2b_server.fixture import E2BServer
 from tests.sandbox.conftest import FLOW_RUN, Bench, spec
+from tests.waiting import eventually
 
 
 async def started(told: Path) -> None:
@@ -22,6 +24,15 @@ async def started(told: Path) -> None:
     async with asyncio.timeout(60):
         while not told.exists():  # noqa: ASYNC110, ASYNC240  (a file tells no event)
             await asyncio.sleep(0.01)
+
+
+async def asked_for(e2b_server: E2BServer) -> None:
+    """Wait until E2B was asked for a sandbox."""
+
+    async def asked() -> int:
+        return e2b_server.places.asked
+
+    await eventually(asked, lambda number: number > 0)
 
 
 async def test_a_sandbox_is_made_for_its_run(e2b_server: E2BServer) -> None:
@@ -187,13 +198,33 @@ async def test_a_cancelled_creation_leaves_no_sandbox(e2b_server: E2BServer) -> 
     """A creation that is cancelled while E2B is at it kills what comes of it."""
     e2b_server.places.start_delay = 0.5
     making = asyncio.create_task(E2BProvider().create(spec()))
-    async with asyncio.timeout(40):
-        while e2b_server.places.asked == 0:  # noqa: ASYNC110  (the server runs in another thread)
-            await asyncio.sleep(0.01)
+    await asked_for(e2b_server)
     making.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await making
     assert [place.killed for place in e2b_server.sandboxes] == [True]
+
+
+async def test_a_cancelled_creation_is_waited_for_as_long_as_it_takes(
+    e2b_server: E2BServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E2B may take longer to make a sandbox than other requests may; one that comes then is killed, too."""
+    e2b_server.hold()
+    with monkeypatch.context() as patched:
+        patched.setattr(e2b, "REQUEST", 0.1)
+        making = asyncio.create_task(E2BProvider().create(spec()))
+        await asked_for(e2b_server)
+        making.cancel()
+        done, _ = await asyncio.wait({making}, timeout=1)
+        assert not done
+        making.cancel()  # nor does it matter who waits
+        await asyncio.wait({making})
+    e2b_server.release()
+
+    async def left() -> list[bool]:
+        return [place.killed for place in e2b_server.sandboxes]
+
+    await eventually(left, lambda found: found == [True])
 
 
 async def test_a_killed_sandbox_takes_its_processes_along(

@@ -10,7 +10,7 @@ import pytest
 from flows.engine.errors import SandboxError
 from flows.sandbox import Sandbox
 from flows.sandbox.e2b import E2BProvider
-from flows.sandbox.turns import Turns
+from flows.sandbox.turns import REFUSAL, Turns
 from tests.e2b_server.fixture import E2BServer
 from tests.sandbox.conftest import Bench, spec
 from tests.waiting import eventually
@@ -163,6 +163,31 @@ async def test_the_pace_tries_patience_too(e2b_server: E2BServer) -> None:
     assert [error.reason for error in errors] == ["no_turn", "no_turn"]
     assert e2b_server.places.asked == 1
     await kill(*(each for each in made if not isinstance(each, BaseException)))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2 * REFUSAL])
+async def test_a_sandbox_that_comes_as_its_run_is_stopped_is_ended(seconds: float) -> None:
+    """In the very turn of the loop in which it is made, at once or after a while: it is not lost."""
+    asked = 0
+    ended = []
+
+    async def attempt() -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise SandboxError("Not now.", reason="busy")
+        await asyncio.sleep(seconds)  # what a start takes
+        asyncio.get_running_loop().call_soon(making.cancel)
+        return "a sandbox"
+
+    async def bury(coming: asyncio.Future[str]) -> None:
+        await asyncio.wait({coming})
+        ended.append(coming.result())
+
+    making = asyncio.create_task(Turns().make(attempt, bury))
+    await asyncio.wait({making})
+    assert making.cancelled()
+    assert ended == ["a sandbox"]
 
 
 async def test_who_stops_waiting_takes_no_place(e2b_server: E2BServer) -> None:
