@@ -74,16 +74,23 @@ class E2BProvider:
         self._turns = turns or Turns()
         self._grace = grace
         self._burials: set[asyncio.Task[None]] = set()
+        self._keys: dict[UUID, tuple[str, float]] = {}
+        """Of each run whose creation failed the key, and until when what that may have made can live."""
         self._installed = bool(template)
         """Whether the template is believed to hold this worker's runner."""
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """Make a sandbox when it is its turn and start the runner in it.
 
-        Raises SandboxError, and then leaves none behind.
+        Raises SandboxError, and then leaves none behind but one whose name E2B's lost answer had: the run's
+        next creation here gets that one.
         """
-        key = f"nova-{spec.flow_run}-{secrets.token_hex(8)}"  # the same for every try: one sandbox at most
-        place = await self._turns.make(lambda: self._make(spec, key), self._bury)
+        key = self._take_key(spec)
+        try:
+            place = await self._turns.make(lambda: self._make(spec, key), self._bury)
+        except SandboxError:
+            self._keys[spec.flow_run] = key, asyncio.get_running_loop().time() + _lifetime(spec)
+            raise
         sandbox = self._in(place)
         try:
             if self._installed:
@@ -98,6 +105,16 @@ class E2BProvider:
             await sandbox.kill()
             raise
         return sandbox
+
+    def _take_key(self, spec: SandboxSpec) -> str:
+        """The idempotency key of a creation: only a sandbox that was received uses it up.
+
+        It is taken, since a run may be taken anew while its creation before is still being ended.
+        """
+        now = asyncio.get_running_loop().time()
+        self._keys = {run: kept for run, kept in self._keys.items() if kept[1] > now}
+        key, _ = self._keys.pop(spec.flow_run, ("", now))
+        return key or f"nova-{spec.flow_run}-{secrets.token_hex(8)}"
 
     def _in(self, place: e2b.AsyncSandbox) -> E2BSandbox:
         return E2BSandbox(place, self._api_key, self._grace, ended=self._turns.give_back)
@@ -115,7 +132,7 @@ class E2BProvider:
         making = asyncio.create_task(
             e2b.AsyncSandbox.create(
                 template=self._template,
-                timeout=math.ceil(spec.timeout) + MARGIN,
+                timeout=_lifetime(spec),
                 metadata=spec.metadata | self._mark,
                 idempotency_key=key,
                 api_key=self._api_key,

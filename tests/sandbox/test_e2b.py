@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows.engine.errors import SandboxError
@@ -184,6 +185,29 @@ async def test_e2b_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SandboxError, match="cannot be reached") as caught:
         await E2BProvider(api_key="e2b_" + "0" * 40).create(spec())
     assert caught.value.reason == "unreachable"
+
+
+async def test_a_sandbox_whose_creation_was_not_answered_is_what_the_next_try_gets(
+    e2b_server: E2BServer,
+) -> None:
+    """It was made, and only its answer was lost, with its name: a second one would leave it there."""
+    provider = E2BProvider()
+    async with httpx.AsyncClient(base_url=e2b_server.url) as client:
+        await client.put("/faults", json={"rate": 1, "kinds": ["lost answer"]})
+        with pytest.raises(SandboxError) as caught:
+            await provider.create(spec())
+        await client.put("/faults", json={"rate": 0})
+    assert caught.value.reason == "unreachable"
+    e2b_server.places.refuse_with = (500, "oops")
+    with pytest.raises(SandboxError, match="oops"):
+        await provider.create(spec())
+    e2b_server.places.refuse_with = None
+    sandbox = await provider.create(spec())
+    assert [place.id for place in e2b_server.sandboxes] == [sandbox.id]
+    other = await provider.create(spec())
+    assert other.id != sandbox.id
+    await sandbox.kill()
+    await other.kill()
 
 
 async def test_a_template_without_python_says_so(e2b_server: E2BServer, tmp_path: Path) -> None:
