@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import flow
@@ -19,6 +20,10 @@ from flows.store.cleanup import forget_keys, going_on
 from flows.store.session import Database
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+UNNOTED = timedelta(minutes=5)
+"""How long a run may have a sandbox that its row does not name: until its runner has started, a minute at
+most, and the run's earlier one is dead, three at most. The rest is for clocks that differ."""
 
 
 @flow(name="cleanup", persist_result=False, log_prints=False, timeout_seconds=300)
@@ -40,15 +45,17 @@ async def cleanup() -> State[Any]:
 async def sweep(places: SandboxProvider, database: Database, log: Log) -> int:
     """End the sandboxes that no run needs any more and return how many they were.
 
-    First the sandboxes, then the rows: a run's row is leased or live before it has a sandbox. Raises
-    SandboxError and DatabaseUnavailableError.
+    A run that goes on needs the one that it has noted, and may be about to note a young one. First the
+    sandboxes, then the rows: a run's row is leased or live before it has a sandbox. Raises SandboxError and
+    DatabaseUnavailableError.
     """
     found = await places.list()
     runs = {one.flow_run for one in found if one.flow_run is not None}
-    needed = await database.run(lambda session: going_on(session, runs))
+    noted = await database.run(lambda session: going_on(session, runs))
+    young = datetime.now(UTC) - UNNOTED
     ended = 0
     for one in found:
-        if one.flow_run in needed:
+        if one.flow_run in noted and (one.id == noted[one.flow_run] or one.started > young):
             continue
         log.warning("Sandbox %s of flow run %s is left over and is ended.", one.id, one.flow_run)
         try:

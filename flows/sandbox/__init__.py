@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -108,6 +109,8 @@ class FoundSandbox:
     id: str
     flow_run: UUID | None
     """The run that it was made for; None where it does not say."""
+    started: datetime
+    """When it was made, by its provider's clock, with a time zone."""
 
 
 class SandboxProvider(Protocol):

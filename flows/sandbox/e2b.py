@@ -179,7 +179,14 @@ class E2BProvider:
                 found += await pages.next_items()
         except Exception as error:
             raise sandbox_error(error, "E2B does not tell which sandboxes there are") from error
-        return [FoundSandbox(one.sandbox_id, _uuid(one.metadata.get("flow_run"))) for one in found]
+        return [
+            FoundSandbox(one.sandbox_id, _uuid(one.metadata.get("flow_run")), one.started_at) for one in found
+        ]
+
+
+def _lifetime(spec: SandboxSpec) -> int:
+    """Seconds after which E2B ends a run's sandbox if nobody else does."""
+    return math.ceil(spec.timeout) + MARGIN
 
 
 def _uuid(text: str | None) -> UUID | None:

@@ -14,15 +14,18 @@ from flows.store.models import Execution, IdempotencyKey
 from flows.store.session import now
 
 
-def going_on(session: Session, flow_run_ids: Collection[UUID]) -> set[UUID]:
-    """Those of the flow runs whose execution is not over, or is about to be begun once more."""
-    found = session.scalars(
-        select(Execution.flow_run_id).where(
+def going_on(session: Session, flow_run_ids: Collection[UUID]) -> dict[UUID, str | None]:
+    """Those of the flow runs whose execution is not over, or is about to be begun once more.
+
+    Each with the id of the sandbox that it noted last.
+    """
+    found = session.execute(
+        select(Execution.flow_run_id, Execution.sandbox_id).where(
             Execution.flow_run_id.in_(flow_run_ids),
             or_(Execution.status.in_(checks.LIVE), Execution.lease_owner.is_not(None)),
         )
     )
-    return {flow_run_id for flow_run_id in found if flow_run_id is not None}
+    return {flow_run_id: sandbox_id for flow_run_id, sandbox_id in found if flow_run_id is not None}
 
 
 def forget_keys(session: Session) -> int:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from flows.cleanup import cleanup
+from flows.cleanup import UNNOTED, cleanup
 from flows.config.settings import get_settings
 from flows.sandbox import SandboxSpec
 from flows.sandbox.e2b import E2BProvider
@@ -78,6 +78,24 @@ async def test_sandboxes_of_runs_that_are_over_or_unknown_are_ended(
     assert await tidied() == "4 sandboxes ended, 0 idempotency keys forgotten"
     assert {place.id for place in e2b_server.sandboxes if place.killed} == left
     assert {place.id for place in e2b_server.sandboxes if not place.killed} == kept
+    assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
+
+
+async def test_a_run_that_goes_on_keeps_the_sandbox_that_it_knows(
+    nova_in_e2b: Nova, e2b_server: E2BServer
+) -> None:
+    """Others of it E2B made without an answer that came; a young one may be about to be noted."""
+    going_on, row = await run_of(nova_in_e2b)
+    known, lost, coming = [await sandbox_of(going_on) for _ in range(3)]
+    noted = update(Execution).where(Execution.id == row.id).values(sandbox_id=known)
+    await nova_in_e2b.database.run(lambda session: session.execute(noted))
+    waiting, _ = await run_of(nova_in_e2b)
+    forgotten = await sandbox_of(waiting)
+    for place in e2b_server.sandboxes:
+        if place.id != coming:
+            place.started -= UNNOTED
+    assert await tidied() == "2 sandboxes ended, 0 idempotency keys forgotten"
+    assert {place.id for place in e2b_server.sandboxes if place.killed} == {lost, forgotten}
     assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
 
 
