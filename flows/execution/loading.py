@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from flows.engine import context
 from flows.engine.errors import InvalidInputError, LimitError
 from flows.engine.graph import Graph, load_graph
 from flows.engine.traversal import Visit
+from flows.sandbox.runner.values import size_of
 from flows.store import chain, clients, executions, values, workflows
 from flows.store.leases import Lease
 from flows.store.models import Execution
@@ -104,7 +106,7 @@ def load_run(
     if row.client_slug and client is None:
         client = clients.active(session, row.client_slug)
     opened = open_context(session, row.id, cipher)
-    check_size(map(len, opened.values()), settings.context_limit)
+    check_size(starmap(size_of, opened.items()), settings.context_limit)
     overlay = vault.overlay(cipher, client, extra_secrets=vault.secrets_of(opened))
     if row.attempt == 1:
         _store_overlay(session, row, overlay)
@@ -140,7 +142,7 @@ def open_context(session: Session, execution_id: int, cipher: Cipher) -> dict[st
 
 
 def check_size(sizes: Iterable[int], limit: int) -> None:
-    """Raise LimitError when the values of a context have more bytes together than they may."""
+    """Raise LimitError when the keys of a context, by `size_of`, have more bytes together than they may."""
     if (total := sum(sizes)) > limit:
         raise LimitError(
             f"The context has {total:,} bytes; a run's may have {limit:,} (NOVA_CONTEXT_LIMIT). "

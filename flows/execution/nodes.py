@@ -29,6 +29,7 @@ from flows.execution.loading import LoadedRun, check_size
 from flows.execution.outages import outlast
 from flows.execution.place import Place
 from flows.sandbox import NodeCall, NodeResult
+from flows.sandbox.runner.values import size_of
 from flows.store import chain, executions
 from flows.store.models import utcnow
 from flows.store.session import Database
@@ -52,7 +53,7 @@ class NodeRunner:
         self._run = run
         self._place = place
         self._log = log
-        self._sizes = {key: len(text) for key, text in run.context.items()}
+        self._sizes = {key: size_of(key, text) for key, text in run.context.items()}
         self._tries = {len(run.visits): run.tries}
         self.at: str | None = None
         """The node that is being run, or was when the run broke off."""
@@ -192,7 +193,7 @@ class NodeRunner:
 
     def _measure(self, result: NodeResult) -> None:
         """Raise LimitError when a result makes the context too large."""
-        self._sizes |= {key: len(text) for key, text in result.changes.items()}
+        self._sizes |= {key: size_of(key, text) for key, text in result.changes.items()}
         check_size(self._sizes.values(), self._run.context_limit)
 
     async def _record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import starmap
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from flows.credentials.cipher import Cipher
 from flows.engine.context import to_fragments
 from flows.engine.errors import InvalidInputError, LimitError
 from flows.execution.loading import check_size, open_context
+from flows.sandbox.runner.values import size_of
 from flows.store import clients, executions
 from flows.store.values import Stored
 
@@ -28,7 +30,7 @@ def seal_context(
     client = clients.active(session, row.client_slug) if row.client_slug else None
     fragments, held = to_fragments(given), open_context(session, execution_id, cipher)
     try:
-        check_size(map(len, (held | fragments).values()), limit)
+        check_size(starmap(size_of, (held | fragments).items()), limit)
     except LimitError as error:
         raise InvalidInputError(str(error), [{"field": "context", "message": str(error)}]) from None
     secrets = [*vault.secrets_of(held), *vault.secrets_of(fragments)]

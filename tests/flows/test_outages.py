@@ -306,6 +306,20 @@ async def test_a_context_that_grows_too_large_fails_the_run(nova: Nova, limits: 
     assert outcome.state.is_failed()
 
 
+async def test_the_keys_of_a_context_count_too(nova: Nova, limits: Any) -> None:
+    """Many of them, or a long name: in a node, over several nodes, and at the start."""
+    limits(NOVA_CONTEXT_LIMIT="2000")
+    few = "context.update({f'%s{i}': i for i in range(10)})"
+    outcome = await nova.run_graph(line(action("a", few % "a"), action("b", few % "b")))
+    assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "limit")
+    assert outcome.execution.failed_at_node == "b"
+    for code in (few.replace("10", "20") % "a", "context['a' * 2000] = 1"):
+        outcome = await nova.run_graph(line(action("at_once", code)))
+        assert (outcome.execution.status, outcome.entries[-1].error_type) == ("failed", "ContextTooLarge")
+    outcome = await nova.run_graph(line(action("a", "pass")), **{f"key{i}": i for i in range(20)})
+    assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "limit")
+
+
 @pytest.fixture
 async def wire(nova: Nova, limits: Any, database_url: str) -> AsyncIterator[Relay]:
     """The flow's way to PostgreSQL, which the test can cut."""

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from .node import Node
 from .processes import LINUX, PR_SET_PDEATHSIG, prctl
-from .values import ENCODER, NOTHING, InvalidValue, changes_of
+from .values import ENCODER, NOTHING, InvalidValue, changes_of, size_of
 
 RESULT = 3
 """The file descriptor that a node's result goes through."""
@@ -70,7 +70,7 @@ def execute(
         sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
         context = names.get("context", NOTHING)
         changes = changes_of(context, values, texts)
-        left, limit = sum(map(len, changes.values())), job.get("changes_limit", 0)
+        left, limit = sum(size_of(*change) for change in changes.items()), job.get("changes_limit", 0)
         if left > limit > 0:
             text = f"the node left {left:,} bytes in its context, which may have {limit:,} in all"
             return {"failure": {"type": "ContextTooLarge", "message": text, "traceback": ""}}, {}

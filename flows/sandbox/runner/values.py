@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 100
 MAX_DIGITS = 1000
+KEY_COST = 100
+"""Bytes that a context key costs beside its name and value: its places in the dicts, messages and rows."""
 ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 SCALARS = (str, int, float, bool, type(None))
 NOTHING = object()
@@ -83,6 +85,11 @@ def to_json(name: str, value: Any) -> bytes:
     if fault or not text:
         raise InvalidValue(fault or f"{path} is not JSON: {cause}")
     return text.encode("ascii")
+
+
+def size_of(name: str, text: bytes) -> int:
+    """Count the bytes of one key of a context, given its value as JSON: many small ones are large, too."""
+    return KEY_COST + len(ENCODER.encode(name)) + len(text)
 
 
 def refuse_constant(name: str) -> NoReturn:
