@@ -47,6 +47,8 @@ REQUEST = 30.0
 """Seconds that one request may take."""
 CREATION = 60.0
 """Seconds that the request for a sandbox may take, which starts it."""
+UNANSWERED = frozenset({"unreachable", "timeout"})
+"""Reasons after which nobody knows whether a sandbox was made."""
 NO_RUNNER = 86
 """Exit status of a runner's command where the runner is not: none that Python or a shell has itself."""
 GONE = (e2b.SandboxNotRunningException, e2b.NotFoundException)
@@ -75,7 +77,7 @@ class E2BProvider:
         self._grace = grace
         self._burials: set[asyncio.Task[None]] = set()
         self._keys: dict[UUID, tuple[str, float]] = {}
-        """Of each run whose creation failed the key, and until when what that may have made can live."""
+        """Of each run whose creation was not answered the key, and until when what that made can live."""
         self._installed = bool(template)
         """Whether the template is believed to hold this worker's runner."""
 
@@ -88,8 +90,9 @@ class E2BProvider:
         key = self._take_key(spec)
         try:
             place = await self._turns.make(lambda: self._make(spec, key), self._bury)
-        except SandboxError:
-            self._keys[spec.flow_run] = key, asyncio.get_running_loop().time() + _lifetime(spec)
+        except SandboxError as error:
+            if error.reason in UNANSWERED:
+                self._keys[spec.flow_run] = key, asyncio.get_running_loop().time() + _lifetime(spec)
             raise
         sandbox = self._in(place)
         try:
@@ -107,7 +110,7 @@ class E2BProvider:
         return sandbox
 
     def _take_key(self, spec: SandboxSpec) -> str:
-        """The idempotency key of a creation: only a sandbox that was received uses it up.
+        """The idempotency key of a creation: an answer uses it up, a refusal too, which E2B might repeat.
 
         It is taken, since a run may be taken anew while its creation before is still being ended.
         """
