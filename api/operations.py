@@ -1,7 +1,9 @@
 """What a person does to a run: stop it, try it again, lead it past a node.
 
 Prefect is asked first, so that without it nothing is changed. A retry then opens the row before Prefect hears
-of it: whoever dies in between, the reconciler finds the row and tells Prefect (`Execution.reopened_from`).
+of it, and holds its lease until Prefect has answered: a cancellation waits for that, for what arrives late
+would undo it. Whoever dies in between, the reconciler finds the row and tells Prefect
+(`Execution.reopened_from`).
 """
 
 from __future__ import annotations
@@ -17,11 +19,17 @@ import anyio
 from sqlalchemy.orm import Session
 
 from api.services import Services
-from flows.engine.errors import ConflictError, NotFoundError, PrefectUnavailableError
+from flows.engine.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    NotFoundError,
+    PrefectUnavailableError,
+)
 from flows.execution.rescue import RETRIED
 from flows.execution.skipping import seal_context
 from flows.orchestration.runs import CANCELLED, RunState
-from flows.store import executions, recovery
+from flows.store import executions, leases, recovery
+from flows.store.leases import Lease
 from flows.store.recovery import Seized, Standing
 
 log = logging.getLogger(__name__)
@@ -56,35 +64,41 @@ async def retry(services: Services, task_id: UUID) -> int | None:
     retry, PrefectUnavailableError and DatabaseUnavailableError.
     """
     state, row = await _at_rest(services, task_id)
-    if row is not None:
-        row_id, stands = row.id, state.state_id if state.final else None
-        await services.database.run(lambda session: executions.reopen(session, row_id, stands))
-    await _put_in_queue(services, state)
-    return row.id if row else None
+    if row is None:
+        await _put_in_queue(services, state, None)
+        return None
+    row_id = row.id
+
+    def write(session: Session) -> Lease:
+        executions.reopen(session, row_id, state.state_id)
+        return recovery.hold_reopened(session, row_id)
+
+    await _put_in_queue(services, state, await services.database.run(write))
+    return row_id
 
 
 async def skip(
     services: Services, execution_id: int, step: int, context: Mapping[str, Any], branch: str | None
 ) -> UUID:
-    """Let a run that failed at a step go on behind it with this context; returns its task's id.
+    """Let a run that failed or was cancelled at a step go on behind it with this context.
 
-    `branch` is the answer of a decision. Raises NotFoundError, InvalidInputError for a branch that the node
-    does not have and for a context that is too large, ConflictError when that step cannot be skipped,
-    PrefectUnavailableError and DatabaseUnavailableError.
+    Returns its task's id. `branch` is the answer of a decision. Raises NotFoundError,
+    InvalidInputError for a branch that the node does not have and for a context that is too large,
+    ConflictError when that step cannot be skipped, PrefectUnavailableError and DatabaseUnavailableError.
     """
     found = await services.database.run(lambda session: executions.get(session, execution_id))
     task_id = found.flow_run_id
     if task_id is None:
         raise ConflictError(f"Execution {execution_id} was never started: there is no node to skip.")
     state, _ = await _at_rest(services, task_id)
-    stands, limit = state.state_id if state.final else None, services.settings.context_limit
+    limit = services.settings.context_limit
 
-    def write(session: Session) -> None:
+    def write(session: Session) -> Lease:
         changes = seal_context(session, services.cipher, execution_id, context, limit)
-        executions.skip(session, execution_id, step, changes, branch, stands)
+        executions.skip(session, execution_id, step, changes, branch, state.state_id)
+        return recovery.hold_reopened(session, execution_id)
 
-    await services.database.run(write)
-    await _put_in_queue(services, state)
+    await _put_in_queue(services, state, await services.database.run(write))
     return task_id
 
 
@@ -116,14 +130,32 @@ async def _cancel(services: Services, row: Standing, task_id: UUID, state: RunSt
     seized = await services.database.run(lambda session: recovery.seize(session, row, task_id))
     if seized is not None:
         return await _cancel_waiting(services, seized, task_id, state)
+    if _is_being_retried(row, state):
+        return False
     return await _cancel_running(services, row, task_id)
+
+
+def _is_being_retried(row: Standing, state: RunState | None) -> bool:
+    """Whether a retry of a run that somebody has is on its way to Prefect, or was there a moment ago.
+
+    Until Prefect has answered it may be sent again, and would undo what was done between.
+    """
+    if state is None or row.reopened_from is None:
+        return False
+    return state.state_id == row.reopened_from or (
+        state.kind == "scheduled" and state.state_message == RETRIED
+    )
 
 
 async def _cancel_running(services: Services, row: Standing, task_id: UUID) -> bool:
     """Tell whoever has the run to stop; False when it has changed meanwhile."""
     after = await _tell(services, task_id)
+    if _is_being_retried(row, after):
+        return False
     if after is not None and after.kind == "cancelling":
-        return await services.database.run(lambda session: executions.revoke(session, row.id, row.attempt))
+        return await services.database.run(
+            lambda session: executions.revoke(session, row.id, row.attempt, row.reopened_from)
+        )
     if after is None or after.kind == "cancelled":  # it was taken, and not yet claimed in Prefect
         return await services.database.run(
             lambda session: executions.finish(
@@ -133,6 +165,7 @@ async def _cancel_running(services: Services, row: Standing, task_id: UUID) -> b
                 error=CANCELLED,
                 error_kind="cancelled",
                 attempt=row.attempt,
+                reopened_from=row.reopened_from,
             )
         )
     return False
@@ -147,7 +180,9 @@ async def _cancel_waiting(services: Services, seized: Seized, task_id: UUID, bef
         if after is not None and after.kind == "cancelling" and not waited:
             # Prefect's own worker has it, which takes the lease later: it is the one to stop.
             await services.database.run(
-                lambda session: executions.revoke(session, row_id, seized.row.attempt)
+                lambda session: executions.revoke(
+                    session, row_id, seized.row.attempt, seized.row.reopened_from
+                )
             )
             await services.database.run(lambda session: recovery.let_go(session, seized))
             return True
@@ -182,30 +217,44 @@ async def _at_rest(services: Services, task_id: UUID) -> tuple[RunState, Standin
     """A run that is over in Prefect as well, or waits there since somebody retried it.
 
     The row is closed a moment before Prefect hears of it: what was put in the queue before would be ended.
-    Raises ConflictError when the run goes on, and when Prefect does not have it any more.
+    So would be what is retried while its worker still has it to tell Prefect of its end. One that is being
+    cancelled will be over soon. Raises ConflictError when the run goes on, or does not stop in time, and when
+    Prefect does not have it any more.
     """
+    row: Standing | None = None
     for _ in range(_LOOKS):
         state, row = await _look(services, task_id)
-        if row is not None and row.is_live:
+        if row is not None and row.is_live and not row.revoked:
             raise ConflictError(f"Execution {row.id} is {row.status}, not failed or cancelled.")
         if state is None:
             raise ConflictError(f"Task {task_id} was deleted in Prefect. Start its workflow anew.")
-        if state.final or (row is not None and state.kind == "scheduled"):
+        is_over = row is None or not (row.is_live or row.leased)
+        if is_over and (state.final or (row is not None and state.kind == "scheduled")):
             if row is None and state.status == "SUCCESS":
                 raise ConflictError(f"Task {task_id} is over: {state.state_name} in Prefect.")
             return state, row
         if row is None:
             raise ConflictError(f"Task {task_id} is not over: {state.state_name} in Prefect.")
         await asyncio.sleep(_PAUSE)
+    if row is not None and row.is_live:
+        raise ConflictError(f"Execution {row.id} is being cancelled and has not stopped yet. Ask again.")
     raise ConflictError(f"Task {task_id} has not come to rest in Prefect yet. Ask again.")
 
 
-async def _put_in_queue(services: Services, state: RunState) -> None:
-    """Tell Prefect of a retry; where it is away at this moment, the reconciler does so later."""
-    if not state.final:
-        return
+async def _put_in_queue(services: Services, state: RunState, lease: Lease | None) -> None:
+    """Tell Prefect of a retry and give the row's lease back.
+
+    Where Prefect is away at this moment the reconciler does so later; where the database is, the lease runs
+    out by itself.
+    """
     try:
-        await services.orchestration.runs.requeue(state.flow_run_id, RETRIED)
-        await services.orchestration.watch.fresh(state.flow_run_id)
+        if state.final:
+            await services.orchestration.runs.requeue(state.flow_run_id, RETRIED)
     except PrefectUnavailableError as error:
         log.warning("Task %s waits for Prefect to hear of its retry: %s", state.flow_run_id, error)
+    finally:
+        if lease is not None:
+            with contextlib.suppress(DatabaseUnavailableError):
+                await services.database.run(lambda session: leases.release(session, lease))
+    with contextlib.suppress(PrefectUnavailableError):
+        await services.orchestration.watch.fresh(state.flow_run_id)

@@ -15,9 +15,9 @@ async def note_end(services: Services, flow_run_id: UUID, row: Poll, state: RunS
     """Note in an open row that its run is over in Prefect, or is being cancelled; True: read it again.
 
     `state` is what the watch told. It may be a second old, and the run retried since: before anything is
-    written Prefect is asked anew. The flow's own word counts where it was faster, and an attempt that begins
-    meanwhile goes on. A run that is being cancelled is noted before anybody is told, for it might come to its
-    end first, and a final state is not taken back. Raises PrefectUnavailableError.
+    written Prefect is asked anew. The flow's own word counts where it was faster, and a run that is retried
+    or begins an attempt meanwhile goes on. A run that is being cancelled is noted before anybody is told, for
+    it might come to its end first, and a final state is not taken back. Raises PrefectUnavailableError.
     """
     if closing(state) is None and not (_is_cancelling(state) and not row.revoked):
         return False
@@ -27,11 +27,19 @@ async def note_end(services: Services, flow_run_id: UUID, row: Poll, state: RunS
         status, error, kind = closed
         await services.database.run(
             lambda session: executions.finish(
-                session, row.id, status=status, error=error, error_kind=kind, attempt=row.attempt
+                session,
+                row.id,
+                status=status,
+                error=error,
+                error_kind=kind,
+                attempt=row.attempt,
+                reopened_from=row.reopened_from,
             )
         )
     elif _is_cancelling(now):
-        await services.database.run(lambda session: executions.revoke(session, row.id, row.attempt))
+        await services.database.run(
+            lambda session: executions.revoke(session, row.id, row.attempt, row.reopened_from)
+        )
     return True
 
 

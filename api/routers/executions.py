@@ -107,10 +107,10 @@ async def _close_if_over(services: Services, flow_run_id: UUID | None) -> bool:
 async def skip_node(
     services: ServicesDep,
     execution_id: ExecutionId,
-    step: Annotated[int, Path(ge=0, lt=2**31, description="The step at which the run failed.")],
+    step: Annotated[int, Path(ge=0, lt=2**31, description="The step at which the run stopped.")],
     body: Annotated[requests.SkipNode | None, Body()] = None,
 ) -> JsonResponse:
-    """Let a run that failed at a node go on behind it, with a context as if the node had left it.
+    """Let a run that stopped at a node go on behind it, with a context as if the node had left it.
 
     Secret values in it are encrypted like those of `initial_context`.
     """

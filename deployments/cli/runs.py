@@ -83,14 +83,14 @@ def retry(run: Run, api_url: ApiUrl = None) -> None:
 @app.command()
 def skip(
     run: Run,
-    step: Annotated[int, typer.Argument(min=0, help="The step at which it failed, as `show` numbers them.")],
+    step: Annotated[int, typer.Argument(min=0, help="The step at which it stopped, as `show` numbers them.")],
     context: Annotated[
         str, typer.Option(help='What the run goes on with, as JSON: {"mail_sent": true}.')
     ] = "{}",
     branch: Annotated[str | None, typer.Option(help="The answer, where the node is a decision.")] = None,
     api_url: ApiUrl = None,
 ) -> None:
-    """Let a run that failed at a node go on behind it."""
+    """Let a run that failed or was cancelled at a node go on behind it."""
     try:
         body = {"context": json.loads(context), "branch": branch}
     except ValueError as error:

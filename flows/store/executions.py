@@ -158,14 +158,19 @@ def postpone(
     return due
 
 
-def revoke(session: Session, execution_id: int, attempt: int) -> bool:
+def revoke(session: Session, execution_id: int, attempt: int, reopened_from: uuid.UUID | None = None) -> bool:
     """Note, before anybody is told so, that a run is cancelled though it has not stopped yet.
 
-    It ends as `cancelled`, even if its last node succeeds first. False when that attempt is over.
+    It ends as `cancelled`, even if its last node succeeds first. False when that attempt is over, or the run
+    was retried since it was seen as `reopened_from`.
     """
     revoked = (
         update(Execution)
-        .where(Execution.id == execution_id, Execution.status.in_(checks.LIVE), Execution.attempt == attempt)
+        .where(
+            Execution.id == execution_id,
+            Execution.status.in_(checks.LIVE),
+            *_unchanged(attempt, reopened_from),
+        )
         .values(revoked=True)
         .returning(Execution.id)
     )
@@ -183,19 +188,21 @@ def finish(
     lease: Lease | None = None,
     keep_lease: bool = False,
     attempt: int | None = None,
+    reopened_from: uuid.UUID | None = None,
 ) -> bool:
     """Close a run that is pending or running. False when it was closed already, and stays as it was.
 
     The flow gives its lease, and LeaseLostError is raised unless that is still its own; it may keep it until
     Prefect has been told, so that nobody goes on with the run before. Without a lease the word comes from
-    outside, and takes the lease from whoever has it. Who knows from elsewhere that it is over
-    gives the `attempt` that was: one begun since then goes on. A run that was revoked ends as cancelled.
+    outside, and takes the lease from whoever has it. Who knows from elsewhere that it is over gives the
+    `attempt` that was and what it was `reopened_from`: a run begun or retried since then goes on. A run that
+    was revoked ends as cancelled.
     """
     which = [Execution.id == execution_id, Execution.status.in_(checks.LIVE)]
     if lease is not None:
         which.append(lease.is_ours)
     if attempt is not None:
-        which.append(Execution.attempt == attempt)
+        which += _unchanged(attempt, reopened_from)
     closed = _close(
         session,
         which,
@@ -243,6 +250,11 @@ def _start(session: Session, execution: Execution) -> Execution:
     creation.flush(session)
     loaded = with_workflow().options(selectinload(Execution.version)).where(Execution.id == execution.id)
     return session.scalars(loaded).one()
+
+
+def _unchanged(attempt: int, reopened_from: uuid.UUID | None) -> list[ColumnElement[bool]]:
+    """Whether a run is as it was seen: a person's retry opens it before its next attempt is counted."""
+    return [Execution.attempt == attempt, Execution.reopened_from.is_not_distinct_from(reopened_from)]
 
 
 def _close(session: Session, which: Sequence[ColumnElement[bool]], **changes: Any) -> bool:

@@ -80,7 +80,9 @@ def take(
     )
     startable = (*ours, Execution.status.in_(checks.LIVE))
     execution_id = acquire()
-    if execution_id is None and reopens and opening.open_again(session, mine, *ours) is not None:
+    if execution_id is None and reopens:
+        # What stands there as the retry's beginning only has to be another one than before.
+        opening.open_again(session, mine, *ours, reopened_from=owner)
         execution_id = acquire()
     if execution_id is None and public_id is None:
         creation.ensure_row(session, flow_run_id, workflow_id)

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from flows.engine.errors import ConflictError
 from flows.store import checks, creation, leases
 from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution
@@ -34,6 +35,10 @@ class Standing:
     status: str
     attempt: int
     error_kind: str | None
+    revoked: bool
+    """Whether it is cancelled, and was told so, though it has not stopped yet."""
+    reopened_from: UUID | None
+    """Prefect's state from which a person's last retry began."""
     leased: bool
     """Whether somebody has it, be it that the lease has run out."""
 
@@ -121,6 +126,24 @@ def _seize(session: Session, *which: ColumnElement[bool], flow_run_id: UUID | No
     return Seized(row, lease, step or 0, row.next_attempt_at if is_early else None)
 
 
+def hold_reopened(session: Session, execution_id: int) -> Lease:
+    """Take the lease of an execution that this transaction opens again, until Prefect has heard of it.
+
+    Meanwhile nobody cancels it unheard; whoever dies over it leaves a lease that runs out. Raises
+    ConflictError when somebody else has it.
+    """
+    lease = Lease(execution_id, uuid4(), SECONDS)
+    held = session.scalar(
+        update(Execution)
+        .where(Execution.id == execution_id, Execution.lease_owner.is_(None))
+        .values(lease_owner=lease.owner, lease_until=now(SECONDS))
+        .returning(Execution.id)
+    )
+    if held is None:
+        raise ConflictError(f"Execution {execution_id} changes hands at this moment. Ask again.")
+    return lease
+
+
 def let_go(session: Session, seized: Seized) -> None:
     """Undo a seizure, unless the lease is not ours any more: an old lease is back, and over since now.
 
@@ -193,6 +216,8 @@ def _standings(session: Session, *which: ColumnElement[bool], limit: int | None 
             Execution.status,
             Execution.attempt,
             Execution.error_kind,
+            Execution.revoked,
+            Execution.reopened_from,
             Execution.lease_owner.is_not(None),
         )
         .where(*which)

@@ -20,11 +20,12 @@ from flows.store.values import Stored
 def reopen(session: Session, execution_id: int, reopened_from: UUID | None = None) -> Execution:
     """Open a run that failed or was cancelled, for a person's retry: due now, all counters at zero.
 
-    The error stays until it begins. `reopened_from` is the id of the final state that Prefect still has; who
-    finds the row beside that state puts the run in its queue, instead of closing the row again. Raises
-    NotFoundError, and ConflictError when there is nothing to retry.
+    The error stays until it begins. `reopened_from` is the id of the state that Prefect has; who finds the
+    row beside that state, if it is final, puts the run in its queue instead of closing the row again. And who
+    has seen the row before knows by it that it was retried since. Raises NotFoundError, and
+    ConflictError when there is nothing to retry.
     """
-    _closed(session, execution_id, ("failed", "cancelled"))
+    _closed(session, execution_id)
     open_again(session, Execution.id == execution_id, reopened_from=reopened_from)
     return get(session, execution_id)
 
@@ -37,16 +38,17 @@ def skip(
     branch: str | None = None,
     reopened_from: UUID | None = None,
 ) -> Execution:
-    """Let a run that failed at a step go on behind it, as if its node had changed the context so.
+    """Let a run that stopped at a step go on behind it, as if its node had changed the context so.
 
+    One that was cancelled too: its node may have been under way, and done what must not be done twice.
     `branch` is the answer of a decision, and only of one. Opens the run like `reopen`. Raises NotFoundError,
     InvalidInputError for a branch that is none of the node's, and ConflictError that says which step can be
     skipped when this one cannot.
     """
-    execution = _closed(session, execution_id, ("failed",))
+    execution = _closed(session, execution_id)
     graph, at, node = _next(session, execution)
     if node is None or node.type not in ("action", "decision"):
-        raise ConflictError(f"Execution {execution_id} did not fail at a node: there is none to skip.")
+        raise ConflictError(f"Execution {execution_id} did not stop at a node: there is none to skip.")
     if at != step:
         raise ConflictError(
             f"Execution {execution_id} is at step {at}, node {node.id!r}: only that one can be skipped."
@@ -70,15 +72,15 @@ def skip(
     return reopen(session, execution_id, reopened_from)
 
 
-def _closed(session: Session, execution_id: int, statuses: tuple[str, ...]) -> Execution:
-    """Lock a row that has ended in one of the statuses, after it had started."""
+def _closed(session: Session, execution_id: int) -> Execution:
+    """Lock a row that failed or was cancelled, after it had started."""
     execution = locked(session, Execution.id == execution_id)
     if execution is None:
         raise NotFoundError(f"There is no execution {execution_id}.")
     if execution.error_kind == "not_started":
         raise ConflictError(f"Execution {execution_id} was never started. Start its workflow anew.")
-    if execution.status not in statuses:
-        raise ConflictError(f"Execution {execution_id} is {execution.status}, not {' or '.join(statuses)}.")
+    if execution.status not in ("failed", "cancelled"):
+        raise ConflictError(f"Execution {execution_id} is {execution.status}, not failed or cancelled.")
     return execution
 
 

@@ -28,6 +28,9 @@ class Relay:
         """It goes deaf when a client sends this."""
         self.refused = ""
         """Requests whose first line begins with this do not arrive: their connection is dropped."""
+        self.held = ""
+        """Requests whose first line begins with this wait on their way until `through` is set."""
+        self.through = asyncio.Event()
         self.open = asyncio.Event()
         """Answers pass while it is set; until then they wait."""
         self.open.set()
@@ -89,6 +92,8 @@ class Relay:
                 if self.refused and data.startswith(self.refused.encode()):
                     raise ConnectionResetError
                 self.sent += data
+                if self.held and data.startswith(self.held.encode()):
+                    await self.through.wait()
                 self.deaf = self.deaf or bool(self.deaf_after and self.deaf_after in data)
             if not (is_answer and self.deaf):
                 writer.write(data)

@@ -32,7 +32,7 @@ from flows.execution.recovery import Reconciler
 from flows.orchestration.client import Orchestration
 from flows.store import chain, executions, leases, values
 from flows.store.models import Execution
-from flows.store.session import Database
+from flows.store.session import Database, now
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay
 from tests.api.runs import Run
@@ -42,6 +42,8 @@ from tests.waiting import eventually
 
 Start = Callable[..., Any]
 Wire = Callable[[], AbstractAsyncContextManager[tuple[Relay, str]]]
+SET_STATE = "POST /api/flow_runs/"
+"""How a request begins that proposes a state to Prefect."""
 
 
 @pytest.fixture
@@ -309,6 +311,48 @@ async def test_a_retry_waits_for_the_run_to_come_to_rest(
     assert (await row_of(database, task_id)).status == "running"
 
 
+async def test_a_retry_waits_until_nobody_has_the_run(
+    api: httpx.AsyncClient, failed: Start, prefect: PrefectClient, database: Database
+) -> None:
+    """Its worker may be about to tell Prefect of its end, which must not come after the retry."""
+    task_id, _ = await failed()
+    leased = update(Execution).values(lease_owner=uuid4(), lease_until=now(30))
+    await database.run(lambda session: session.execute(leased))
+    retry = asyncio.create_task(api.post(f"/tasks/{task_id}/retry"))
+    await asyncio.wait({retry}, timeout=0.5)
+    assert not retry.done()
+    assert await in_prefect(prefect, task_id) == "Failed"
+    await database.run(lambda session: session.execute(update(Execution).values(leases.FREE)))
+    assert (await retry).status_code == 202
+    assert await in_prefect(prefect, task_id) == "AwaitingRetry"
+
+
+@pytest.mark.parametrize("stops", [True, False])
+async def test_a_run_that_is_being_cancelled_is_retried_when_it_has_stopped(
+    api: httpx.AsyncClient, start: Start, prefect: PrefectClient, set_state: SetState, stops: bool
+) -> None:
+    """Its task reads REVOKED, so a client may think that it is over; 409 where it does not stop in time."""
+    task_id, run = await start()
+    await set_state(task_id, Running())
+    await run.begin()
+    assert (await api.post(f"/tasks/{task_id}/cancel")).json()["status"] == "REVOKED"
+    retry = asyncio.create_task(api.post(f"/tasks/{task_id}/retry"))
+    await asyncio.wait({retry}, timeout=0.5)
+    assert not retry.done()
+    if stops:
+        await run.finish("cancelled", error="The run was cancelled.")
+        await set_state(task_id, Cancelled())
+        assert (await retry).status_code == 202
+        assert await in_prefect(prefect, task_id) == "AwaitingRetry"
+    else:
+        refused = await retry
+        assert (refused.status_code, refused.json()["error"]) == (
+            409,
+            f"Execution {run.execution_id} is being cancelled and has not stopped yet. Ask again.",
+        )
+        assert await status(api, task_id) == "REVOKED"
+
+
 async def test_a_run_that_does_not_come_to_rest_is_not_retried(
     api: httpx.AsyncClient, start: Start, set_state: SetState, database: Database
 ) -> None:
@@ -376,7 +420,7 @@ async def test_a_retry_that_prefect_did_not_hear_of_is_not_lost(
         own = make_settings(settings.database_url, url, encryption_key, NOVA_PREFECT_TIMEOUT=5)
         async with running_api(own) as wired:
             assert (await wired.get("/health")).status_code == 200
-            relay.refused = "POST /api/flow_runs/"
+            relay.refused = SET_STATE
             assert (await wired.post(f"/tasks/{task_id}/retry")).status_code == 202
     assert await in_prefect(prefect, task_id) == "Failed"
     if polled:
@@ -399,6 +443,46 @@ async def test_a_retried_run_may_be_cancelled_before_it_begins(
         assert await status(api, task_id) == "REVOKED"
         assert (await row_of(database, task_id)).status == "cancelled"
         assert await in_prefect(prefect, task_id) == "Cancelled"
+
+
+@pytest.mark.parametrize("operation", ["retry", "skip"])
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+async def test_a_cancellation_waits_for_a_retry_that_is_on_its_way_to_prefect(
+    api: httpx.AsyncClient,
+    failed: Start,
+    prefect: PrefectClient,
+    prefect_wire: Wire,
+    set_state: SetState,
+    settings: Settings,
+    encryption_key: str,
+    database: Database,
+    reconciler: Reconciler,
+    operation: str,
+    end: str,
+) -> None:
+    """Prefect is slow, and what arrives late would undo the cancellation; in order, both hold."""
+    task_id, run = await failed()
+    if end == "cancelled":
+        await database.run(lambda session: session.execute(update(Execution).values(status=end)))
+        await set_state(task_id, Cancelled())
+    path = {"retry": f"/tasks/{task_id}/retry", "skip": f"/executions/{run.execution_id}/nodes/1/skip"}
+    async with prefect_wire() as (relay, url):
+        own = make_settings(settings.database_url, url, encryption_key, NOVA_PREFECT_TIMEOUT=20)
+        async with running_api(own) as slow:
+            relay.held = SET_STATE
+            retry = asyncio.create_task(slow.post(path[operation]))
+            await eventually(lambda: asyncio.sleep(0, relay.requests(SET_STATE)), bool)
+            cancel = asyncio.create_task(api.post(f"/tasks/{task_id}/cancel"))
+            await asyncio.wait({cancel}, timeout=1)
+            assert not cancel.done()
+            assert await status(api, task_id) == "RETRY"
+            relay.through.set()
+            assert ((await retry).status_code, (await cancel).status_code) == (202, 202)
+    assert await in_prefect(prefect, task_id) == "Cancelled"
+    assert await status(api, task_id) == "REVOKED"
+    await reconciler.once()
+    row = await row_of(database, task_id)
+    assert (row.status, row.lease_owner) == ("cancelled", None)
 
 
 # -- skip --------------------------------------------------------------------------------------------
@@ -536,7 +620,7 @@ async def test_a_skip_is_not_lost_and_the_node_does_not_run(
     reconciler: Reconciler,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The API died after the row was written: the next look puts the run in its queue, behind the node."""
+    """The API died after the row was written: when its lease has run out, the run is put in its queue."""
     task_id, run = await failed()
 
     async def died(*_: object) -> None:
@@ -545,10 +629,13 @@ async def test_a_skip_is_not_lost_and_the_node_does_not_run(
     with monkeypatch.context() as patch:
         patch.setattr("api.operations._put_in_queue", died)
         assert (await api.post(f"/executions/{run.execution_id}/nodes/1/skip")).status_code == 202
+    await reconciler.once()
     assert await in_prefect(prefect, task_id) == "Failed"
     assert await status(api, task_id) == "RETRY"
+    await database.run(lambda session: session.execute(update(Execution).values(lease_until=now(-1))))
     await reconciler.once()
     assert await in_prefect(prefect, task_id) == "AwaitingRetry"
+    assert (await row_of(database, task_id)).lease_owner is None
     visits = await database.run(lambda session: chain.visits(session, run.execution_id))
     assert visits[-1] == ("read", None)
 

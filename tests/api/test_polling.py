@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
-from prefect.states import AwaitingRetry, Cancelling, Crashed
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from flows.config.settings import Settings
 from flows.orchestration import watch
+from flows.orchestration.runs import RunState
 from flows.store.session import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay
@@ -118,6 +120,31 @@ async def test_an_old_answer_closes_no_run_that_goes_on_again(
     )
     assert (await poll(api, task_id))["status"] == "RETRY"
     assert (await api.get(f"/executions/{row.id}")).json()["status"] == "running"
+
+
+async def test_a_slow_poll_closes_no_run_that_was_retried_meanwhile(
+    api: httpx.AsyncClient, start: Callable[..., Any], set_state: SetState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw the run cancelled; before it could note so another poll did, and a person retried the run."""
+    task_id, run = await start()
+    await run.begin()
+    await run.postpone("E2B does not answer.", 300)
+    await set_state(task_id, Cancelled())
+    ask, asked = watch.RunWatch.fresh, 0
+
+    async def slow(self: watch.RunWatch, flow_run_id: UUID) -> RunState | None:
+        nonlocal asked
+        asked += 1
+        first, state = asked == 1, await ask(self, flow_run_id)
+        if first:
+            assert (await poll(api, task_id))["status"] == "REVOKED"
+            assert (await api.post(f"/tasks/{task_id}/retry")).status_code == 202
+        return state
+
+    monkeypatch.setattr(watch.RunWatch, "fresh", slow)
+    await eventually(lambda: poll(api, task_id), lambda _: asked > 0)
+    assert (await poll(api, task_id))["status"] == "RETRY"
+    assert (await api.get(f"/executions/{run.execution_id}")).json()["status"] == "running"
 
 
 async def test_a_run_that_has_just_begun_reads_running(

@@ -274,6 +274,23 @@ def test_a_run_that_is_over_is_not_revoked(database: Database, execution: Execut
     assert read(database, execution).status == "completed"
 
 
+def test_who_saw_a_run_before_it_was_retried_neither_closes_nor_revokes_it(
+    database: Database, execution: Execution
+) -> None:
+    """A slow look at Prefect: the number of the attempt is the same when the row was opened again."""
+    seen, stands = read(database, execution), uuid.uuid4()
+    finish(database, execution, "failed")
+    database.run_sync(lambda s: executions.reopen(s, execution.id, stands))
+    assert not finish(
+        database, execution, "cancelled", attempt=seen.attempt, reopened_from=seen.reopened_from
+    )
+    assert not database.run_sync(
+        lambda s: executions.revoke(s, execution.id, seen.attempt, seen.reopened_from)
+    )
+    assert (read(database, execution).status, read(database, execution).revoked) == ("running", False)
+    assert finish(database, execution, "cancelled", attempt=seen.attempt, reopened_from=stands)
+
+
 def test_only_the_first_end_counts(database: Database, execution: Execution) -> None:
     """Whoever closes a run second is told, and overwrites nothing."""
     assert finish(database, execution, "cancelled", error_kind="cancelled")

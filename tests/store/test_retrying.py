@@ -243,11 +243,11 @@ def forked(database: Database) -> Execution:
     )
 
 
-def walk(database: Database, execution: Execution, *steps: Step) -> None:
-    """Write these rows, then fail."""
+def walk(database: Database, execution: Execution, *steps: Step, end: str = "failed") -> None:
+    """Write these rows, then fail or be cancelled."""
     for step in steps:
         database.run_sync(partial(chain.append, lease=lease_of(execution), step=step))
-    fail(database, execution)
+    fail(database, execution, end)
 
 
 START = Step(0, 1, "start", "start", "success")
@@ -301,8 +301,16 @@ def test_only_the_step_at_which_a_run_failed_is_skipped(database: Database, fork
             database.run_sync(partial(executions.skip, execution_id=forked.id, step=step, changes={}))
 
 
+def test_a_node_of_a_cancelled_run_is_skipped(database: Database, forked: Execution) -> None:
+    """It may have sent its mail when it was stopped: to try it again would send another one."""
+    walk(database, forked, START, end="cancelled")
+    row = database.run_sync(lambda s: executions.skip(s, forked.id, 1, {}))
+    assert (row.status, row.guarded_step) == ("running", None)
+    assert database.run_sync(lambda s: chain.visits(s, forked.id)) == [("start", None), ("read", None)]
+
+
 @pytest.mark.parametrize("status", ["cancelled", "failed"])
-def test_a_run_that_did_not_fail_at_a_node_has_none_to_skip(
+def test_a_run_that_did_not_stop_at_a_node_has_none_to_skip(
     database: Database, forked: Execution, status: str
 ) -> None:
     """Cancelled, or failed before its first node."""
