@@ -128,7 +128,7 @@ async def execute(
     if pending.flow_run_id is not None:
         return pending, pending.flow_run_id
     # From here on it comes to an end even if the client hangs up or the server stops.
-    return pending, await services.background.finish(_submit(services, pending))
+    return pending, await services.background.finish(_submit(services, pending, key is not None))
 
 
 async def resubmit(services: Services, execution_id: int) -> UUID:
@@ -144,7 +144,7 @@ async def resubmit(services: Services, execution_id: int) -> UUID:
     return await _create_flow_run(services, await services.database.run(read))
 
 
-async def _submit(services: Services, pending: Pending) -> UUID:
+async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
     try:
         flow_run_id = await _create_flow_run(services, pending)
     except Exception as error:
@@ -157,9 +157,14 @@ async def _submit(services: Services, pending: Pending) -> UUID:
         if isinstance(error, PrefectUnavailableError):
             raise PrefectUnavailableError(f"{error} The run was never started; ask again later.") from error
         raise
+
+    def confirm(session: Session) -> bool:
+        return executions.confirm(session, pending.execution_id, flow_run_id)
+
     try:
-        is_ours = await services.database.run(
-            lambda session: executions.confirm(session, pending.execution_id, flow_run_id)
+        # Until it is noted, another request with the same key may give the run up.
+        is_ours = await (
+            outages.outlast(services.database, confirm) if has_key else services.database.run(confirm)
         )
     except DatabaseUnavailableError as error:
         # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.

@@ -40,11 +40,14 @@ def put(session: Session, key: str, digest: str, execution_id: int) -> bool:
 
 
 def move(session: Session, key: str, from_id: int, to_id: int) -> bool:
-    """Let a key stand for another run, whose first one was never started; False when it does already."""
+    """Let a key stand, for a day from now, for another run, whose first one was never started.
+
+    False when it does already.
+    """
     moved = (
         update(IdempotencyKey)
         .where(IdempotencyKey.key == key, IdempotencyKey.execution_id == from_id)
-        .values(execution_id=to_id)
+        .values(execution_id=to_id, created_at=now())
         .returning(IdempotencyKey.key)
     )
     return session.scalar(moved) is not None

@@ -13,10 +13,12 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings
 from flows.credentials.cipher import generate_key
 from flows.engine.errors import ExecutionClosedError
+from flows.store import executions
 from flows.store.models import Execution, IdempotencyKey
 from flows.store.session import Database, now
 from tests.api.conftest import make_settings, running_api
@@ -211,6 +213,52 @@ async def test_a_request_that_died_with_the_api_is_taken_up(
     assert (row.public_id, str(row.flow_run_id)) == (before.public_id, again.json()["task_id"])
     (flow_run,) = await flow_runs(prefect, workflow["slug"])
     assert (flow_run.id, flow_run.idempotency_key) == (row.flow_run_id, str(row.public_id))
+
+
+async def test_a_run_that_was_made_anew_keeps_its_key_for_a_day(
+    api: httpx.AsyncClient, workflow: dict[str, Any], database: Database
+) -> None:
+    """Counted from its own start, not from the request that was answered with 503."""
+    await post(api, workflow)
+
+    def age(session: Session) -> None:
+        session.execute(update(Execution).values(flow_run_id=None, status="failed", error_kind="not_started"))
+        session.execute(update(IdempotencyKey).values(created_at=now() - timedelta(hours=23)))
+
+    await database.run(age)
+    again = await post(api, workflow)
+    await database.run(
+        lambda session: session.execute(
+            update(IdempotencyKey).values(created_at=IdempotencyKey.created_at - timedelta(hours=23))
+        )
+    )
+    assert (await post(api, workflow)).json() == again.json()
+
+
+async def test_a_run_whose_flow_run_is_not_noted_is_not_promised(
+    workflow: dict[str, Any],
+    prefect: PrefectClient,
+    wire: Wire,
+    prefect_wire: Wire,
+    encryption_key: str,
+    database: Database,
+) -> None:
+    """The database went away after Prefect made it, and another request with the key gave the row up: 503."""
+    async with wire() as (relay, url), prefect_wire() as (slow, prefect_url):
+        own = make_settings(url, prefect_url, encryption_key, NOVA_PREFECT_TIMEOUT=20)
+        async with running_api(own) as api:
+            assert (await api.get("/health")).status_code == 200
+            slow.open.clear()
+            request = asyncio.create_task(post(api, workflow))
+            await eventually(lambda: flow_runs(prefect, workflow["slug"]), bool)
+            await relay.cut()
+            slow.open.set()
+            await asyncio.wait({request}, timeout=2)
+            assert not request.done()
+            (row,) = await rows(database)
+            assert await database.run(lambda session: executions.reject(session, row.id, "No answer."))
+            await relay.restore()
+            assert (await request).status_code == 503
 
 
 async def test_of_two_that_wait_the_one_without_answer_gives_nothing_up(
