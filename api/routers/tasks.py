@@ -25,6 +25,7 @@ from flows.orchestration.runs import RunState
 from flows.store import chain, executions
 from flows.store.checks import LIVE
 from flows.store.executions import Poll
+from flows.store.models import utcnow
 from flows.store.session import Database
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=BodyRoute)
@@ -115,6 +116,8 @@ def _unstarted(flow_run_id: uuid.UUID, state: RunState | None) -> dict[str, Any]
     body = _body(flow_run_id, state.status, state.message)
     if state.status in ("FAILURE", "RETRY", "REVOKED"):
         body["error"] = state.state_message or state.message
+    if state.status == "RETRY":
+        body |= {"retries": 0, "next_attempt_at": timestamp(state.next_attempt or utcnow())}
     return body
 
 
@@ -148,11 +151,11 @@ def _from_row(flow_run_id: uuid.UUID, row: Poll, remark: str = "") -> dict[str, 
 def _retry(
     flow_run_id: uuid.UUID, row: Poll, why: str = "", remark: str = "", due: datetime | None = None
 ) -> dict[str, Any]:
-    """The answer for a run that waits for its next attempt."""
+    """The answer for a run that waits for its next attempt; one that is yet to be put back is due now."""
     return _body(flow_run_id, "RETRY", f"Task failed, retrying ({row.attempt} attempts){remark}") | {
         "error": row.error or why or _FAILED,
         "retries": row.retries,
-        "next_attempt_at": timestamp(row.next_attempt_at or due),
+        "next_attempt_at": timestamp(row.next_attempt_at or due or utcnow()),
     }
 
 

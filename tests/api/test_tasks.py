@@ -226,6 +226,7 @@ async def test_a_run_that_crashed_is_not_over(
     await set_state(task_id, Crashed(message="The worker was killed"))
     body = await becomes(api, task_id, status)
     assert body.get("error") == ("The worker was killed" if begun else None)
+    assert not begun or body["next_attempt_at"].endswith("Z")
 
 
 async def test_a_run_that_reads_revoked_stays_so(
@@ -344,6 +345,9 @@ async def test_a_run_from_the_ui_can_be_polled_before_it_starts(
     await becomes(api, task_id, "REVOKED")
     await set_state(task_id, Crashed(message="No module named flows"))
     assert (await becomes(api, task_id, "FAILURE"))["error"] == "No module named flows"
+    assert (await api.post(f"/tasks/{task_id}/retry")).status_code == 202
+    body = await becomes(api, task_id, "RETRY")
+    assert (body["retries"], body["next_attempt_at"][-1]) == (0, "Z")
 
 
 async def test_the_tasks_of_a_deleted_workflow_are_gone(
