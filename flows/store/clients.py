@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 
 from flows.engine.errors import ConflictError, NotFoundError
+from flows.engine.names import quoted
 from flows.store import checks
 from flows.store.models import Client, Credential, utcnow
 from flows.store.session import constraint
@@ -31,7 +32,7 @@ def create(session: Session, *, slug: str, name: str, active: bool = True) -> Cl
         session.flush()
     except IntegrityError as error:
         if constraint(error) == "uq_clients_slug":
-            raise ConflictError(f"There is a client {slug!r} already.") from None
+            raise ConflictError(f"There is a client {quoted(slug)} already.") from None
         raise
     return get(session, slug)
 
@@ -45,7 +46,7 @@ def active(session: Session, slug: str) -> Client:
     """One client that workflows may run for. Raises NotFoundError when it is unknown or inactive."""
     client = get(session, slug)
     if not client.active:
-        raise NotFoundError(f"Client {slug!r} is not active.")
+        raise NotFoundError(f"Client {quoted(slug)} is not active.")
     return client
 
 
@@ -117,7 +118,7 @@ def remove_credential(session: Session, slug: str, kind: str, label: str) -> Non
     same_kind = [credential for credential in client.credentials if credential.kind == kind]
     found = next((credential for credential in same_kind if credential.label == label), None)
     if found is None:
-        raise NotFoundError(f"Client {slug!r} has no {kind} credential {label!r}.")
+        raise NotFoundError(f"Client {quoted(slug)} has no {kind} credential {quoted(label)}.")
     session.delete(found)
     session.flush()
     others = [credential for credential in same_kind if credential is not found]
@@ -137,7 +138,7 @@ def _one(session: Session, slug: str, statement: Select[tuple[Client]]) -> Clien
     plausible = checks.is_plain(slug)
     found = session.scalars(statement.where(Client.slug == slug)).one_or_none() if plausible else None
     if found is None:
-        raise NotFoundError(f"There is no client {slug!r}.")
+        raise NotFoundError(f"There is no client {quoted(slug)}.")
     return found
 
 

@@ -261,3 +261,12 @@ async def test_a_caller_that_hangs_up_leaves_no_half_run(
     await eventually(lambda: rows(database), lambda found: found[0].flow_run_id is not None)
     runs = await flow_runs(prefect, workflow["slug"])
     assert [run.id for run in runs] == [(await rows(database))[0].flow_run_id]
+
+
+async def test_a_slug_without_end_is_not_sent_back_whole(
+    api: httpx.AsyncClient, workflow: dict[str, Any]
+) -> None:
+    """404 with its beginning."""
+    answer = await api.post(f"/workflows/{workflow['id']}/execute", json={"client_slug": "x" * 100_000})
+    assert answer.status_code == 404
+    assert len(answer.text) < 1000
