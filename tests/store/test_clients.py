@@ -58,7 +58,7 @@ def test_a_client_is_made_read_changed_and_deleted(database: Database, client: C
 
 def test_a_taken_slug_is_a_conflict(database: Database, client: Client) -> None:
     """Slugs are unique."""
-    with pytest.raises(ConflictError, match="'idom'"):
+    with pytest.raises(ConflictError, match='"idom"'):
         database.run_sync(lambda s: clients.create(s, slug="idom", name="Another"))
 
 
