@@ -184,8 +184,8 @@ class Execution(Base):
     revoked: Mapped[bool] = mapped_column(default=False)
     """Whether somebody was told that it is cancelled while it still ran: it ends as that, come what may."""
     reopened_from: Mapped[uuid.UUID | None]
-    """The final state in Prefect that a person's retry began from: as long as that stands, Prefect has not
-    heard of the retry."""
+    """The state in Prefect that a person's last retry began from: as long as that stands, and is final,
+    Prefect has not heard of the retry. Another one each time: it tells that the row was opened since."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
