@@ -101,6 +101,20 @@ class HeldProposals(Proxy):
             await self._open.wait()
 
 
+class LostProposals(Proxy):
+    """Drops the connection of each proposal of one type of state, as FAILED, while `loses` is set."""
+
+    def __init__(self, api_url: str, kind: str) -> None:
+        super().__init__(api_url)
+        self._kind = f'"{kind}"'.encode()
+        self.loses = True
+
+    async def passes(self, data: bytes) -> None:
+        """Raise ConnectionResetError where these bytes propose it."""
+        if self.loses and self._kind in data:
+            raise ConnectionResetError
+
+
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-from prefect.states import Failed
+from prefect.client.schemas.objects import State
+from prefect.states import Failed, Scheduled
 from sqlalchemy import text
 
 from flows.store import executions
 from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
-from tests.worker.proxy import HeldProposals
+from tests.worker.proxy import HeldProposals, LostProposals
 from tests.worker.site import Site
 
 CLOSING_TAKES_A_SECOND = """
@@ -78,6 +82,35 @@ async def test_a_run_is_nobody_elses_until_prefect_has_heard_its_last_word(site:
             await site.until_state(flow_run_id, "Failed")
             await eventually(lambda: site.execution(flow_run_id), lambda row: row.lease_owner is None)
             await asyncio.to_thread(worker.stop)  # the proxy is in this loop: it must go on meanwhile
+
+
+@pytest.mark.parametrize("retried", [False, True])
+async def test_a_last_state_that_did_not_reach_prefect_is_sent_again(
+    site: Site, folder: Path, retried: bool
+) -> None:
+    """It ends the run in Prefect, unless somebody was there before: a person's retry is not undone."""
+    workflow = await site.workflow(line(action("fails", "raise ValueError('no')")))
+    async with LostProposals(site.settings.prefect_api_url, "FAILED") as proxy:
+        with site.worker(
+            folder, api_url=proxy.api_url, PREFECT_CLIENT_MAX_RETRIES="0", NOVA_RECOVERY_INTERVAL="1000"
+        ) as worker:
+            flow_run_id = await site.submit(workflow)
+            await eventually(
+                lambda: asyncio.to_thread(worker.log.read_text), lambda log: "lost Prefect" in log
+            )
+            if retried:
+                await site.prefect.set_flow_run_state(flow_run_id, Failed(message="By hand"), force=True)
+                due = datetime.now(UTC) + timedelta(hours=1)
+                waits: State[Any] = Scheduled(scheduled_time=due, message="Retry from the UI")
+                await site.prefect.set_flow_run_state(flow_run_id, waits)
+            proxy.loses = False
+            if retried:
+                worker.process.terminate()  # it waits for its runs
+                await asyncio.to_thread(worker.process.wait, 30)
+                assert (await site.prefect.read_flow_run(flow_run_id)).state_name == "Scheduled"
+            else:
+                await site.until_state(flow_run_id, "Failed")
+                await asyncio.to_thread(worker.stop)  # the proxy is in this loop: it must go on meanwhile
 
 
 async def test_a_run_that_prefect_gives_to_nobody_does_not_keep_others_waiting(
