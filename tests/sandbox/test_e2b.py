@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from flows.engine.errors import SandboxError
-from flows.sandbox import e2b
+from flows.sandbox import e2b_sandbox
 from flows.sandbox.e2b import E2BProvider
 from flows.sandbox.turns import Turns
 from tests.e2b_server.fixture import E2BServer
@@ -231,7 +231,7 @@ async def test_a_cancelled_creation_is_waited_for_as_long_as_it_takes(
     """E2B may take longer to make a sandbox than other requests may; one that comes then is killed, too."""
     e2b_server.hold()
     with monkeypatch.context() as patched:
-        patched.setattr(e2b, "REQUEST", 0.1)
+        patched.setattr(e2b_sandbox, "REQUEST", 0.1)
         making = asyncio.create_task(E2BProvider().create(spec()))
         await asked_for(e2b_server)
         making.cancel()
