@@ -84,8 +84,12 @@ class _ConnectionLostError(Exception):
         self.error = error
 
 
+LOOKS = 2
+"""Connections for questions that need no transaction; each takes a millisecond."""
+
+
 class Database:
-    """Owns the connections of one process: at most `pool_size`, made when first needed.
+    """Owns the connections of one process: at most `pool_size` and `LOOKS`, made when first needed.
 
     Opening it does not connect. A server that was restarted between two pieces of work is not noticed.
     """
@@ -93,7 +97,10 @@ class Database:
     def __init__(self, url: str, pool_size: int = 10) -> None:
         self._engine = make_engine(url, pool_size=pool_size, max_overflow=0)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
-        self._looks = sessionmaker(self._engine.execution_options(isolation_level="AUTOCOMMIT"))
+        # An engine of its own: to switch a connection to and fro fails where that has died meanwhile, and
+        # SQLAlchemy's pool then counts it as taken for ever.
+        self._look_engine = make_engine(url, pool_size=LOOKS, max_overflow=0, isolation_level="AUTOCOMMIT")
+        self._looks = sessionmaker(self._look_engine, expire_on_commit=False)
         self._threads = ThreadPoolExecutor(max_workers=pool_size, thread_name_prefix="nova-database")
 
     def run_sync(self, work: Callable[[Session], T]) -> T:
@@ -181,3 +188,4 @@ class Database:
         """Wait for work that has begun, drop what has not, close the connections."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._engine.dispose()
+        self._look_engine.dispose()

@@ -14,6 +14,7 @@ import psycopg2
 
 from deployments.cli.processes import family
 from flows.config.settings import Settings
+from flows.store.session import LOOKS
 from tests.chaos.judging import Verdict
 from tests.chaos.stack import MARK, Stack
 from tests.servers import wait_until
@@ -193,7 +194,7 @@ def _connections(stack: Stack) -> list[str]:
 def _connections_beyond_the_api(stack: Stack) -> list[str]:
     """NOVA's connections, if they are more than one process has."""
     found = _connections(stack)
-    return found if len(found) > Settings.model_fields["database_pool_size"].default else []
+    return found if len(found) > Settings.model_fields["database_pool_size"].default + LOOKS else []
 
 
 def _processes(stack: Stack) -> list[str]:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from flows.engine.errors import ConflictError, DatabaseUnavailableError
 from flows.store import workflows
 from flows.store.models import Workflow
-from flows.store.session import Database
+from flows.store.session import LOOKS, Database
 
 
 @pytest.fixture
@@ -240,6 +240,19 @@ async def test_work_whose_connection_dies_is_done_again_once(
     assert len(set(tries)) == 2
     _, total = await database.run(workflows.list_)
     assert total == 1
+
+
+async def test_an_answer_counts_though_its_connection_died_then(database: Database) -> None:
+    """PostgreSQL was restarted right after it: no error, and no place of the pool is lost."""
+
+    def look_and_lose(session: Session) -> int:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        database.run_sync(lambda other: other.execute(text(f"SELECT pg_terminate_backend({pid}, 5000)")))
+        return 1
+
+    for _ in range(2 * LOOKS):
+        await database.look(lambda session: session.scalar(text("SELECT 1")))
+        assert await database.look(look_and_lose) == 1
 
 
 async def test_a_look_needs_no_transaction(database: Database) -> None:
