@@ -154,29 +154,28 @@ class Rescue:
     async def _agree(self, seized: Seized, flow_run_id: UUID, state: RunState | None) -> None:
         """Bring a row that is closed and Prefect together: by what the row says, or by a person's retry."""
         row = seized.row
-        if state is not None and state.kind in ("pending", "running", "cancelling"):
+        if state is None:
+            await self._release(seized)
+            return
+        may_go_on = row.status != "completed" and row.error_kind != "not_started"
+        waits = state.kind == "scheduled" and may_go_on
+        if waits and await self._runs.retried(flow_run_id):
+
+            def reopen(session: Session) -> None:
+                executions.reopen(session, row.id, state.state_id)
+                leases.release(session, seized.lease)
+
+            await self._database.run(reopen)
+            self._report.reopened += 1
+            log.info("Execution %d was retried in Prefect and is open again.", row.id)
+            return
+        # It waits because of what a process of NOVA's sent late, or nobody runs it.
+        if waits or state.kind in ("pending", "running", "cancelling"):
             await self._confirm(seized)
             await self._end(seized, flow_run_id, row.status, row.error)
             self._report.ended += 1
             log.warning("Execution %d is %s, and so is its flow run now.", row.id, row.status)
-        may_go_on = row.status != "completed" and row.error_kind != "not_started"
-        if state is None or state.kind != "scheduled" or not may_go_on:
-            await self._release(seized)
-            return
-        if not await self._runs.retried(flow_run_id):  # what a process of NOVA's had sent came late
-            await self._confirm(seized)
-            await self._end(seized, flow_run_id, row.status, row.error)
-            await self._release(seized)
-            self._report.ended += 1
-            return
-
-        def reopen(session: Session) -> None:
-            executions.reopen(session, row.id, state.state_id)
-            leases.release(session, seized.lease)
-
-        await self._database.run(reopen)
-        self._report.reopened += 1
-        log.info("Execution %d was retried in Prefect and is open again.", row.id)
+        await self._release(seized)
 
     async def _end(self, seized: Seized, flow_run_id: UUID, status: str, message: str | None) -> None:
         await self._runs.set_final(flow_run_id, status, message)
