@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
@@ -151,10 +150,12 @@ class LeaseKeeper:
         """
         held = await self.take(request, ask_breaker=ask_breaker)
         if held is None and await runs.retried(request.flow_run_id):
-            held = await self.take(replace(request, reopens=True), ask_breaker=ask_breaker)
+            held = await self.take(request, ask_breaker=ask_breaker, reopens=True)
         return held
 
-    async def take(self, request: RunRequest, *, ask_breaker: bool = False) -> Held | None:
+    async def take(
+        self, request: RunRequest, *, ask_breaker: bool = False, reopens: bool = False
+    ) -> Held | None:
         """Take the lease of a run that is about to start, or return it where this process has it already.
 
         None: there is nothing to run, and `load_run` says why. Raises LeaseHeldError, BreakerOpenError where
@@ -172,7 +173,7 @@ class LeaseKeeper:
                 workflow_id=request.workflow_id,
                 owner=uuid4(),
                 seconds=self._seconds,
-                reopens=request.reopens,
+                reopens=reopens,
             )
             if lease is not None and ask_breaker:
                 check_breaker(session)

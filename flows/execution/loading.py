@@ -34,8 +34,6 @@ class RunRequest:
     client_slug: str | None = None
     initial_context: Mapping[str, Any] = field(default_factory=dict)
     """This and the client count where the API made no execution."""
-    reopens: bool = False
-    """Whether it is to open an execution again that is over: a person retried it in Prefect."""
 
 
 @dataclass(frozen=True)
