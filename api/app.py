@@ -23,11 +23,11 @@ from api.version import VERSION
 from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
-from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
-from flows.execution.recovery import Reconciler
-from flows.orchestration.client import Orchestration
+from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
+from flows.prefect_gateway.gateway import Orchestration
+from flows.recovery.reconciler import Reconciler
 from flows.store import migrations
-from flows.store.session import Database
+from flows.store.database import Database
 
 log = logging.getLogger(__name__)
 

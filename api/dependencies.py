@@ -10,9 +10,9 @@ from pydantic import BeforeValidator
 
 from api.schemas import TASK, ExecutionStatus
 from api.services import Services, services_of
-from flows.engine.errors import NotFoundError
-from flows.orchestration.client import Orchestration
-from flows.store.session import Database
+from flows.graphs.errors import NotFoundError
+from flows.prefect_gateway.gateway import Orchestration
+from flows.store.database import Database
 
 _MAX_ID = 2**31 - 1
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from api.responses import JsonResponse
 from flows.config.logging import request_id
-from flows.engine.errors import (
+from flows.graphs.errors import (
     ConfigurationError,
     ConflictError,
     DatabaseUnavailableError,

@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher
-from flows.orchestration.client import Orchestration
-from flows.store.session import Database
+from flows.prefect_gateway.gateway import Orchestration
+from flows.store.database import Database
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -12,11 +12,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from api import idempotency
+from api import idempotent_requests
 from api.services import Services
 from flows.credentials import vault
-from flows.engine.context import to_fragments
-from flows.engine.errors import (
+from flows.graphs.errors import (
     CommitUnknownError,
     ConflictError,
     DatabaseUnavailableError,
@@ -24,11 +23,13 @@ from flows.engine.errors import (
     NotFoundError,
     PrefectUnavailableError,
 )
-from flows.execution import outages
-from flows.execution.specs import deployment_spec
-from flows.orchestration.deployments import Deployments, DeploymentSpec
-from flows.store import clients, creation, executions, workflows
-from flows.store.models import Execution, Workflow, canonical
+from flows.graphs.json_values import to_fragments
+from flows.prefect_gateway.workflow_deployments import Deployments, DeploymentSpec
+from flows.runs import retry_policy
+from flows.runs.deployment_specs import deployment_spec
+from flows.store import clients, creation, executions, transitions, workflows
+from flows.store.base import canonical
+from flows.store.models import Execution, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ async def execute(
 
         def make() -> Execution:
             client = clients.active(session, client_slug) if client_slug is not None else None
-            return executions.create_pending(
+            return transitions.create_pending(
                 session,
                 workflow_id=workflow.id,
                 client=client,
@@ -115,10 +116,10 @@ async def execute(
             return Pending.of(make(), workflow)
         request = [workflow_id, client_slug, initial_context, priority]
         digest = services.cipher.fingerprint(canonical(request).encode())
-        return Pending.of(idempotency.run_of(session, key, digest, make), workflow)
+        return Pending.of(idempotent_requests.run_of(session, key, digest, make), workflow)
 
     try:
-        pending = await idempotency.until_won(lambda: services.database.run(write))
+        pending = await idempotent_requests.until_won(lambda: services.database.run(write))
     except CommitUnknownError as error:
         # A row that stands all the same would be taken for forgotten, and handed to Prefect.
         started = await services.background.finish(_reject(services, workflow_id, public_id, error))
@@ -159,12 +160,12 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
         raise
 
     def confirm(session: Session) -> bool:
-        return executions.confirm(session, pending.execution_id, flow_run_id)
+        return transitions.confirm(session, pending.execution_id, flow_run_id)
 
     try:
         # Until it is noted, another request with the same key may give the run up.
         is_ours = await (
-            outages.outlast(services.database, confirm) if has_key else services.database.run(confirm)
+            retry_policy.outlast(services.database, confirm) if has_key else services.database.run(confirm)
         )
     except DatabaseUnavailableError as error:
         # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
@@ -268,7 +269,7 @@ async def _reject(
     def close(session: Session) -> tuple[Pending, UUID] | None:
         creation.settle(session, public_id, workflow_id)
         row = executions.by_public_id(session, public_id)
-        if row is None or executions.reject(session, row.id, reason):
+        if row is None or transitions.reject(session, row.id, reason):
             return None
         session.expire_all()  # somebody was faster
         row = executions.by_public_id(session, public_id)
@@ -276,4 +277,4 @@ async def _reject(
             return None
         return Pending.of(row, row.workflow), row.flow_run_id
 
-    return await outages.outlast(services.database, close)
+    return await retry_policy.outlast(services.database, close)

@@ -7,8 +7,8 @@ from uuid import UUID
 
 from api.responses import timestamp
 from flows.credentials import vault
-from flows.engine.errors import Fault
-from flows.orchestration.deployments import ScheduleView
+from flows.graphs.errors import Fault
+from flows.prefect_gateway.cron_schedules import ScheduleView
 from flows.store.models import Client, Credential, Execution, Schedule, Workflow
 
 

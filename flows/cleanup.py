@@ -13,11 +13,11 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.config.settings import get_settings
-from flows.engine.errors import SandboxError
-from flows.sandbox import SandboxProvider
-from flows.sandbox.providers import provider
-from flows.store.cleanup import forget_keys, going_on
-from flows.store.session import Database
+from flows.graphs.errors import SandboxError
+from flows.sandbox.factory import provider
+from flows.sandbox.port import SandboxProvider
+from flows.store.database import Database
+from flows.store.retention import forget_keys, going_on
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 

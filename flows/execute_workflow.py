@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, Failed
 from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings, get_settings
-from flows.engine.errors import (
+from flows.graphs.errors import (
     BreakerOpenError,
     ExecutionClosedError,
     LeaseError,
@@ -29,19 +29,20 @@ from flows.engine.errors import (
     PrefectUnavailableError,
     RunTimeoutError,
 )
-from flows.execution import ending
-from flows.execution.leases import Held
-from flows.execution.loading import LoadedRun, RunRequest, load_run
-from flows.execution.nodes import NodeRunner
-from flows.execution.outages import insist, outlast
-from flows.execution.place import Place
-from flows.execution.process import process
-from flows.node import MESSAGE_LIMIT, walk
-from flows.orchestration.runs import Runs
-from flows.orchestration.texts import printable
-from flows.sandbox import SandboxSpec, ahead
-from flows.sandbox.providers import provider
-from flows.store import executions
+from flows.prefect_gateway.flow_runs import Runs
+from flows.prefect_gateway.text import printable
+from flows.runs import outcomes
+from flows.runs.lease_keeper import Held
+from flows.runs.loading import LoadedRun, RunRequest, load_run
+from flows.runs.node_executor import NodeRunner
+from flows.runs.prefect_task import MESSAGE_LIMIT, walk
+from flows.runs.process import process
+from flows.runs.retry_policy import insist, outlast
+from flows.runs.sandbox_session import Place
+from flows.sandbox import prewarm
+from flows.sandbox.factory import provider
+from flows.sandbox.port import SandboxSpec
+from flows.store import executions, transitions
 
 T = TypeVar("T")
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -53,7 +54,7 @@ async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State)
 
     def write(session: Session) -> str | None:
         row = executions.by_task(session, flow_run.id)
-        if row is None or not executions.finish(
+        if row is None or not transitions.finish(
             session, row.id, status="cancelled", error=message, error_kind="cancelled"
         ):
             return None
@@ -98,10 +99,10 @@ async def execute_workflow(
 def begin_sandbox(flow_run: FlowRun) -> None:
     """Begin to make the sandbox of a run; a worker may call it before the flow does.
 
-    Whoever does must end it (`flows.sandbox.ahead.end`): the flow may never come to its start.
+    Whoever does must end it (`flows.sandbox.prewarm.end`): the flow may never come to its start.
     """
     settings = get_settings()
-    ahead.begin(provider(settings), _spec(settings, flow_run))
+    prewarm.begin(provider(settings), _spec(settings, flow_run))
 
 
 class _Attempt:
@@ -140,7 +141,7 @@ class _Attempt:
 
         NOVA's worker keeps its lease until Prefect has heard how the run ended, which is after this.
         """
-        await ahead.end(self._flow_run.id)
+        await prewarm.end(self._flow_run.id)
         if self._took_lease:
             await self._leases.give_back(self._flow_run.id)
 
@@ -165,7 +166,7 @@ class _Attempt:
         except NovaError as error:
             failure = error
             if held is not None:
-                await self._end(held, lambda session: ending.fail(session, held.lease, failure))
+                await self._end(held, lambda session: outcomes.fail(session, held.lease, failure))
             return _failed(failure)
         if held is None:
             raise RuntimeError("A run was loaded without its lease.")
@@ -201,16 +202,16 @@ class _Attempt:
             self._log.exception("NOVA itself failed")
             fault = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
             return await self._break_off(run, held, fault, None)
-        await self._end(held, lambda session: ending.complete(session, held.lease))
+        await self._end(held, lambda session: outcomes.complete(session, held.lease))
         return Completed(message=f"{steps} nodes executed")
 
     async def _break_off(self, run: LoadedRun, held: Held, error: NovaError, node: str | None) -> State[Any]:
         """Put the run off where that may help, else close it as failed."""
 
         def write(session: Session) -> datetime | None:
-            due = ending.put_off(session, self._settings, run, error, node)
+            due = outcomes.put_off(session, self._settings, run, error, node)
             if due is None:
-                ending.fail(session, run.lease, error, node)
+                outcomes.fail(session, run.lease, error, node)
             return due
 
         due = await self._end(held, write)
@@ -243,7 +244,7 @@ class _Attempt:
     async def _end(self, held: Held, write: Callable[[Session], T]) -> T:
         """Write the run's last word of this attempt, and end the sandbox meanwhile."""
         held.end()
-        written, _ = await asyncio.gather(outlast(self._database, write), ahead.end(self._flow_run.id))
+        written, _ = await asyncio.gather(outlast(self._database, write), prewarm.end(self._flow_run.id))
         return written
 
     async def _walk_in_time(self, run: LoadedRun, nodes: NodeRunner, held: Held) -> int:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flows.store import migrations
-from flows.store.models import Base
-from flows.store.session import Database
+from flows.store.base import Base
+from flows.store.database import Database
 from tests.servers import PrefectServer, postgres_server
 
 # How long an example takes, or its making, says what else the machine does at that moment.

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from flows.store import executions, leases
+from flows.store import leases, transitions
 from flows.store.leases import Lease
 from flows.store.models import Client, Execution
 from flows.store.values import Stored
@@ -41,7 +41,7 @@ def begin(
         seconds=SECONDS,
         reopens=reopens,
     )
-    return executions.begin(
+    return transitions.begin(
         session,
         lease,
         flow_run_id=flow_run_id,

@@ -11,16 +11,16 @@ from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
-from api import operations, requests, schemas, views
+from api import interventions, requests, schemas, views
 from api.body import BodyRoute
-from api.chain import Contexts, RunText, gathered
+from api.chain_stream import Contexts, RunText, gathered
 from api.dependencies import DatabaseDep, ExecutionId, Limit, OfWorkflow, ServicesDep, Skip, WithStatus
 from api.documentation import documented
-from api.reconciliation import note_end_of
 from api.responses import JSON, JsonResponse
 from api.services import Services
-from flows.engine.context import dumps
-from flows.engine.errors import PrefectUnavailableError
+from api.task_status import note_end_of
+from flows.graphs.errors import PrefectUnavailableError
+from flows.graphs.json_values import dumps
 from flows.store import chain, executions
 from flows.store.chain import Frame
 from flows.store.checks import LIVE
@@ -116,7 +116,7 @@ async def skip_node(
     """
     given = body or requests.SkipNode()
     task_id = await services.background.finish(
-        operations.skip(services, execution_id, step, given.context, given.branch)
+        interventions.skip(services, execution_id, step, given.context, given.branch)
     )
     return JsonResponse(
         views.accepted(task_id, execution_id, "RETRY", f"Step {step} is skipped; the task is queued"), 202

@@ -14,8 +14,9 @@ from api.errors import RETRY_AFTER
 from api.responses import JsonResponse
 from api.services import Services
 from api.version import VERSION
-from flows.engine.errors import DatabaseUnavailableError, PrefectUnavailableError
-from flows.store import breaker, executions
+from flows.graphs.errors import DatabaseUnavailableError, PrefectUnavailableError
+from flows.store import circuit_breaker
+from flows.store.metrics import metrics as read_metrics
 
 router = APIRouter(tags=["health"])
 
@@ -129,7 +130,7 @@ async def _workers(services: Services) -> int:
 async def _figures(services: Services) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the database knows: the figures, and the circuit breaker."""
     figures, circuit = await services.database.run(
-        lambda session: (executions.metrics(session), breaker.read(session))
+        lambda session: (read_metrics(session), circuit_breaker.read(session))
     )
     return figures, {
         "state": circuit["state"],

@@ -16,10 +16,10 @@ from api.dependencies import ScheduleId, ServicesDep, WorkflowId
 from api.documentation import documented
 from api.responses import JsonResponse
 from api.services import Services
-from flows.engine.context import dumps
-from flows.engine.errors import InvalidInputError, NotFoundError, PrefectUnavailableError
-from flows.execution.specs import schedule_spec
-from flows.orchestration.deployments import ScheduleView, validate_cron
+from flows.graphs.errors import InvalidInputError, NotFoundError, PrefectUnavailableError
+from flows.graphs.json_values import dumps
+from flows.prefect_gateway.cron_schedules import ScheduleView, validate_cron
+from flows.runs.deployment_specs import schedule_spec
 from flows.store import clients, schedules, workflows
 from flows.store.models import Schedule
 from flows.store.schedules import ScheduleFields

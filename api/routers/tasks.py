@@ -11,22 +11,22 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
-from api import operations, schemas, views
+from api import interventions, schemas, views
 from api.body import BodyRoute
-from api.chain import RunText, gathered
+from api.chain_stream import RunText, gathered
 from api.dependencies import ServicesDep, TaskId
 from api.documentation import documented
-from api.reconciliation import note_end
 from api.responses import JSON, JsonResponse, timestamp
 from api.services import Services
-from flows.engine.context import dumps
-from flows.engine.errors import NotFoundError, PrefectUnavailableError
-from flows.orchestration.runs import RunState
+from api.task_status import note_end
+from flows.graphs.errors import NotFoundError, PrefectUnavailableError
+from flows.graphs.json_values import dumps
+from flows.prefect_gateway.flow_runs import RunState
 from flows.store import chain, executions
+from flows.store.base import utcnow
 from flows.store.checks import LIVE
+from flows.store.database import Database
 from flows.store.executions import Poll
-from flows.store.models import utcnow
-from flows.store.session import Database
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=BodyRoute)
 
@@ -60,7 +60,7 @@ async def get_task(services: ServicesDep, task_id: TaskId) -> Response:
 )
 async def cancel_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
     """Cancel a run. One that waits is over at once; one that is running stops, and reads `REVOKED`."""
-    execution_id = await services.background.finish(operations.cancel(services, task_id))
+    execution_id = await services.background.finish(interventions.cancel(services, task_id))
     return JsonResponse(views.accepted(task_id, execution_id, "REVOKED", _CANCELLED), 202)
 
 
@@ -75,7 +75,7 @@ async def cancel_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
 )
 async def retry_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
     """Try a run that failed or was cancelled again: it goes on behind its last node that succeeded."""
-    execution_id = await services.background.finish(operations.retry(services, task_id))
+    execution_id = await services.background.finish(interventions.retry(services, task_id))
     return JsonResponse(views.accepted(task_id, execution_id, "RETRY", "Task is queued again"), 202)
 
 

@@ -18,8 +18,8 @@ from api.documentation import documented
 from api.errors import NameTakenError
 from api.responses import JsonResponse
 from api.services import Services
-from flows.engine.errors import ConflictError, Fault, InvalidGraphError, PrefectUnavailableError
-from flows.engine.graph import validate_graph
+from flows.graphs.errors import ConflictError, Fault, InvalidGraphError, PrefectUnavailableError
+from flows.graphs.graph import validate_graph
 from flows.store import executions, workflows
 from flows.store.models import Workflow
 from flows.store.workflows import WorkflowFields

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.cli.remote import describe_fault
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 
 FIELDS = ("name", "description", "priority", "max_concurrent_runs", "overlap")
 """What a file says of a workflow beside its graph and schedules."""
@@ -43,7 +43,7 @@ def check_graph(path: Path, data: dict[str, Any]) -> list[str]:
 
     Raises InvalidInputError with every fault, by node, edge and line.
     """
-    from flows.engine.graph import validate_graph
+    from flows.graphs.graph import validate_graph
 
     found = validate_graph(data["graph_definition"])
     if found.faults:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.engine.errors import InvalidInputError, NotFoundError, NovaError
+from flows.graphs.errors import InvalidInputError, NotFoundError, NovaError
 
 ApiUrl = Annotated[
     str | None,

@@ -9,7 +9,7 @@ import typer
 
 from deployments.cli.remote import Api, ApiUrl
 from deployments.cli.schedules import find_workflow
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 
 app = typer.Typer(no_args_is_help=True, help="List and show runs; cancel, retry and lead them past a node.")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.cli.remote import Api, ApiUrl
-from flows.engine.errors import InvalidInputError, NotFoundError
+from flows.graphs.errors import InvalidInputError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="List, add, pause, resume and remove schedules of a workflow.")
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deployments.cli.environment import with_dotenv
-from flows.engine.errors import ConfigurationError, NotFoundError
+from flows.graphs.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
     from flows.config.settings import Settings
-    from flows.orchestration.client import Orchestration
-    from flows.orchestration.deployments import DeploymentSpec, SyncReport
+    from flows.prefect_gateway.gateway import Orchestration
+    from flows.prefect_gateway.workflow_deployments import DeploymentSpec, SyncReport
 
 
 def register(app: typer.Typer) -> None:
@@ -116,10 +116,10 @@ def deploy(
 
 
 async def _deploy(settings: Settings, wait: float) -> SyncReport:
-    from flows.execution.specs import deployment_spec
-    from flows.orchestration.client import Orchestration
+    from flows.prefect_gateway.gateway import Orchestration
+    from flows.runs.deployment_specs import deployment_spec
     from flows.store import workflows
-    from flows.store.session import Database
+    from flows.store.database import Database
 
     database = Database(settings.sqlalchemy_url, pool_size=2)
 

@@ -11,7 +11,7 @@ import typer
 from deployments.cli import schedules
 from deployments.cli.remote import Api, ApiUrl
 from deployments.cli.terminal import fail
-from flows.engine.errors import InvalidInputError, NovaError
+from flows.graphs.errors import InvalidInputError, NovaError
 
 app = typer.Typer(no_args_is_help=True, help="Apply, check, list, export and delete workflows.")
 app.add_typer(schedules.app, name="schedule")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 WORKFLOW_FILE = Path(__file__).with_name("invoice.yaml")
 """The sample workflow "Invoice Processing V3", as `nova workflows apply` takes it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deployments.cli.remote import Api
 from deployments.demo.mail import MailServers
 from deployments.demo.sample import CLIENT, DATABASE, MAILBOX, Sample
-from flows.engine.errors import InfrastructureError
+from flows.graphs.errors import InfrastructureError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
     from prefect.events import Event
 
-    from deployments.worker.claiming import Claim
-    from deployments.worker.flowthread import FlowThread
-    from deployments.worker.running import Run
-    from deployments.worker.stops import StopWatch
-    from deployments.worker.waits import Waits
-    from deployments.worker.wakeup import Bell, Stream
+    from deployments.worker.active_run import Run
+    from deployments.worker.claim_backoff import Waits
+    from deployments.worker.claims import Claim
+    from deployments.worker.events import Bell, Stream
+    from deployments.worker.flow_thread import FlowThread
+    from deployments.worker.stop_requests import StopWatch
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -69,7 +69,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         limit: int | None = None,
         **options: Any,
     ) -> None:
-        from deployments.worker.settings import WorkerSettings
+        from deployments.worker.worker_settings import WorkerSettings
 
         settings = WorkerSettings()
         super().__init__(work_pool_name, work_queues, name, limit=limit or settings.limit, **options)
@@ -99,11 +99,11 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
     async def setup(self) -> None:
         """Reach Prefect, start the flows' thread and listen."""
-        from deployments.worker.flowthread import FlowThread
-        from deployments.worker.recovery import look_after_runs
-        from deployments.worker.stops import StopWatch
-        from deployments.worker.waits import Waits
-        from deployments.worker.wakeup import Bell
+        from deployments.worker.claim_backoff import Waits
+        from deployments.worker.events import Bell
+        from deployments.worker.flow_thread import FlowThread
+        from deployments.worker.reconciling import look_after_runs
+        from deployments.worker.stop_requests import StopWatch
 
         self._catch_signals()
         await super().setup()
@@ -126,7 +126,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
         In its second half they leave before their next node, and only at its end in the middle of one.
         """
-        from deployments.worker.running import Ending
+        from deployments.worker.active_run import Ending
 
         self._stopping = True
         if self._held:
@@ -197,11 +197,11 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         return not self._stopping and self._flows.ready and not self._waits.all_wait
 
     async def _look_up(self, room: int) -> list[FlowRun]:
-        from deployments.worker import engine
+        from deployments.worker import prefect_engine
 
         try:
             async with asyncio.timeout(LOOK_UP):
-                found = await engine.due_runs(
+                found = await prefect_engine.due_runs(
                     self.client, self._pool_name, self._queue_names, datetime.now(UTC), room
                 )
         except ObjectNotFound:
@@ -213,7 +213,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         return found
 
     def _submit(self, flow_run: FlowRun) -> asyncio.Future[Claim]:
-        from deployments.worker.running import Run
+        from deployments.worker.active_run import Run
 
         run = self._held[flow_run.id] = Run(flow_run)
         self._empty.clear()
@@ -229,8 +229,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
     def _stop(self, flow_run: FlowRun) -> None:
         """Stop a run that Prefect wants stopped."""
-        from deployments.worker import engine
-        from deployments.worker.running import Ending
+        from deployments.worker import prefect_engine
+        from deployments.worker.active_run import Ending
 
         run = self._held.get(flow_run.id)
         if run is None or flow_run.state is None:
@@ -238,16 +238,16 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         if flow_run.state.is_cancelling():
             self._flows.stop_run(run, Ending.CANCELLED)
         else:
-            engine.suspend(flow_run.id, flow_run.state)
+            prefect_engine.suspend(flow_run.id, flow_run.state)
 
     async def _listen(self) -> None:
-        from deployments.worker.wakeup import Stream
+        from deployments.worker.events import Stream
 
         self._stream = Stream(lambda: self.work_pool.id, self._heard, opened=self._bell.ring)
         await self._stream.listen()
 
     def _heard(self, event: Event, flow_run_id: UUID) -> None:
-        from deployments.worker.wakeup import DUE
+        from deployments.worker.events import DUE
 
         if event.event not in DUE:
             self._stops.heard(flow_run_id)
@@ -273,13 +273,15 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
     async def _hand_back_from_outside(self, run: Run) -> None:
         """Hand a run back whose flow does not return; the process ends right after, and the flow with it."""
-        from deployments.worker import engine
+        from deployments.worker import prefect_engine
 
         log.error("Flow run %s hangs; it is handed back all the same.", run.id)
         try:
             # One whose row may be closed has an end by now, and the reconciler tells Prefect which.
             if await run.give_back_lease() and not run.is_ending:
-                await engine.hand_back(self.client, run.id, "Its worker was stopped while its flow hung.")
+                await prefect_engine.hand_back(
+                    self.client, run.id, "Its worker was stopped while its flow hung."
+                )
         except Exception as error:  # noqa: BLE001 - each of the others gets its chance
             log.error("Flow run %s could not be handed back: %r", run.id, error)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 from flows.store.checks import KINDS as KINDS
 
 _ABSENT = object()

@@ -10,10 +10,10 @@ from flows.credentials.cipher import Cipher
 from flows.credentials.fields import DATABASE_FIELDS as DATABASE_FIELDS
 from flows.credentials.fields import EMAIL_FIELDS as EMAIL_FIELDS
 from flows.credentials.fields import FIELDS as FIELDS
-from flows.credentials.fields import KINDS as KINDS
 from flows.credentials.fields import SECRET_NAMES as SECRET_NAMES
 from flows.credentials.fields import split as split
 from flows.credentials.overlay import Overlay as Overlay
+from flows.store.checks import KINDS as KINDS
 from flows.store.models import Client
 from flows.store.values import SHOWN_SEALED, Stored, Value
 

@@ -6,8 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Any, NoReturn
 
-from flows.engine.errors import SandboxError
-from flows.sandbox import Fragments, NodeCall, NodeResult
+from flows.graphs.errors import SandboxError
+from flows.sandbox.port import Fragments, NodeCall, NodeResult
 from flows.sandbox.protocol import Answers, Message, load_message, run_message
 
 GRACE = 15.0

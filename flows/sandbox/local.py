@@ -20,9 +20,9 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.engine.errors import SandboxError
-from flows.sandbox import FoundSandbox, Sandbox, SandboxSpec
+from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE, Channel
+from flows.sandbox.port import FoundSandbox, Sandbox, SandboxSpec
 from flows.sandbox.protocol import BOOT, RUNNER, Chunks, Message
 from flows.sandbox.runner.processes import LINUX, is_alive, kill_below
 

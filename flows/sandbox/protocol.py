@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flows.engine.errors import SandboxError
-from flows.sandbox import Fragments, NodeCall, NodeFailure, NodeResult
+from flows.graphs.errors import SandboxError
+from flows.sandbox.port import Fragments, NodeCall, NodeFailure, NodeResult
 
 RUNNER = Path(__file__).parent / "runner"
 UNIX = 3

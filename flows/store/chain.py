@@ -11,11 +11,12 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, NotFoundError
+from flows.graphs.errors import ConflictError, NotFoundError
 from flows.store import leases, values
+from flows.store.base import utcnow
+from flows.store.database import constraint
 from flows.store.leases import Lease
-from flows.store.models import ChainEntry, Execution, utcnow
-from flows.store.session import constraint
+from flows.store.models import ChainEntry, Execution
 from flows.store.values import Stored
 
 

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 
 PRIORITIES = ("high", "normal", "low")
 OVERLAPS = ("queue", "skip")

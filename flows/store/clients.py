@@ -11,11 +11,12 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 
-from flows.engine.errors import ConflictError, NotFoundError
-from flows.engine.names import quoted
+from flows.graphs.errors import ConflictError, NotFoundError
+from flows.graphs.names import quoted
 from flows.store import checks
-from flows.store.models import Client, Credential, utcnow
-from flows.store.session import constraint
+from flows.store.base import utcnow
+from flows.store.database import constraint
+from flows.store.models import Client, Credential
 
 
 class ClientFields(TypedDict, total=False):

@@ -10,10 +10,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import NotFoundError
+from flows.graphs.errors import NotFoundError
 from flows.store import checks, values
+from flows.store.database import constraint
 from flows.store.models import Client, Execution, Workflow
-from flows.store.session import constraint
 from flows.store.values import Stored
 
 

@@ -15,10 +15,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import LeaseHeldError, LeaseLostError
+from flows.graphs.errors import LeaseHeldError, LeaseLostError
 from flows.store import checks, creation, opening
+from flows.store.database import now
 from flows.store.models import Execution
-from flows.store.session import now
 
 FREE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 

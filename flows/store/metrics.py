@@ -9,7 +9,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from flows.store import checks
-from flows.store.models import Execution, Workflow, utcnow
+from flows.store.base import utcnow
+from flows.store.models import Execution, Workflow
 
 
 def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, case, update
 from sqlalchemy.orm import Session
 
+from flows.store.database import now
 from flows.store.models import Execution
-from flows.store.session import now
 
 FORGOTTEN: Final[dict[str, Any]] = {
     "retries": 0,

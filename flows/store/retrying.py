@@ -6,14 +6,14 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError
-from flows.engine.graph import Graph, Node, load_graph
-from flows.engine.traversal import Visit, next_node
-from flows.engine.validation import MAX_STEPS
+from flows.graphs.errors import ConflictError, InvalidInputError, NotFoundError
+from flows.graphs.graph import Graph, Node, load_graph
+from flows.graphs.traversal import Visit, next_node
+from flows.graphs.validation.inspection import MAX_STEPS
 from flows.store import chain
+from flows.store.executions import get, locked
 from flows.store.models import Execution, WorkflowVersion
 from flows.store.opening import open_again
-from flows.store.queries import get, locked
 from flows.store.values import Stored
 
 

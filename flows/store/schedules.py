@@ -10,9 +10,10 @@ from typing import Any, TypedDict, Unpack
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import NotFoundError
+from flows.graphs.errors import NotFoundError
 from flows.store import checks, workflows
-from flows.store.models import Schedule, utcnow
+from flows.store.base import utcnow
+from flows.store.models import Schedule
 
 
 class ScheduleFields(TypedDict, total=False):

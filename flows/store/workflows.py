@@ -14,10 +14,11 @@ from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
-from flows.engine.errors import ConflictError, NotFoundError
+from flows.graphs.errors import ConflictError, NotFoundError
 from flows.store import checks
-from flows.store.models import Workflow, WorkflowVersion, canonical, utcnow
-from flows.store.session import constraint
+from flows.store.base import canonical, utcnow
+from flows.store.database import constraint
+from flows.store.models import Workflow, WorkflowVersion
 
 _SLUG_LENGTH = 60
 _SLUG_ENDING = 8

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from api.app import create_app
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher, generate_key
-from flows.store.session import Database
+from flows.store.database import Database
 from tests.api.conformance import Conformance
 from tests.api.relay import Relay
 from tests.api.runs import Run

@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
-from flows.engine.context import to_fragments
-from flows.store import chain, executions
+from flows.graphs.json_values import to_fragments
+from flows.store import chain, executions, transitions
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.leasing import begin, lease_of
 
 
@@ -83,7 +83,7 @@ class Run:
     async def postpone(self, error: str, seconds: float) -> datetime:
         """Put the run off, as the flow does when infrastructure broke; when it is due."""
         return await self._database.run(
-            lambda session: executions.postpone(
+            lambda session: transitions.postpone(
                 session,
                 self._lease,
                 error=error,
@@ -96,7 +96,7 @@ class Run:
     async def finish(self, status: str = "completed", **why: Any) -> None:
         """Close the execution, as the flow does last."""
         await self._database.run(
-            lambda session: executions.finish(
+            lambda session: transitions.finish(
                 session, self.execution_id, status=status, lease=self._lease, **why
             )
         )

@@ -12,8 +12,8 @@ from prefect.client.orchestration import PrefectClient
 
 from api.version import VERSION
 from flows.config.settings import Settings
-from flows.store import breaker
-from flows.store.session import Database
+from flows.store import circuit_breaker
+from flows.store.database import Database
 from tests.api.conftest import WORK_POOL, make_settings, running_api
 from tests.api.relay import Relay
 from tests.servers import free_port
@@ -143,7 +143,7 @@ async def test_the_circuit_breaker_is_the_one_of_the_workers(
 ) -> None:
     """Both figures and health tell what stands in the database, where all workers keep it."""
     for _ in range(failures):
-        await database.run(lambda session: breaker.failed(session, 3, 60.0))
+        await database.run(lambda session: circuit_breaker.failed(session, 3, 60.0))
     async with running_api(settings.model_copy(update={"breaker_threshold": 3})) as api:
         told = (await api.get("/metrics")).json()["circuit_breaker"]
         health = (await api.get("/health/detailed")).json()
@@ -161,8 +161,8 @@ async def test_a_breaker_that_lets_one_run_try_is_half_open(
     api: httpx.AsyncClient, database: Database
 ) -> None:
     """Its pause is over; whether E2B works is not known yet."""
-    await database.run(lambda session: breaker.failed(session, 1, 0.0))
-    assert (await database.run(breaker.admit)).allowed
+    await database.run(lambda session: circuit_breaker.failed(session, 1, 0.0))
+    assert (await database.run(circuit_breaker.admit)).allowed
     told = (await api.get("/metrics")).json()["circuit_breaker"]
     assert (told["state"], told["is_healthy"]) == ("half_open", False)
 

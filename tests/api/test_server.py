@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from flows.credentials.cipher import Cipher
-from flows.store.session import Database
+from flows.store.database import Database
 from tests.api.runs import Run
 from tests.api.server import ApiServer
 from tests.builders import fresh_name, line

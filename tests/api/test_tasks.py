@@ -27,8 +27,8 @@ from prefect.states import (
 from sqlalchemy import update
 
 from flows.config.settings import Settings
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.servers import free_port
 from tests.waiting import eventually

@@ -15,9 +15,9 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from sqlalchemy import select
 
 from flows.config.settings import Settings
-from flows.engine.errors import ExecutionClosedError
+from flows.graphs.errors import ExecutionClosedError
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.api.conftest import make_settings, running_api
 from tests.api.relay import Relay
 from tests.builders import action, fresh_name, line

@@ -13,7 +13,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Running
 
-from flows.store.session import Database
+from flows.store.database import Database
 from tests.api.conftest import SetState
 from tests.builders import action, fresh_name, line
 

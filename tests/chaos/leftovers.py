@@ -14,7 +14,7 @@ import psycopg2
 
 from deployments.cli.processes import family
 from flows.config.settings import Settings
-from flows.store.session import LOOKS
+from flows.store.database import LOOKS
 from tests.chaos.judging import Verdict
 from tests.chaos.stack import MARK, Stack
 from tests.servers import wait_until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.credentials.cipher import Cipher, generate_key
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 
 def test_what_is_encrypted_is_decrypted(cipher: Cipher) -> None:

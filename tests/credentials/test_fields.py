@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.credentials import vault
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 
 EMAIL: dict[str, Any] = {
     "email_user": "robot@idom.example",

@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings
 
 import deployments
 from deployments.cli.main import app
-from deployments.worker.settings import WorkerSettings
 from deployments.worker.worker import HAND_BACK
+from deployments.worker.worker_settings import WorkerSettings
 from flows.config.settings import Settings
 
 FOLDER = Path(deployments.__file__).parent

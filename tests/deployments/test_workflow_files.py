@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from deployments.cli import files
 from deployments.demo import WORKFLOW_FILE
-from flows.engine.errors import InvalidInputError
-from flows.engine.graph import parse_graph
+from flows.graphs.errors import InvalidInputError
+from flows.graphs.graph import parse_graph
 from tests.builders import action, line
 from tests.deployments.conftest import Nova
 

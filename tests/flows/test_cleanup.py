@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session
 
 from flows.cleanup import UNNOTED, cleanup
 from flows.config.settings import get_settings
-from flows.sandbox import SandboxSpec
-from flows.sandbox.e2b import E2BProvider
-from flows.sandbox.providers import provider
-from flows.store import executions, idempotency
+from flows.sandbox.e2b.provider import E2BProvider
+from flows.sandbox.factory import provider
+from flows.sandbox.port import SandboxSpec
+from flows.store import idempotency, transitions
+from flows.store.database import now
 from flows.store.models import Execution, IdempotencyKey
-from flows.store.session import now
 from tests.builders import line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.flows.conftest import Nova
@@ -52,7 +52,7 @@ async def run_of(nova: Nova, status: str | None = None) -> tuple[UUID, Execution
         )
     )
     if status is not None:
-        await nova.database.run(lambda session: executions.finish(session, row.id, status=status))
+        await nova.database.run(lambda session: transitions.finish(session, row.id, status=status))
     return flow_run, row
 
 

@@ -15,11 +15,11 @@ from prefect import State
 from prefect.exceptions import Abort
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import DatabaseUnavailableError
-from flows.execution.process import process
-from flows.store import breaker, executions
+from flows.graphs.errors import DatabaseUnavailableError
+from flows.runs.process import process
+from flows.store import circuit_breaker, executions
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.api.relay import Relay
 from tests.builders import action, decision, fork, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
@@ -135,7 +135,7 @@ async def test_a_sandbox_that_cannot_be_made_is_asked_for_again(
     e2b_server.places.refuse_with = None
     outcome = await running
     assert (outcome.execution.status, outcome.execution.attempt) == ("completed", 1)
-    state = await nova_in_e2b.database.run(breaker.read)
+    state = await nova_in_e2b.database.run(circuit_breaker.read)
     assert (state["state"], state["failure_count"]) == ("closed", 0)
 
 
@@ -158,7 +158,7 @@ async def test_a_turn_that_was_waited_for_in_vain_is_not_waited_for_again_at_onc
     e2b_server.places.refuse_with = (503, "no node is free")
     row = await put_off(nova_in_e2b, line(action("a", "pass")))
     assert "waited 0.3 s for its turn" in (row.error or "")
-    assert (await nova_in_e2b.database.run(breaker.read))["failure_count"] == 1
+    assert (await nova_in_e2b.database.run(circuit_breaker.read))["failure_count"] == 1
 
 
 async def test_a_run_is_put_off_when_e2b_keeps_failing(
@@ -206,7 +206,7 @@ async def test_a_run_waits_while_sandboxes_are_made_and_cannot_be_used(
     row = await put_off(nova_in_e2b, line(action("a", "import os; os.kill(os.getppid(), 9)")))
     assert (row.status, row.retries) == ("running", 0)
     assert row.next_attempt_at is not None
-    assert (await nova_in_e2b.database.run(breaker.read))["state"] == "open"
+    assert (await nova_in_e2b.database.run(circuit_breaker.read))["state"] == "open"
     assert len(e2b_server.sandboxes) == 4
     assert all(place.killed for place in e2b_server.sandboxes)
 
@@ -223,7 +223,7 @@ async def test_a_template_that_is_wrong_is_no_outage(
     for outcome, words in ((first, "python3"), (second, "no such template")):
         assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "infrastructure")
         assert words in (outcome.execution.error or "")
-    assert (await nova_in_e2b.database.run(breaker.read))["state"] == "closed"
+    assert (await nova_in_e2b.database.run(circuit_breaker.read))["state"] == "closed"
 
 
 async def test_without_retries_left_the_run_fails_and_says_why(

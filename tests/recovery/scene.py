@@ -12,12 +12,12 @@ from prefect.states import Pending, Running
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from flows.execution.recovery import Reconciler, Resubmit
-from flows.execution.rescue import Report
-from flows.store import chain, executions, leases
+from flows.recovery.actions import Report
+from flows.recovery.reconciler import Reconciler, Resubmit
+from flows.store import chain, executions, leases, transitions
+from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.models import Execution, Workflow
-from flows.store.session import now
 from tests.builders import action, line
 from tests.leasing import SECONDS, begin, lease_of
 from tests.worker.site import Site
@@ -117,7 +117,7 @@ class Scene:
         """Begin a run and note its sandbox: a node may have been started."""
         lease = await self.begun(flow_run_id)
         await self.database.run(
-            lambda session: executions.set_progress(session, lease, sandbox_id="sandbox", current_node="a")
+            lambda session: transitions.set_progress(session, lease, sandbox_id="sandbox", current_node="a")
         )
         return lease
 
@@ -129,13 +129,13 @@ class Scene:
     async def finished(self, lease: Lease, status: str = "completed", **why: Any) -> None:
         """Close the row, as the flow does before Prefect is told."""
         await self.database.run(
-            lambda session: executions.finish(session, lease.execution_id, status=status, lease=lease, **why)
+            lambda session: transitions.finish(session, lease.execution_id, status=status, lease=lease, **why)
         )
 
     async def postponed(self, lease: Lease, seconds: float) -> datetime:
         """Put a run off, as the flow does before Prefect is told."""
         return await self.database.run(
-            lambda session: executions.postpone(
+            lambda session: transitions.postpone(
                 session,
                 lease,
                 error="E2B is away.",
@@ -150,7 +150,7 @@ class Scene:
         """Open the row for a person's retry, as the API does before Prefect is told."""
         row, state = await self.row(flow_run_id), await self.runs.find(flow_run_id)
         assert state is not None
-        await self.database.run(lambda session: executions.reopen(session, row.id, state.state_id))
+        await self.database.run(lambda session: transitions.reopen(session, row.id, state.state_id))
 
     async def died(self, *flow_run_ids: UUID) -> None:
         """Let the leases of these runs run out."""

@@ -19,8 +19,8 @@ from prefect.states import (
 )
 from sqlalchemy import delete, update
 
-from flows.execution.rescue import Report
-from flows.store import executions
+from flows.recovery.actions import Report
+from flows.store import executions, transitions
 from flows.store.models import Execution, Workflow
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 
@@ -86,7 +86,7 @@ async def test_a_run_that_was_told_cancelled_does_not_go_on(scene: Scene, crashe
     """The API told its client so and died before Prefect heard of it; now its worker is dead, too."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    await scene.database.run(lambda session: executions.revoke(session, lease.execution_id, attempt=1))
+    await scene.database.run(lambda session: transitions.revoke(session, lease.execution_id, attempt=1))
     if crashed:
         await scene.set_state(flow_run_id, Crashed())
     await scene.died(flow_run_id)
@@ -183,7 +183,7 @@ async def test_what_cannot_be_retried_stays_closed(scene: Scene) -> None:
     row = await scene.row(never)
     not_noted = update(Execution).where(Execution.id == row.id).values(flow_run_id=None)
     await scene.database.run(lambda session: session.execute(not_noted))
-    await scene.database.run(lambda session: executions.reject(session, row.id, "Prefect was away."))
+    await scene.database.run(lambda session: transitions.reject(session, row.id, "Prefect was away."))
     for flow_run_id in (done, never):
         await scene.set_state(flow_run_id, AwaitingRetry(), force=True)
     assert await scene.look_again_after(1000) == NOTHING

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 from prefect.states import AwaitingRetry, Completed, Crashed, Pending, Running
 
-from flows.execution.rescue import LOST_STARTS, Report
+from flows.recovery.actions import LOST_STARTS, Report
 from flows.store import leases
-from flows.store.models import utcnow
+from flows.store.base import utcnow
 from tests.recovery.scene import GRAPH, NOTHING, Scene, ago
 from tests.waiting import eventually
 

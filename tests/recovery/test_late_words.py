@@ -10,9 +10,9 @@ import pytest
 from prefect.client.schemas.objects import State
 from prefect.states import Failed, Pending, Scheduled
 
-from flows.execution.rescue import Report
-from flows.orchestration.client import Orchestration
-from flows.orchestration.runs import put_back
+from flows.prefect_gateway.flow_runs import put_back
+from flows.prefect_gateway.gateway import Orchestration
+from flows.recovery.actions import Report
 from tests.api.relay import Relay
 from tests.recovery.scene import NOTHING, Scene
 from tests.waiting import eventually

@@ -11,16 +11,16 @@ import pytest
 from prefect.states import Cancelled, Completed, Crashed
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import InfrastructureError, LeaseLostError, PrefectUnavailableError
 from flows.execute_workflow import execute_workflow
-from flows.execution import recovery as rounds
-from flows.execution.recovery import Reconciler
-from flows.execution.rescue import Report
-from flows.orchestration.client import Orchestration
-from flows.store import executions, leases, recovery
+from flows.graphs.errors import InfrastructureError, LeaseLostError, PrefectUnavailableError
+from flows.prefect_gateway.gateway import Orchestration
+from flows.recovery import reconciler as rounds
+from flows.recovery.actions import Report
+from flows.recovery.reconciler import Reconciler
+from flows.store import executions, leases, orphans, transitions
+from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.recovery import Standing
-from flows.store.session import Database
+from flows.store.orphans import Standing
 from tests.api.relay import Relay
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 from tests.waiting import eventually
@@ -30,7 +30,7 @@ from tests.wires import to_database
 async def forgotten(scene: Scene, workflow: Workflow) -> Execution:
     """Make the row of a run that Prefect was never told of."""
     return await scene.database.run(
-        lambda session: executions.create_pending(
+        lambda session: transitions.create_pending(
             session, workflow_id=workflow.id, client=None, priority="normal", initial={}
         )
     )
@@ -83,7 +83,7 @@ async def test_a_run_that_cannot_be_handed_over_stands_as_before(scene: Scene) -
     assert await reconciler.once() == NOTHING
     found = await scene.database.run(lambda session: executions.get(session, row.id))
     assert (found.lease_owner, found.lease_until) == (None, None)
-    assert await scene.database.run(lambda session: executions.reject(session, row.id, "Given up."))
+    assert await scene.database.run(lambda session: transitions.reject(session, row.id, "Given up."))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ async def seen(scene: Scene) -> Standing:
     flow_run_id = await scene.submitted()
     lease = await scene.begun(flow_run_id)
     await scene.database.run(lambda session: leases.release(session, lease))
-    [found] = await scene.database.run(lambda session: recovery.waiting(session, 0, 10))
+    [found] = await scene.database.run(lambda session: orphans.waiting(session, 0, 10))
     return found
 
 
@@ -100,8 +100,8 @@ async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: Stand
     """Taken since it was seen; begun and given back since; closed since: an old look counts nothing."""
     assert seen.flow_run_id is not None
 
-    async def seize() -> recovery.Seized | None:
-        return await scene.database.run(lambda session: recovery.seize(session, seen))
+    async def seize() -> orphans.Seized | None:
+        return await scene.database.run(lambda session: orphans.seize(session, seen))
 
     lease = await scene.taken(seen.flow_run_id)
     assert await seize() is None
@@ -109,12 +109,12 @@ async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: Stand
     seized = await seize()
     assert seized is not None
     assert await seize() is None
-    await scene.database.run(lambda session: recovery.let_go(session, seized))
+    await scene.database.run(lambda session: orphans.let_go(session, seized))
     lease = await scene.begun(seen.flow_run_id)
     await scene.database.run(lambda session: leases.release(session, lease))
     assert await seize() is None  # another attempt
     await scene.database.run(
-        lambda session: executions.finish(session, seen.id, status="cancelled", error="No.")
+        lambda session: transitions.finish(session, seen.id, status="cancelled", error="No.")
     )
     assert await seize() is None
 
@@ -124,24 +124,24 @@ async def test_what_is_seized_comes_back_as_it_was(scene: Scene, seen: Standing)
     assert seen.flow_run_id is not None
     lease = await scene.taken(seen.flow_run_id)
     await scene.died(seen.flow_run_id)
-    seized = await scene.database.run(lambda session: recovery.seize_expired(session, []))
+    seized = await scene.database.run(lambda session: orphans.seize_expired(session, []))
     assert seized is not None
-    assert await scene.database.run(lambda session: recovery.seize_expired(session, [])) is None
+    assert await scene.database.run(lambda session: orphans.seize_expired(session, [])) is None
     assert not await scene.database.run(lambda session: leases.renew(session, [lease.owner], 30))
-    await scene.database.run(lambda session: recovery.let_go(session, seized))
+    await scene.database.run(lambda session: orphans.let_go(session, seized))
     assert await scene.database.run(lambda session: leases.renew(session, [lease.owner], 30))
 
 
 async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, seen: Standing) -> None:
     """It took so long that a worker has the run by now."""
     assert seen.flow_run_id is not None
-    seized = await scene.database.run(lambda session: recovery.seize(session, seen))
+    seized = await scene.database.run(lambda session: orphans.seize(session, seen))
     assert seized is not None
     await scene.died(seen.flow_run_id)
     lease = await scene.taken(seen.flow_run_id)
     with pytest.raises(LeaseLostError):
-        await scene.database.run(lambda session: recovery.put_back(session, seized, "Late."))
-    await scene.database.run(lambda session: recovery.let_go(session, seized))
+        await scene.database.run(lambda session: orphans.put_back(session, seized, "Late."))
+    await scene.database.run(lambda session: orphans.let_go(session, seized))
     row = await scene.row(seen.flow_run_id)
     assert (row.lease_owner, row.lost_starts) == (lease.owner, 0)
 
@@ -195,7 +195,7 @@ async def test_a_run_that_can_never_be_put_back_is_closed(scene: Scene) -> None:
     workflow = await scene.site.workflow(GRAPH)
     row = await forgotten(scene, workflow)
     adrift = (await scene.prefect.create_flow_run(execute_workflow)).id
-    await scene.database.run(lambda session: executions.confirm(session, row.id, adrift))
+    await scene.database.run(lambda session: transitions.confirm(session, row.id, adrift))
     well = await scene.submitted()
     for flow_run_id in (adrift, well):
         await scene.stepping(flow_run_id)
@@ -272,10 +272,10 @@ async def test_a_run_that_cannot_be_helped_does_not_keep_others_waiting(scene: S
         await scene.died(flow_run_id)
 
     def fail_with_the_first(session: Session) -> list[UUID | None]:
-        first = recovery.seize_expired(session, ())
+        first = orphans.seize_expired(session, ())
         assert first is not None
-        recovery.let_go(session, first)
-        second = recovery.seize_expired(session, ())
+        orphans.let_go(session, first)
+        second = orphans.seize_expired(session, ())
         assert second is not None
         return [first.row.flow_run_id, second.row.flow_run_id]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.engine.errors import SandboxError
-from flows.sandbox import e2b_sandbox
-from flows.sandbox.e2b import E2BProvider
-from flows.sandbox.turns import Turns
+from flows.graphs.errors import SandboxError
+from flows.sandbox.e2b import e2b_sandbox
+from flows.sandbox.e2b.provider import E2BProvider
+from flows.sandbox.e2b.throttle import Turns
 from tests.e2b_server.fixture import E2BServer
 from tests.sandbox.conftest import FLOW_RUN, Bench, spec
 from tests.waiting import eventually

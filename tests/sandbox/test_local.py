@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from flows.config.settings import Settings
-from flows.engine.errors import SandboxError
-from flows.sandbox.e2b import E2BProvider
+from flows.graphs.errors import SandboxError
+from flows.sandbox.e2b.provider import E2BProvider
+from flows.sandbox.factory import provider
 from flows.sandbox.local import LocalProvider
-from flows.sandbox.providers import provider
 from tests.sandbox.conftest import Bench, spec
 
 ROOT = str(Path(__file__).parents[2])

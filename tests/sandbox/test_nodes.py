@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flows.sandbox import SandboxProvider
+from flows.sandbox.port import SandboxProvider
 from tests.sandbox.conftest import Bench, spec
 
 ANSWERS = [

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from flows.sandbox import NodeCall, NodeResult
+from flows.sandbox.port import NodeCall, NodeResult
 from flows.sandbox.protocol import (
     BOOT,
     Answer,

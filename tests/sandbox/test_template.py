@@ -8,8 +8,8 @@ from pathlib import Path
 import e2b
 import pytest
 
-from flows.sandbox import template
-from flows.sandbox.e2b import E2BProvider
+from flows.sandbox.e2b import template
+from flows.sandbox.e2b.provider import E2BProvider
 from flows.sandbox.protocol import installed_runner, runner_zip
 from tests.e2b_server.fixture import E2BServer
 from tests.sandbox.conftest import Bench, spec

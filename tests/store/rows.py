@@ -10,9 +10,9 @@ from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from flows.store import leases
+from flows.store.database import Database, now
 from flows.store.leases import Lease
 from flows.store.models import Execution
-from flows.store.session import Database, now
 from tests.leasing import SECONDS
 
 

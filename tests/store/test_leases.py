@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, LeaseHeldError, LeaseLostError
-from flows.store import chain, clients, executions, leases, recovery, workflows
+from flows.graphs.errors import ConflictError, LeaseHeldError, LeaseLostError
+from flows.store import chain, clients, executions, leases, orphans, transitions, workflows
 from flows.store.chain import Step
+from flows.store.database import Database
 from flows.store.leases import Lease
 from flows.store.models import Execution, Workflow
-from flows.store.session import Database
 from flows.store.values import Value
 from tests.leasing import SECONDS, begin, lease_of
 from tests.store.racing import together
@@ -28,19 +28,19 @@ Write = Callable[[Session, Lease], object]
 SUCCESS = Step(0, 1, "start", "start", "success", changes={"a": Value(b"1")})
 WRITES: dict[str, Write] = {
     "hold": leases.hold,
-    "the current node": lambda s, lease: executions.set_progress(s, lease, current_node="mail"),
-    "the sandbox": lambda s, lease: executions.set_progress(s, lease, sandbox_id="late"),
-    "no progress": lambda s, lease: executions.set_progress(s, lease),
-    "a guarded step": lambda s, lease: executions.guard(s, lease, 0),
+    "the current node": lambda s, lease: transitions.set_progress(s, lease, current_node="mail"),
+    "the sandbox": lambda s, lease: transitions.set_progress(s, lease, sandbox_id="late"),
+    "no progress": lambda s, lease: transitions.set_progress(s, lease),
+    "a guarded step": lambda s, lease: transitions.guard(s, lease, 0),
     "a step that succeeded": lambda s, lease: chain.append(s, lease, SUCCESS, "mail"),
     "a step that failed": lambda s, lease: chain.append(
         s, lease, Step(0, 1, "start", "start", "failed", error_message="boom")
     ),
-    "a pause": lambda s, lease: executions.postpone(
+    "a pause": lambda s, lease: transitions.postpone(
         s, lease, error="x", error_kind="infrastructure", at_node=None, seconds=60
     ),
-    "success": lambda s, lease: executions.finish(s, lease.execution_id, status="completed", lease=lease),
-    "failure": lambda s, lease: executions.finish(
+    "success": lambda s, lease: transitions.finish(s, lease.execution_id, status="completed", lease=lease),
+    "failure": lambda s, lease: transitions.finish(
         s, lease.execution_id, status="failed", error="late", error_kind="node", lease=lease
     ),
 }
@@ -55,7 +55,7 @@ def read(database: Database, execution: Execution) -> Execution:
 def pending(database: Database, workflow: Workflow) -> Execution:
     """The row that the API makes before it asks Prefect."""
     return database.run_sync(
-        lambda s: executions.create_pending(
+        lambda s: transitions.create_pending(
             s, workflow_id=workflow.id, client=None, priority="normal", initial={}
         )
     )
@@ -102,7 +102,7 @@ def test_a_run_from_elsewhere_gets_its_row_with_the_lease(database: Database, wo
     assert (row.client_slug, row.initial) == (None, {})
 
     start = partial(
-        executions.begin, lease=lease, flow_run_id=flow_run_id, public_id=None, workflow_id=workflow.id
+        transitions.begin, lease=lease, flow_run_id=flow_run_id, public_id=None, workflow_id=workflow.id
     )
     first = database.run_sync(partial(start, client=client, initial={"a": Value(b"1")}, priority="high"))
     again = database.run_sync(partial(start, client=None, initial={"b": Value(b"2")}, priority="low"))
@@ -141,7 +141,7 @@ def test_a_run_that_ended_badly_is_leased_where_a_person_retried_it(
     database: Database, execution: Execution, status: str
 ) -> None:
     """It is open again with the lease, so that who dies then has not lost the retry; no one else opens it."""
-    database.run_sync(lambda s: executions.finish(s, execution.id, status=status))
+    database.run_sync(lambda s: transitions.finish(s, execution.id, status=status))
     assert take(database, execution) is None
     assert read(database, execution).status == status
     assert take(database, execution, reopens=True) is not None
@@ -154,7 +154,7 @@ def test_a_run_that_is_over_is_not_opened_while_its_worker_has_it(
     """Prefect has not heard of its end yet: until it has, the lease is kept, and the row closed."""
     lease = lease_of(execution)
     database.run_sync(
-        lambda s: executions.finish(s, execution.id, status="failed", lease=lease, keep_lease=True)
+        lambda s: transitions.finish(s, execution.id, status="failed", lease=lease, keep_lease=True)
     )
     with pytest.raises(LeaseHeldError):
         take(database, execution, reopens=True)
@@ -170,7 +170,7 @@ def test_a_last_word_may_be_repeated(database: Database, execution: Execution, k
 
     def postpone(session: Session) -> Any:
         options: dict[str, Any] = {"error_kind": "infrastructure", "at_node": "a", "keep_lease": keep_lease}
-        return executions.postpone(session, lease, error="x", seconds=60, **options)
+        return transitions.postpone(session, lease, error="x", seconds=60, **options)
 
     due = database.run_sync(postpone)
     if keep_lease:
@@ -186,12 +186,12 @@ def test_a_kept_lease_that_was_lost_says_nothing_more(database: Database, execut
     lease = lease_of(execution)
 
     def finish(session: Session) -> bool:
-        return executions.finish(session, execution.id, status="failed", lease=lease, keep_lease=True)
+        return transitions.finish(session, execution.id, status="failed", lease=lease, keep_lease=True)
 
     assert database.run_sync(finish)
     assert not database.run_sync(finish)
     expire(database, execution)
-    assert database.run_sync(lambda s: recovery.seize_expired(s, ())) is not None
+    assert database.run_sync(lambda s: orphans.seize_expired(s, ())) is not None
     with pytest.raises(LeaseLostError):
         database.run_sync(finish)
 
@@ -199,11 +199,11 @@ def test_a_kept_lease_that_was_lost_says_nothing_more(database: Database, execut
 def test_there_is_nothing_to_lease(database: Database, workflow: Workflow, execution: Execution) -> None:
     """Completed, never started, unknown, of another workflow or flow run: None, and nothing changes."""
     rejected = pending(database, workflow)
-    database.run_sync(lambda s: executions.reject(s, rejected.id, "x"))
+    database.run_sync(lambda s: transitions.reject(s, rejected.id, "x"))
     other = database.run_sync(lambda s: workflows.create(s, name="Other", graph=workflow.current.graph))
     waiting = pending(database, workflow)
     done = database.run_sync(lambda s: begin(s, flow_run_id=uuid.uuid4(), workflow_id=workflow.id))
-    database.run_sync(lambda s: executions.finish(s, done.id, status="completed"))
+    database.run_sync(lambda s: transitions.finish(s, done.id, status="completed"))
     before = everything(database)
     assert take(database, done) is None
     assert take_new(database, workflow.id, rejected.public_id) is None
@@ -268,7 +268,7 @@ def test_nothing_is_written_to_a_run_that_was_closed_from_outside(
 ) -> None:
     """Cancelled in the UI, say: the row stays as it was closed."""
     slow = lease_of(execution)
-    assert database.run_sync(lambda s: executions.finish(s, execution.id, status=status))
+    assert database.run_sync(lambda s: transitions.finish(s, execution.id, status=status))
     before = everything(database)
     with pytest.raises(LeaseLostError, match=status):
         database.run_sync(lambda s: WRITES[name](s, slow))
@@ -309,7 +309,7 @@ def test_who_was_only_slow_does_not_begin(database: Database, execution: Executi
         with pytest.raises(LeaseLostError):
             database.run_sync(
                 partial(
-                    executions.begin,
+                    transitions.begin,
                     lease=lease,
                     flow_run_id=execution.flow_run_id,
                     public_id=execution.public_id,
@@ -328,7 +328,7 @@ def test_a_write_and_a_takeover_take_turns(database: Database, execution: Execut
 
     def finish() -> bool:
         return database.run_sync(
-            lambda s: executions.finish(s, execution.id, status="completed", lease=lease)
+            lambda s: transitions.finish(s, execution.id, status="completed", lease=lease)
         )
 
     finished, taken = together(finish, partial(take, database, execution))
@@ -355,7 +355,7 @@ def test_only_what_is_ours_is_renewed(database: Database, workflow: Workflow) ->
     for run in (run_out, taken, foreign):
         expire(database, run)
     take(database, taken)
-    database.run_sync(lambda s: executions.finish(s, closed.id, status="cancelled"))
+    database.run_sync(lambda s: transitions.finish(s, closed.id, status="cancelled"))
 
     renewed = database.run_sync(lambda s: leases.renew(s, [*owners, uuid.uuid4()], 300.0))
     assert renewed == {lease_of(kept).owner, lease_of(run_out).owner}
@@ -367,7 +367,7 @@ def test_only_what_is_ours_is_renewed(database: Database, workflow: Workflow) ->
 
 def test_closing_takes_the_lease_away(database: Database, execution: Execution) -> None:
     """Whoever closes a run: nobody runs it any more."""
-    database.run_sync(lambda s: executions.finish(s, execution.id, status="cancelled"))
+    database.run_sync(lambda s: transitions.finish(s, execution.id, status="cancelled"))
     row = read(database, execution)
     assert (row.lease_owner, row.lease_until) == (None, None)
 
@@ -379,7 +379,7 @@ def test_a_run_that_cannot_begin_is_closed_under_its_lease(database: Database, w
     assert lease is not None
 
     def close(lease: Lease) -> bool:
-        return database.run_sync(lambda s: executions.finish(s, made.id, status="failed", lease=lease))
+        return database.run_sync(lambda s: transitions.finish(s, made.id, status="failed", lease=lease))
 
     assert close(lease)
     retried = take(database, read(database, made), reopens=True)
@@ -443,8 +443,8 @@ class Ledger:
         """End the run; a person opens it again at once."""
 
         def work(session: Session) -> None:
-            executions.finish(session, self._execution.id, status="failed", lease=lease)
-            executions.reopen(session, self._execution.id)
+            transitions.finish(session, self._execution.id, status="failed", lease=lease)
+            transitions.reopen(session, self._execution.id)
             self._note(session, lease, "end")
 
         self._database.run_sync(work)

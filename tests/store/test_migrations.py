@@ -13,10 +13,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, create_engine, text
 
-from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
+from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
 from flows.store import executions, migrations
-from flows.store.models import Base
-from flows.store.session import Database
+from flows.store.base import Base
+from flows.store.database import Database
 from tests.leasing import begin
 
 EVERYTHING = """

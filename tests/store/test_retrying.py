@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from flows.engine.errors import ConflictError, InvalidInputError, LeaseLostError, NotFoundError
-from flows.store import chain, executions, workflows
+from flows.graphs.errors import ConflictError, InvalidInputError, LeaseLostError, NotFoundError
+from flows.store import chain, executions, transitions, workflows
 from flows.store.chain import Step
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from flows.store.values import Value
 from tests.builders import action, expression, fork
 from tests.leasing import begin, lease_of
@@ -51,14 +51,14 @@ def begin_again(database: Database, execution: Execution) -> Execution:
 def fail(database: Database, execution: Execution, status: str = "failed", kind: str = "node") -> None:
     """Close the run."""
     database.run_sync(
-        lambda s: executions.finish(s, execution.id, status=status, error="boom", error_kind=kind)
+        lambda s: transitions.finish(s, execution.id, status=status, error="boom", error_kind=kind)
     )
 
 
 def postpone(database: Database, execution: Execution, *, counted: bool = True) -> Any:
     """Put the run off for ten minutes."""
     return database.run_sync(
-        lambda s: executions.postpone(
+        lambda s: transitions.postpone(
             s,
             lease_of(execution),
             error="E2B does not answer.",
@@ -116,9 +116,9 @@ def test_a_sandbox_means_that_a_node_may_have_started(database: Database, execut
     """From its id on the attempt counts as one that stepped; starts that were lost before are forgotten."""
     change(database, execution, **COUNTED)
     lease = lease_of(execution)
-    database.run_sync(lambda s: executions.set_progress(s, lease, current_node="mail"))
+    database.run_sync(lambda s: transitions.set_progress(s, lease, current_node="mail"))
     assert (read(database, execution).stepping, read(database, execution).lost_starts) == (False, 3)
-    database.run_sync(lambda s: executions.set_progress(s, lease, sandbox_id="sbx"))
+    database.run_sync(lambda s: transitions.set_progress(s, lease, sandbox_id="sbx"))
     row = read(database, execution)
     assert (row.stepping, row.lost_starts, row.sandbox_id, row.current_node) == (True, 0, "sbx", "mail")
     assert (row.crashes, row.retries) == (2, 2)
@@ -130,7 +130,7 @@ def test_a_sandbox_means_that_a_node_may_have_started(database: Database, execut
 def test_a_guard_holds_until_its_step_succeeds(database: Database, execution: Execution) -> None:
     """An attempt that fails, or dies, leaves it: a run that goes on sees that the node was started."""
     lease = lease_of(execution)
-    database.run_sync(lambda s: executions.guard(s, lease, 0))
+    database.run_sync(lambda s: transitions.guard(s, lease, 0))
     assert read(database, execution).guarded_step == 0
     database.run_sync(lambda s: chain.append(s, lease, Step(0, 1, "mail", "action", "failed"), "mail"))
     assert read(database, execution).guarded_step == 0
@@ -167,7 +167,7 @@ def test_a_run_is_opened_again(database: Database, execution: Execution, status:
     change(database, execution, **COUNTED)
     fail(database, execution, status)
     stands = uuid.uuid4()
-    row = database.run_sync(lambda s: executions.reopen(s, execution.id, stands))
+    row = database.run_sync(lambda s: transitions.reopen(s, execution.id, stands))
     assert (row.status, row.error, row.completed_at, row.attempt) == ("running", "boom", None, 1)
     assert row.reopened_from == stands
     assert row.workflow.name == "Invoices"
@@ -181,46 +181,46 @@ def test_a_run_is_opened_again(database: Database, execution: Execution, status:
 def test_what_prefect_never_had_is_pending_again(database: Database, execution: Execution) -> None:
     """Cancelled before there was a flow run: it is to be handed over as at first."""
     made = database.run_sync(
-        lambda s: executions.create_pending(
+        lambda s: transitions.create_pending(
             s, workflow_id=execution.workflow_id, client=None, priority="normal", initial={}
         )
     )
     fail(database, made, "cancelled")
-    assert database.run_sync(lambda s: executions.reopen(s, made.id)).status == "pending"
+    assert database.run_sync(lambda s: transitions.reopen(s, made.id)).status == "pending"
 
 
 def test_there_is_nothing_to_retry(database: Database, execution: Execution) -> None:
     """A run that goes on, succeeded, never started, or is unknown."""
     made = database.run_sync(
-        lambda s: executions.create_pending(
+        lambda s: transitions.create_pending(
             s, workflow_id=execution.workflow_id, client=None, priority="normal", initial={}
         )
     )
 
     def refused(one: Execution, why: str) -> None:
         before = everything(database)
-        for work in (executions.reopen, partial(executions.skip, step=0, changes={})):
+        for work in (transitions.reopen, partial(transitions.skip, step=0, changes={})):
             with pytest.raises(ConflictError, match=why):
                 database.run_sync(partial(work, execution_id=one.id))
         assert everything(database) == before
 
     refused(execution, "running")
     refused(made, "pending")
-    database.run_sync(lambda s: executions.reject(s, made.id, "x"))
+    database.run_sync(lambda s: transitions.reject(s, made.id, "x"))
     refused(made, "never started")
     fail(database, execution, "completed")
     refused(execution, "completed")
     for unknown in (0, 10**30):
         with pytest.raises(NotFoundError):
-            database.run_sync(partial(executions.reopen, execution_id=unknown))
+            database.run_sync(partial(transitions.reopen, execution_id=unknown))
         with pytest.raises(NotFoundError):
-            database.run_sync(partial(executions.skip, execution_id=unknown, step=0, changes={}))
+            database.run_sync(partial(transitions.skip, execution_id=unknown, step=0, changes={}))
 
 
 def test_a_run_is_opened_once(database: Database, execution: Execution) -> None:
     """Of several retries at the same moment one counts."""
     fail(database, execution)
-    retry = partial(database.run_sync, lambda s: executions.reopen(s, execution.id))
+    retry = partial(database.run_sync, lambda s: transitions.reopen(s, execution.id))
     outcomes = together(retry, retry, retry)
     assert sorted(type(one).__name__ for one in outcomes) == ["ConflictError", "ConflictError", "Execution"]
 
@@ -260,7 +260,7 @@ def test_a_node_is_skipped_with_the_context_that_it_should_have_left(
     """The chain has a row that says so, behind the attempts that failed, and the run goes on behind it."""
     change(database, forked, **COUNTED)
     walk(database, forked, START, Step(1, 1, "read", "action", "failed", error_message="boom"))
-    row = database.run_sync(lambda s: executions.skip(s, forked.id, 1, {"total": Value(b"7")}))
+    row = database.run_sync(lambda s: transitions.skip(s, forked.id, 1, {"total": Value(b"7")}))
     assert (row.status, row.id) == ("running", forked.id)
     assert counters(database, forked) == FORGOTTEN
     entry = database.run_sync(lambda s: chain.entries(s, forked.id))[-1]
@@ -278,10 +278,10 @@ def test_a_decision_is_skipped_with_its_answer(database: Database, forked: Execu
     for branch in (None, "maybe", ""):
         with pytest.raises(InvalidInputError, match="branch must be one of true, false"):
             database.run_sync(
-                partial(executions.skip, execution_id=forked.id, step=2, changes={}, branch=branch)
+                partial(transitions.skip, execution_id=forked.id, step=2, changes={}, branch=branch)
             )
     assert everything(database) == before
-    database.run_sync(lambda s: executions.skip(s, forked.id, 2, {}, "false"))
+    database.run_sync(lambda s: transitions.skip(s, forked.id, 2, {}, "false"))
     entry = database.run_sync(lambda s: chain.entries(s, forked.id))[-1]
     assert (entry.node_type, entry.decision_result, entry.path_taken) == ("decision", "false", "low")
 
@@ -290,7 +290,7 @@ def test_an_action_decides_nothing(database: Database, forked: Execution) -> Non
     """A branch given for one is a misunderstanding."""
     walk(database, forked, START)
     with pytest.raises(InvalidInputError, match="branch"):
-        database.run_sync(lambda s: executions.skip(s, forked.id, 1, {}, "true"))
+        database.run_sync(lambda s: transitions.skip(s, forked.id, 1, {}, "true"))
 
 
 def test_only_the_step_at_which_a_run_failed_is_skipped(database: Database, forked: Execution) -> None:
@@ -298,13 +298,13 @@ def test_only_the_step_at_which_a_run_failed_is_skipped(database: Database, fork
     walk(database, forked, START)
     for step in (0, 2, -1):
         with pytest.raises(ConflictError, match="at step 1, node 'read'"):
-            database.run_sync(partial(executions.skip, execution_id=forked.id, step=step, changes={}))
+            database.run_sync(partial(transitions.skip, execution_id=forked.id, step=step, changes={}))
 
 
 def test_a_node_of_a_cancelled_run_is_skipped(database: Database, forked: Execution) -> None:
     """It may have sent its mail when it was stopped: to try it again would send another one."""
     walk(database, forked, START, end="cancelled")
-    row = database.run_sync(lambda s: executions.skip(s, forked.id, 1, {}))
+    row = database.run_sync(lambda s: transitions.skip(s, forked.id, 1, {}))
     assert (row.status, row.guarded_step) == ("running", None)
     assert database.run_sync(lambda s: chain.visits(s, forked.id)) == [("start", None), ("read", None)]
 
@@ -316,13 +316,13 @@ def test_a_run_that_did_not_stop_at_a_node_has_none_to_skip(
     """Cancelled, or failed before its first node."""
     fail(database, forked, status)
     with pytest.raises(ConflictError):
-        database.run_sync(lambda s: executions.skip(s, forked.id, 0, {}))
+        database.run_sync(lambda s: transitions.skip(s, forked.id, 0, {}))
 
 
 def test_a_step_is_skipped_once(database: Database, forked: Execution) -> None:
     """Two people press the button at the same moment."""
     walk(database, forked, START)
-    skip = partial(database.run_sync, lambda s: executions.skip(s, forked.id, 1, {}))
+    skip = partial(database.run_sync, lambda s: transitions.skip(s, forked.id, 1, {}))
     outcomes = together(skip, skip)
     assert sorted(type(one).__name__ for one in outcomes) == ["ConflictError", "Execution"]
     assert database.run_sync(lambda s: chain.count(s, forked.id)) == 2
@@ -331,7 +331,7 @@ def test_a_step_is_skipped_once(database: Database, forked: Execution) -> None:
 def test_a_late_writer_does_not_undo_a_skip(database: Database, forked: Execution) -> None:
     """The process that had the run comes back after it was closed and led on."""
     walk(database, forked, START)
-    database.run_sync(lambda s: executions.skip(s, forked.id, 1, {}))
+    database.run_sync(lambda s: transitions.skip(s, forked.id, 1, {}))
     before = everything(database)
     with pytest.raises(LeaseLostError):
         database.run_sync(lambda s: chain.append(s, lease_of(forked), READ))

@@ -10,18 +10,11 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError
+from flows.graphs.errors import ConflictError, InvalidInputError, NotFoundError
 from flows.store import chain, clients, executions, schedules, workflows
-from flows.store.models import (
-    Base,
-    ChainEntry,
-    ContextValue,
-    Execution,
-    Schedule,
-    Workflow,
-    WorkflowVersion,
-)
-from flows.store.session import Database
+from flows.store.base import Base
+from flows.store.database import Database
+from flows.store.models import ChainEntry, ContextValue, Execution, Schedule, Workflow, WorkflowVersion
 from flows.store.values import Value
 from tests.leasing import begin, lease_of
 from tests.store.racing import together

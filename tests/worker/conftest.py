@@ -11,8 +11,8 @@ from prefect.client.orchestration import PrefectClient
 
 from flows.config.settings import Settings
 from flows.credentials.cipher import generate_key
-from flows.orchestration.client import Orchestration
-from flows.store.session import Database
+from flows.prefect_gateway.gateway import Orchestration
+from flows.store.database import Database
 from tests.access_log import AccessLog
 from tests.servers import PrefectServer
 from tests.worker.site import Site

@@ -17,12 +17,12 @@ from sqlalchemy import func, select
 
 from deployments.worker.worker import NovaWorker
 from flows.config.settings import Settings
-from flows.engine import context
-from flows.orchestration.client import Orchestration
-from flows.orchestration.deployments import DeploymentSpec
-from flows.store import executions, workflows
+from flows.graphs import json_values
+from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.workflow_deployments import DeploymentSpec
+from flows.store import executions, transitions, workflows
+from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.session import Database
 from flows.store.values import Value
 from tests.builders import fresh_name
 from tests.servers import ServerProcess, clean_environment
@@ -82,11 +82,11 @@ class Site:
 
     async def submit(self, workflow: Workflow, priority: str = "normal", **initial: Any) -> UUID:
         """Submit a run as the API does and return its flow run's id."""
-        fragments = context.to_fragments(initial)
+        fragments = json_values.to_fragments(initial)
 
         def write(session: Any) -> Execution:
             stored = {key: Value(data) for key, data in fragments.items()}
-            return executions.create_pending(
+            return transitions.create_pending(
                 session, workflow_id=workflow.id, client=None, priority=priority, initial=stored
             )
 
@@ -99,7 +99,7 @@ class Site:
             tags=[f"workflow:{workflow.slug}"],
             priority=priority,
         )
-        await self.database.run(lambda session: executions.confirm(session, row.id, state.flow_run_id))
+        await self.database.run(lambda session: transitions.confirm(session, row.id, state.flow_run_id))
         return state.flow_run_id
 
     async def deploy(self, entrypoint: str) -> UUID:

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed, Scheduled
 from sqlalchemy import text
 
-from flows.store import executions
+from flows.store import transitions
 from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
@@ -59,7 +59,7 @@ async def test_a_run_that_was_closed_from_outside_is_not_handed_back(site: Site,
         await site.prefect.set_flow_run_state(flow_run_id, Failed(message="By hand"), force=True)
         row = await site.execution(flow_run_id)
         await site.database.run(
-            lambda session: executions.finish(session, row.id, status="failed", attempt=row.attempt)
+            lambda session: transitions.finish(session, row.id, status="failed", attempt=row.attempt)
         )
         worker.process.terminate()
         wait_until(lambda: worker.process.poll() is not None, 20, "the worker to end")

@@ -6,7 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from deployments.worker.stops import POLL_WITH_EVENTS
+from deployments.worker.stop_requests import POLL_WITH_EVENTS
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.waiting import eventually

@@ -12,10 +12,10 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Suspended
 
-from deployments.worker import engine
-from deployments.worker.running import Ending, Run
-from deployments.worker.stops import POLL_WITH_EVENTS
-from flows.execution.leases import Held, LeaseKeeper
+from deployments.worker import prefect_engine
+from deployments.worker.active_run import Ending, Run
+from deployments.worker.stop_requests import POLL_WITH_EVENTS
+from flows.runs.lease_keeper import Held, LeaseKeeper
 from flows.store import chain
 from flows.store.leases import Lease
 from tests.access_log import AccessLog
@@ -101,9 +101,9 @@ async def test_a_stop_cannot_break_off_the_end_of_a_cancelled_run(site: Site) ->
             return True
 
     async def live() -> None:
-        async with engine.shared_clients() as client:
+        async with prefect_engine.shared_clients() as client:
             run.task = asyncio.current_task()
-            await engine.execute(run, nothing, client)
+            await prefect_engine.execute(run, nothing, client)
 
     flow_run_id = await site.submit(await site.workflow(QUICK))
     await site.prefect.set_flow_run_state(flow_run_id, Pending())

@@ -1,0 +1,82 @@
+"""One run that a worker holds."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
+
+from flows.runs.lease_keeper import Held
+
+
+class Ending(enum.Enum):
+    """How a run that the worker stops ends in Prefect."""
+
+    CANCELLED = "cancelled"
+    HANDED_BACK = "handed back"
+
+
+@dataclass
+class Run:
+    """A flow run from its claim to its end. `ending` and `task` belong to the flows' thread."""
+
+    flow_run: FlowRun
+    ending: Ending | None = None
+    is_stopped: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+    """Set while it may be cancelled: not before its body runs, which alone can end it in Prefect."""
+    held: Held | None = field(default=None, repr=False)
+    """The lease of its execution, for a run of NOVA's own flow."""
+
+    @property
+    def id(self) -> UUID:
+        """The flow run's id."""
+        return self.flow_run.id
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its last word is written, or on its way."""
+        return self.held is not None and self.held.is_ending
+
+    async def give_back_lease(self) -> bool:
+        """Let others have the run; False when it was not ours any more: its row says what became of it."""
+        return self.held is None or await self.held.give_back()
+
+    def let_end(self) -> None:
+        """Do not interrupt it any more: it is telling Prefect how it ended."""
+        self.task = None
+
+    @contextmanager
+    def uninterrupted(self, to_the_end: bool) -> Iterator[None]:
+        """Put a stop off until the end of the block, where it raises CancelledError; or for good."""
+        task, self.task = self.task, None
+        yield
+        if task is None or to_the_end:
+            return
+        self.task = task
+        if self.ending is not None:
+            raise asyncio.CancelledError
+
+    def leave(self) -> None:
+        """Have it be handed back before its next node; call it in the flows' thread."""
+        if self.ending is None:
+            self.ending = Ending.HANDED_BACK
+            if self.held is not None:
+                self.held.want_back()
+
+    def stop(self, ending: Ending) -> None:
+        """Have it end now; call it in the flows' thread. The first call counts.
+
+        One that is writing its last word ends by itself: broken off after that, it would be handed back
+        though its row is closed, and go on as if a person had retried it.
+        """
+        if self.is_stopped:
+            return
+        self.is_stopped, self.ending = True, ending
+        if self.task is not None and not self.is_ending:
+            self.task.cancel()

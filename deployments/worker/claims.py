@@ -1,0 +1,89 @@
+"""Making a run ours: first the lease of its execution, then Pending in Prefect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+
+from deployments.worker import prefect_engine
+from deployments.worker.active_run import Run
+from flows.config.settings import get_settings
+from flows.graphs.errors import BreakerOpenError, ConfigurationError, LeaseHeldError, NovaError
+from flows.prefect_gateway.flow_runs import Runs
+from flows.runs.loading import RunRequest
+from flows.runs.process import process
+
+log = logging.getLogger("prefect.nova.worker")
+
+HELD_PAUSE = 0.3
+"""Seconds after which a run is tried again whose lease another process has: it may just have handed it on."""
+REFUSED_PAUSE = 1.0
+"""Seconds after which a run is tried again that Prefect does not give: there may be others behind it."""
+AWAY_PAUSE = 1.0
+"""Seconds after which the database, or Prefect, is tried again."""
+BREAKER_PAUSE = 10.0
+"""Seconds after which the circuit breaker is asked again at the latest: its clock may not be ours."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whether a run is ours. If not, it is left alone for `pause` seconds; so are all others, `for_all`."""
+
+    ours: bool
+    pause: float = 0.0
+    for_all: bool = False
+
+
+OURS, GONE, REFUSED = Claim(True), Claim(False), Claim(False, REFUSED_PAUSE)
+
+
+async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Claim:
+    """Make a run ours, if nothing and nobody is against it. Who gets the lease must give it back."""
+    if has_execution and (refusal := await _take_lease(run, client)) is not None:
+        return refusal
+    try:
+        return OURS if await prefect_engine.claim(client, run.flow_run) else REFUSED
+    except Exception as error:  # noqa: BLE001 - Prefect is out of reach
+        log.warning("Flow run %s could not be taken: %r", run.id, error)
+        return REFUSED
+
+
+async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
+    """Take the lease of a run; None: it may be started, and where it has no lease the flow says why."""
+    request = _request(run.id, run.flow_run.parameters)
+    if request is None:
+        return None
+    try:
+        settings = get_settings()
+        run.held = await process(settings).leases.take_for(
+            request, Runs(client, settings.prefect_timeout), ask_breaker=settings.uses_e2b
+        )
+    except LeaseHeldError as error:
+        log.info("Flow run %s is left alone: %s", run.id, error)
+        return Claim(False, HELD_PAUSE)
+    except BreakerOpenError as error:
+        left = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else BREAKER_PAUSE
+        pause = min(BREAKER_PAUSE, max(AWAY_PAUSE, left))
+        log.warning("No run is taken: %s The next look is in %.0f s.", error, pause)
+        return Claim(False, pause, for_all=True)
+    except ConfigurationError as error:
+        log.debug("The flow will say what is wrong: %s", error)
+    except Exception as error:  # noqa: BLE001 - the database is away, or not migrated; or Prefect is
+        log.warning("No run is taken: %s", error if isinstance(error, NovaError) else repr(error))
+        return Claim(False, AWAY_PAUSE, for_all=True)
+    return None
+
+
+def _request(flow_run_id: UUID, parameters: Mapping[str, Any]) -> RunRequest | None:
+    """What a run asks for, as far as its lease needs it; None where the parameters make no sense."""
+    workflow_id, execution = parameters.get("workflow_id"), parameters.get("execution")
+    try:
+        return RunRequest(flow_run_id, UUID(str(execution)) if execution else None, int(str(workflow_id)))
+    except ValueError:
+        return None

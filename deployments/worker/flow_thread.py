@@ -1,0 +1,197 @@
+"""Where flows run: one thread beside the worker's own, with one event loop for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient
+from prefect.flows import Flow
+
+from deployments.worker import prefect_engine
+from deployments.worker.active_run import Ending, Run
+from deployments.worker.claims import AWAY_PAUSE, GONE, Claim, claim
+from deployments.worker.flow_loader import Catalog, FlowNotLoadedError
+from flows.graphs.errors import NovaError
+from flows.sandbox import prewarm
+
+log = logging.getLogger("prefect.nova.worker")
+
+RETRY = 2.0
+"""Seconds between two attempts to reach Prefect at the start."""
+
+
+class FlowThread:
+    """Owns the thread, its loop and the Prefect clients of all flows.
+
+    Not on the main thread: there Prefect's engine takes SIGTERM over, and a flow that blocks its loop would
+    stop the worker's heartbeats. What blocks the loop does stop the other flows: no blocking code in flows.
+    """
+
+    def __init__(self, main: asyncio.AbstractEventLoop, opened: Callable[[], None]) -> None:
+        self._main = main
+        self._opened = opened
+        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        self._context: contextvars.Context | None = None
+        self._client: PrefectClient | None = None
+        self._catalog = Catalog()
+        self.answered = time.monotonic()
+        """When the loop last answered `beat`: a loop that hangs does not."""
+        # A daemon: a flow that never returns must not keep the process from ending.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._serve,), name="nova-flows", daemon=True
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has reached Prefect and takes runs."""
+        return self._context is not None
+
+    def start(self) -> None:
+        """Start the thread; some moments later it is `ready` and calls `opened` on the main loop."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread, with whatever still runs in it."""
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join(timeout)
+
+    def beat(self) -> None:
+        """Have the loop note that it lives."""
+        self._loop.call_soon_threadsafe(self._note)
+
+    def _note(self) -> None:
+        self.answered = time.monotonic()
+
+    def submit(self, run: Run, ended: Callable[[], None]) -> asyncio.Future[Claim]:
+        """Claim a run and execute it; the answer, whether it is ours, comes once that is decided.
+
+        `ended` is called on the main loop when all of it is over, claimed or not.
+        """
+        claimed: asyncio.Future[Claim] = self._main.create_future()
+
+        def answer(claim: Claim) -> None:
+            if not claimed.done():
+                claimed.set_result(claim)
+
+        async def live() -> None:
+            try:
+                await self._claim_and_execute(run, lambda claim: self._to_main(answer, claim))
+            finally:
+                self._to_main(answer, GONE)
+                self._to_main(ended)
+
+        self._spawn(live())
+        return claimed
+
+    def let_leave(self, run: Run) -> None:
+        """Have a run be handed back before its next node."""
+        self._loop.call_soon_threadsafe(run.leave)
+
+    def stop_run(self, run: Run, ending: Ending) -> None:
+        """Have a run end."""
+        self._loop.call_soon_threadsafe(run.stop, ending)
+
+    async def _claim_and_execute(self, run: Run, answer: Callable[[Claim], None]) -> None:
+        client = self._client
+        if client is None:
+            raise RuntimeError("The thread of the flows is not ready.")
+        try:
+            flow = await self._find(run, client)
+            if flow is None:
+                answer(Claim(False, AWAY_PAUSE))
+                return
+            is_nova = self._catalog.knows_as_nova(run.flow_run)
+            claimed = await claim(run, client, has_execution=is_nova)
+            answer(claimed)
+            if claimed.ours:
+                await self._execute(run, flow, client, is_nova)
+        finally:
+            run.let_end()
+            await run.give_back_lease()
+            await prewarm.end(run.id)
+
+    async def _find(self, run: Run, client: PrefectClient) -> Flow[..., Any] | FlowNotLoadedError | None:
+        """The flow of a run, or why it cannot be run here; None while nobody can say."""
+        try:
+            return await self._catalog.find(run.flow_run, client)
+        except FlowNotLoadedError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - Prefect is out of reach
+            log.warning("Flow run %s is not taken, since its deployment cannot be read: %r", run.id, error)
+            return None
+
+    async def _execute(
+        self, run: Run, flow: Flow[..., Any] | FlowNotLoadedError, client: PrefectClient, is_nova: bool
+    ) -> None:
+        if isinstance(flow, FlowNotLoadedError):
+            log.error("Flow run %s cannot be run here: %s", run.id, flow)
+            await prefect_engine.refuse(client, run.flow_run, str(flow))
+            return
+        if is_nova:
+            self._begin_sandbox(run)
+        run.task = asyncio.current_task()
+        await prefect_engine.execute(run, flow, client)
+
+    def _begin_sandbox(self, run: Run) -> None:
+        """Have a run's sandbox made while the run itself starts."""
+        from flows.execute_workflow import begin_sandbox  # imported by the catalog, in its own time
+
+        try:
+            begin_sandbox(run.flow_run)
+        except NovaError as error:
+            log.debug("The flow will say why no sandbox is made: %s", error)
+
+    def _to_main(self, call: Callable[..., None], *args: Any) -> None:
+        try:
+            self._main.call_soon_threadsafe(call, *args)
+        except RuntimeError:  # the main loop is closed: the process is on its way out
+            log.debug("The worker was gone when a run ended.")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it in the loop, in a copy of the context that holds the shared clients."""
+        context = self._context
+
+        def create() -> None:
+            task = self._loop.create_task(work, context=context.copy() if context else None)
+            _keep.add(task)
+            task.add_done_callback(_keep.discard)
+
+        self._loop.call_soon_threadsafe(create)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        main = self._loop.create_task(self._keep_clients())
+        while not main.done():
+            try:
+                self._loop.run_until_complete(main)
+            except (SystemExit, KeyboardInterrupt) as error:
+                # asyncio lets these out of a task's own subtasks: they are a flow's, not the worker's.
+                log.error("A flow raised %r outside of its run; the worker goes on.", error)
+            except Exception:
+                log.exception("The thread of the flows ended")
+                return
+
+    async def _keep_clients(self) -> None:
+        await asyncio.to_thread(self._catalog.warm_up)
+        while not self._stopped.is_set():
+            try:
+                async with prefect_engine.shared_clients() as client:
+                    self._client, self._context = client, contextvars.copy_context()
+                    self._to_main(self._opened)
+                    await self._stopped.wait()
+            except Exception as error:  # noqa: BLE001 - Prefect tells an unreachable server in many ways
+                self._context = self._client = None
+                log.warning("Prefect does not answer the flows yet: %s", error)
+                await asyncio.sleep(RETRY)
+
+
+_keep: set[asyncio.Task[None]] = set()
+"""Tasks that run: asyncio itself holds them only weakly."""

@@ -1,0 +1,27 @@
+"""The worker's share in looking after runs that nobody goes on with; the API has the other."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect.client.orchestration import PrefectClient
+
+from flows.config.settings import get_settings
+from flows.graphs.errors import ConfigurationError
+from flows.prefect_gateway.flow_runs import Runs
+from flows.recovery.reconciler import Reconciler
+from flows.runs.process import process
+
+log = logging.getLogger("prefect.nova.worker")
+
+
+async def look_after_runs(client: PrefectClient, pool: str) -> None:
+    """Look after the runs of a pool until cancelled."""
+    try:
+        settings = get_settings()
+        database = process(settings).database
+    except ConfigurationError as error:
+        log.error("Runs whose worker dies are not looked after here: %s", error)
+        return
+    runs = Runs(client, settings.prefect_timeout)
+    await Reconciler(database, runs, settings.model_copy(update={"work_pool": pool})).run_forever()

@@ -1,0 +1,319 @@
+"""Flow runs: submitting them, asking after them, and what their states mean in the contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed
+
+from flows.graphs.errors import ConflictError, NotFoundError
+from flows.prefect_gateway.cleanup_deployment import CLEANUP_FLOW
+from flows.prefect_gateway.prefect_errors import prefect_call
+from flows.prefect_gateway.text import printable
+from flows.prefect_gateway.workflow_deployments import FLOW_NAME
+
+TaskStatus = Literal["PENDING", "RUNNING", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
+"""The task states of the HTTP contract."""
+
+PAGE = 200
+"""The most flow runs that Prefect's server gives at once."""
+
+MOST = 5 * PAGE
+"""How many active runs are looked at in one go."""
+
+CANCELLED = "The run was cancelled."
+"""An execution's error where whoever cancelled it did not say more."""
+
+MESSAGE_LIMIT = 2000
+"""Characters of a state's message."""
+
+BY_NOVA = "NOVA: "
+"""How the messages of the states begin by which NOVA itself puts a run in its queue: see `Runs.retried`."""
+
+Closing = tuple[Literal["failed", "cancelled"], str, str]
+"""How an execution's row is closed from outside: status, error, error kind."""
+
+_STATUS_OF_TYPE: dict[StateType, TaskStatus] = {
+    StateType.SCHEDULED: "PENDING",
+    StateType.PENDING: "PENDING",
+    StateType.RUNNING: "RUNNING",
+    StateType.PAUSED: "RUNNING",
+    StateType.COMPLETED: "SUCCESS",
+    StateType.FAILED: "FAILURE",
+    StateType.CRASHED: "FAILURE",
+    StateType.CANCELLING: "REVOKED",
+    StateType.CANCELLED: "REVOKED",
+}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What Prefect says of a flow run."""
+
+    flow_run_id: UUID
+    status: TaskStatus
+    kind: str
+    """Prefect's type of state, in lower case: scheduled, pending, running, paused, cancelling, cancelled,
+    crashed, failed or completed."""
+    state_id: UUID | None
+    """A new one with each change, so that it tells whether anything has happened since."""
+    state_name: str
+    """Prefect's own word: Late, AwaitingRetry, Suspended, …"""
+    state_message: str
+    final: bool
+    run_count: int
+    """How often it was started."""
+    next_attempt: datetime | None
+    """When a run that waits is due."""
+    workflow_id: int | None
+    """The parameter of that name; None for a flow run that is not of a workflow."""
+    public_id: UUID | None
+    """The execution that the API made it for; None where it was started elsewhere."""
+
+    @property
+    def message(self) -> str:
+        """The contract's sentence for this state."""
+        if self.status == "RETRY":
+            return f"Task failed, retrying ({self.run_count} attempts)"
+        if self.state_name in ("Paused", "Suspended"):
+            return f"Task is executing ({self.state_name.lower()} in Prefect)"
+        return {
+            "PENDING": "Task is queued, waiting for worker",
+            "RUNNING": "Task is executing",
+            "SUCCESS": "Task completed successfully",
+            "FAILURE": "Task failed",
+            "REVOKED": "Task was cancelled",
+        }[self.status]
+
+
+def state_of(flow_run: FlowRun) -> RunState:
+    """Translate Prefect's flow run."""
+    state = flow_run.state
+    kind = state.type if state else StateType.PENDING
+    name = (state.name if state else None) or kind.value.title()
+    message = (state.message if state else None) or ""
+    workflow_id = flow_run.parameters.get("workflow_id")
+    return RunState(
+        flow_run_id=flow_run.id,
+        kind=kind.value.lower(),
+        state_id=state.id if state else None,
+        status="RETRY" if name == "AwaitingRetry" else _STATUS_OF_TYPE[kind],
+        state_name=name,
+        state_message=message.removeprefix(BY_NOVA),
+        final=bool(state and state.is_final()),
+        run_count=flow_run.run_count,
+        next_attempt=state.state_details.scheduled_time if state else None,
+        workflow_id=workflow_id if isinstance(workflow_id, int) else None,
+        public_id=_uuid(flow_run.parameters.get("execution")),
+    )
+
+
+def _uuid(text: object) -> UUID | None:
+    try:
+        return UUID(str(text)) if text else None
+    except ValueError:
+        return None
+
+
+def closing(state: RunState | None, reopened_from: UUID | None = None) -> Closing | None:
+    """What an execution's open row becomes, given Prefect's state; None while the run may still go on.
+
+    The flow closes its row before it ends, so a final state beside an open row says that the flow could
+    not: it was cancelled before its start, was deleted (no state at all) or marked by hand. One that crashed
+    may still go on: the reconciler puts it back in its queue. So does one whose row a person opened again
+    beside that very state (`reopened_from`).
+    """
+    if state is None:
+        return "cancelled", "The flow run was deleted in Prefect.", "cancelled"
+    if not state.final or state.kind == "crashed" or state.state_id == reopened_from:
+        return None
+    if state.status == "REVOKED":
+        return "cancelled", state.state_message or CANCELLED, "cancelled"
+    if state.status == "SUCCESS":
+        return (
+            "failed",
+            "The flow run was marked as completed in Prefect before it had run to its end.",
+            "crashed",
+        )
+    return "failed", state.state_message or f"The flow run ended as {state.state_name}.", "crashed"
+
+
+def put_back(message: str, at: datetime | None = None) -> State[Any]:
+    """The state by which NOVA puts a run in its queue again, due at `at` or now."""
+    return AwaitingRetry(scheduled_time=at, message=_message(BY_NOVA + message))
+
+
+class Runs:
+    """Flow runs of NOVA's deployments. Every method raises PrefectUnavailableError."""
+
+    def __init__(self, client: PrefectClient, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    async def submit(
+        self, *, deployment_id: UUID, public_id: UUID, name: str, tags: list[str], priority: str
+    ) -> RunState:
+        """Create the flow run of an execution; the same `public_id` gives the same run.
+
+        Raises NotFoundError when the deployment is gone.
+        """
+        async with prefect_call(self._timeout, "creating the flow run"):
+            flow_run = await self._client.create_flow_run_from_deployment(
+                deployment_id,
+                parameters={"execution": str(public_id)},
+                idempotency_key=str(public_id),
+                name=name,
+                tags=tags,
+                work_queue_name=priority,
+            )
+        return state_of(flow_run)
+
+    async def find(self, flow_run_id: UUID) -> RunState | None:
+        """What Prefect says of a flow run; None when it knows none of that id."""
+        try:
+            async with prefect_call(self._timeout, "reading the flow run"):
+                return state_of(await self._client.read_flow_run(flow_run_id))
+        except NotFoundError:
+            return None
+
+    async def find_all(self, flow_run_ids: list[UUID]) -> dict[UUID, RunState]:
+        """What Prefect says of at most `PAGE` flow runs, by their ids; one it does not know is left out."""
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=flow_run_ids))
+        async with prefect_call(self._timeout, "reading flow runs"):
+            found = await self._client.read_flow_runs(flow_run_filter=wanted, limit=len(flow_run_ids))
+        return {flow_run.id: state_of(flow_run) for flow_run in found}
+
+    async def cancel(self, flow_run_id: UUID) -> None:
+        """Ask for a run to stop; one that is over or unknown is no error."""
+        try:
+            async with prefect_call(self._timeout, "cancelling the flow run"):
+                await self._client.set_flow_run_state(flow_run_id, Cancelling())
+        except NotFoundError:
+            return
+
+    async def label(self, flow_run_id: UUID, *, name: str, tags: list[str]) -> None:
+        """Name and tag a flow run that was not made by the API (the UI, the CLI, a schedule)."""
+        async with prefect_call(self._timeout, "naming the flow run"):
+            await self._client.update_flow_run(flow_run_id, name=name, tags=tags)
+
+    async def requeue(self, flow_run_id: UUID, message: str, at: datetime | None = None) -> bool:
+        """Put a run back in its queue, due at `at` or now, and free its slots.
+
+        False when Prefect keeps the state that it has: the run is being cancelled, say. One that waits for a
+        retry already is well: an answer that was lost has the client ask twice. Raises NotFoundError, and
+        ConflictError when the run can never be put back, as one whose deployment is gone.
+        """
+        async with prefect_call(self._timeout, "putting the flow run back"):
+            result = await self._client.set_flow_run_state(flow_run_id, put_back(message, at))
+        if result.status == SetStateStatus.ABORT:
+            reason = getattr(result.details, "reason", None) or "it does not say why"
+            raise ConflictError(f"Prefect refuses to put the flow run back: {reason}")
+        waits = result.state is not None and result.state.name == "AwaitingRetry"
+        return result.status == SetStateStatus.ACCEPT or waits
+
+    async def retried(self, flow_run_id: UUID) -> bool:
+        """Whether it was a person, and not NOVA, that put a run in its queue when it last came there.
+
+        Prefect does not fence: what a process of NOVA's sends late may reach a run that is over by then, and
+        must not have it go on.
+        """
+        async with prefect_call(self._timeout, "reading the flow run's states"):
+            states = await self._client.read_flow_run_states(flow_run_id)
+        # Prefect's own, for a run that it lets wait, say nothing of who put it there.
+        queued = [each for each in states if each.name != "AwaitingConcurrencySlot" and each.is_scheduled()]
+        last = max(queued, key=lambda state: state.timestamp, default=None)
+        return last is not None and not (last.message or "").startswith(BY_NOVA)
+
+    async def set_final(self, flow_run_id: UUID, status: str, message: str | None) -> None:
+        """Set a run to what its execution's closed row says; one that is gone is no error."""
+        ends = {"completed": Completed, "failed": Failed, "cancelled": Cancelled}
+        state: State[Any] = ends[status](message=_message(message or ""))
+        try:
+            async with prefect_call(self._timeout, "ending the flow run"):
+                # By force, since from Cancelling Prefect lets nothing through but Cancelled.
+                await self._client.set_flow_run_state(flow_run_id, state, force=True)
+        except NotFoundError:
+            return
+
+    async def active(self, pool: str) -> list[RunState]:
+        """NOVA's runs in a pool that somebody should be at, and those that are to be tried again.
+
+        At most `MOST` of them, those first that were due first.
+        """
+        wanted = FlowRunFilter(
+            # Validated, since to mypy it has no `operator`.
+            state=FlowRunFilterState.model_validate(
+                {
+                    "operator": "or_",
+                    "type": {"any_": [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]},
+                    "name": {"any_": ["AwaitingRetry"]},
+                }
+            )
+        )
+        found: list[FlowRun] = []
+        for offset in range(0, MOST, PAGE):
+            async with prefect_call(self._timeout, "reading the active flow runs"):
+                page = await self._client.read_flow_runs(
+                    flow_filter=_OURS,
+                    work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+                    flow_run_filter=wanted,
+                    sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+                    limit=PAGE,
+                    offset=offset,
+                )
+            found += page
+            if len(page) < PAGE:
+                break
+        return [state_of(flow_run) for flow_run in found]
+
+    async def open_task_runs(self, flow_run_id: UUID) -> list[UUID]:
+        """The task runs of a flow run that Prefect takes for pending or running."""
+        return await self._task_runs(FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+
+    async def stray_task_runs(self) -> list[UUID]:
+        """Task runs that Prefect takes for pending or running though their flow run does not run."""
+        kinds = [StateType.SCHEDULED, *TERMINAL_STATES]
+        state = FlowRunFilterState(type=FlowRunFilterStateType(any_=kinds))
+        return await self._task_runs(FlowRunFilter(state=state))
+
+    async def crash_task_runs(self, task_run_ids: list[UUID], message: str) -> None:
+        """Set task runs to Crashed, but for those that have ended meanwhile."""
+        for task_run_id in task_run_ids:
+            async with prefect_call(self._timeout, "ending a task run"):
+                await self._client.set_task_run_state(task_run_id, Crashed(message=_message(message)))
+
+    async def _task_runs(self, of: FlowRunFilter) -> list[UUID]:
+        kinds = [StateType.PENDING, StateType.RUNNING]
+        state = TaskRunFilterState(type=TaskRunFilterStateType(any_=kinds))
+        async with prefect_call(self._timeout, "reading task runs"):
+            found = await self._client.read_task_runs(
+                flow_filter=_OURS, flow_run_filter=of, task_run_filter=TaskRunFilter(state=state), limit=PAGE
+            )
+        return [task_run.id for task_run in found]
+
+
+_OURS = FlowFilter(name=FlowFilterName(any_=[FLOW_NAME, CLEANUP_FLOW]))
+
+
+def _message(text: str) -> str:
+    return printable(text)[:MESSAGE_LIMIT]
