@@ -24,7 +24,7 @@ from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery.reconciler import Reconciler
 from flows.store import migrations
 from flows.store.database import Database
@@ -114,8 +114,8 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
             raise
         database = Database(chosen.sqlalchemy_url, chosen.database_pool_size)
         try:
-            async with Orchestration(chosen) as orchestration:
-                services = Services(chosen, database, orchestration, cipher)
+            async with PrefectGateway(chosen) as gateway:
+                services = Services(chosen, database, gateway, cipher)
                 app.state.services = services
                 async with _recovery(services):
                     yield
@@ -131,7 +131,7 @@ async def _recovery(services: Services) -> AsyncIterator[None]:
     """Look after the runs that nobody runs, beside the requests."""
     reconciler = Reconciler(
         services.database,
-        services.orchestration.runs,
+        services.gateway.runs,
         services.settings,
         partial(submission.resubmit, services),
     )

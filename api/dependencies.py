@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 from api.schemas import TASK, ExecutionStatus
 from api.services import Services, services_of
 from flows.graphs.errors import NotFoundError
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.store.database import Database
 
 _MAX_ID = 2**31 - 1
@@ -27,9 +27,9 @@ async def database(request: Request) -> Database:
     return services_of(request.app).database
 
 
-async def orchestration(request: Request) -> Orchestration:
+async def gateway(request: Request) -> PrefectGateway:
     """Prefect."""
-    return services_of(request.app).orchestration
+    return services_of(request.app).gateway
 
 
 def existing_id(number: int, what: str) -> int:
@@ -76,7 +76,7 @@ def _blank_is_none(value: object) -> object:
 
 ServicesDep = Annotated[Services, Depends(services)]
 DatabaseDep = Annotated[Database, Depends(database)]
-OrchestrationDep = Annotated[Orchestration, Depends(orchestration)]
+OrchestrationDep = Annotated[PrefectGateway, Depends(gateway)]
 WorkflowId = Annotated[int, Depends(workflow_id)]
 ExecutionId = Annotated[int, Depends(execution_id)]
 TaskId = Annotated[UUID, Depends(task_id)]

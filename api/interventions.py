@@ -25,12 +25,12 @@ from flows.graphs.errors import (
     NotFoundError,
     PrefectUnavailableError,
 )
-from flows.prefect_gateway.flow_runs import CANCELLED, RunState
+from flows.prefect_gateway.flow_runs import CANCELLED, FlowRunState
 from flows.recovery.actions import RETRIED
 from flows.runs.skip_context import seal_context
 from flows.store import executions, leases, orphans, transitions
 from flows.store.leases import Lease
-from flows.store.orphans import Seized, Standing
+from flows.store.orphans import RecoveryLease, RunSnapshot
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,11 @@ async def skip(
     return task_id
 
 
-async def _look(services: Services, task_id: UUID) -> tuple[RunState | None, Standing | None]:
+async def _look(services: Services, task_id: UUID) -> tuple[FlowRunState | None, RunSnapshot | None]:
     """What Prefect and the database have of a task; raises NotFoundError when neither has it."""
-    state = await services.orchestration.runs.find(task_id)
+    state = await services.gateway.runs.find(task_id)
     runs = {task_id: state.public_id if state else None}
-    row = (await services.database.run(lambda session: orphans.beside(session, runs))).get(task_id)
+    row = (await services.database.run(lambda session: orphans.match_flow_runs(session, runs))).get(task_id)
     if row is None and (state is None or state.workflow_id is None):
         raise NotFoundError(f"There is no task {task_id}.")
     return state, row
@@ -115,7 +115,7 @@ async def _look(services: Services, task_id: UUID) -> tuple[RunState | None, Sta
 # -- cancel ------------------------------------------------------------------------------------------
 
 
-async def _cancel_unstarted(services: Services, task_id: UUID, state: RunState | None) -> bool:
+async def _cancel_unstarted(services: Services, task_id: UUID, state: FlowRunState | None) -> bool:
     """Cancel a run that was started in Prefect and has no row yet."""
     if state is not None and state.final:
         raise ConflictError(f"Task {task_id} is over: {state.state_name} in Prefect.")
@@ -123,7 +123,7 @@ async def _cancel_unstarted(services: Services, task_id: UUID, state: RunState |
     return after is None or after.status == "REVOKED"
 
 
-async def _cancel(services: Services, row: Standing, task_id: UUID, state: RunState | None) -> bool:
+async def _cancel(services: Services, row: RunSnapshot, task_id: UUID, state: FlowRunState | None) -> bool:
     """Cancel a run as far as it can be now; False when it has changed meanwhile."""
     if not row.is_live:
         raise ConflictError(f"Execution {row.id} is {row.status} already.")
@@ -135,7 +135,7 @@ async def _cancel(services: Services, row: Standing, task_id: UUID, state: RunSt
     return await _cancel_running(services, row, task_id)
 
 
-def _is_being_retried(row: Standing, state: RunState | None) -> bool:
+def _is_being_retried(row: RunSnapshot, state: FlowRunState | None) -> bool:
     """Whether a retry of a run that somebody has is on its way to Prefect, or was there a moment ago.
 
     Until Prefect has answered it may be sent again, and would undo what was done between.
@@ -147,7 +147,7 @@ def _is_being_retried(row: Standing, state: RunState | None) -> bool:
     )
 
 
-async def _cancel_running(services: Services, row: Standing, task_id: UUID) -> bool:
+async def _cancel_running(services: Services, row: RunSnapshot, task_id: UUID) -> bool:
     """Tell whoever has the run to stop; False when it has changed meanwhile."""
     after = await _tell(services, task_id)
     if _is_being_retried(row, after):
@@ -171,9 +171,11 @@ async def _cancel_running(services: Services, row: Standing, task_id: UUID) -> b
     return False
 
 
-async def _cancel_waiting(services: Services, seized: Seized, task_id: UUID, before: RunState | None) -> bool:
+async def _cancel_waiting(
+    services: Services, seized: RecoveryLease, task_id: UUID, before: FlowRunState | None
+) -> bool:
     """Close a run that nobody has, and that nobody can take while its lease is ours."""
-    runs, row_id = services.orchestration.runs, seized.row.id
+    runs, row_id = services.gateway.runs, seized.row.id
     try:
         after = await _tell(services, task_id)
         waited = before is None or before.final or before.kind in ("scheduled", "paused")
@@ -184,7 +186,7 @@ async def _cancel_waiting(services: Services, seized: Seized, task_id: UUID, bef
                     session, row_id, seized.row.attempt, seized.row.reopened_from
                 )
             )
-            await services.database.run(lambda session: orphans.let_go(session, seized))
+            await services.database.run(lambda session: orphans.release_recovery(session, seized))
             return True
         if after is not None and after.kind != "cancelled":
             await runs.set_final(task_id, "cancelled", None)
@@ -200,20 +202,20 @@ async def _cancel_waiting(services: Services, seized: Seized, task_id: UUID, bef
         )
     except BaseException:
         with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
-            await services.database.run(lambda session: orphans.let_go(session, seized))
+            await services.database.run(lambda session: orphans.release_recovery(session, seized))
         raise
 
 
-async def _tell(services: Services, task_id: UUID) -> RunState | None:
+async def _tell(services: Services, task_id: UUID) -> FlowRunState | None:
     """Ask Prefect to cancel a run, and what it says of it then."""
-    await services.orchestration.runs.cancel(task_id)
-    return await services.orchestration.watch.fresh(task_id)
+    await services.gateway.runs.cancel(task_id)
+    return await services.gateway.watch.fresh(task_id)
 
 
 # -- retry -------------------------------------------------------------------------------------------
 
 
-async def _at_rest(services: Services, task_id: UUID) -> tuple[RunState, Standing | None]:
+async def _at_rest(services: Services, task_id: UUID) -> tuple[FlowRunState, RunSnapshot | None]:
     """A run that is over in Prefect as well, or waits there since somebody retried it.
 
     The row is closed a moment before Prefect hears of it: what was put in the queue before would be ended.
@@ -221,7 +223,7 @@ async def _at_rest(services: Services, task_id: UUID) -> tuple[RunState, Standin
     cancelled will be over soon. Raises ConflictError when the run goes on, or does not stop in time, and when
     Prefect does not have it any more.
     """
-    row: Standing | None = None
+    row: RunSnapshot | None = None
     for _ in range(_LOOKS):
         state, row = await _look(services, task_id)
         if row is not None and row.is_live and not row.revoked:
@@ -241,7 +243,7 @@ async def _at_rest(services: Services, task_id: UUID) -> tuple[RunState, Standin
     raise ConflictError(f"Task {task_id} has not come to rest in Prefect yet. Ask again.")
 
 
-async def _put_in_queue(services: Services, state: RunState, lease: Lease | None) -> None:
+async def _put_in_queue(services: Services, state: FlowRunState, lease: Lease | None) -> None:
     """Tell Prefect of a retry and give the row's lease back.
 
     Where Prefect is away at this moment the reconciler does so later; where the database is, the lease runs
@@ -249,7 +251,7 @@ async def _put_in_queue(services: Services, state: RunState, lease: Lease | None
     """
     try:
         if state.final:
-            await services.orchestration.runs.requeue(state.flow_run_id, RETRIED)
+            await services.gateway.runs.requeue(state.flow_run_id, RETRIED)
     except PrefectUnavailableError as error:
         log.warning("Task %s waits for Prefect to hear of its retry: %s", state.flow_run_id, error)
     finally:
@@ -257,4 +259,4 @@ async def _put_in_queue(services: Services, state: RunState, lease: Lease | None
             with contextlib.suppress(DatabaseUnavailableError):
                 await services.database.run(lambda session: leases.release(session, lease))
     with contextlib.suppress(PrefectUnavailableError):
-        await services.orchestration.watch.fresh(state.flow_run_id)
+        await services.gateway.watch.fresh(state.flow_run_id)

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Services:
 
     settings: Settings
     database: Database
-    orchestration: Orchestration
+    gateway: PrefectGateway
     cipher: Cipher
     background: Background = field(default_factory=Background)
     submissions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))

@@ -165,7 +165,9 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
     try:
         # Until it is noted, another request with the same key may give the run up.
         is_ours = await (
-            retry_policy.outlast(services.database, confirm) if has_key else services.database.run(confirm)
+            retry_policy.run_until_committed(services.database, confirm)
+            if has_key
+            else services.database.run(confirm)
         )
     except DatabaseUnavailableError as error:
         # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
@@ -177,7 +179,7 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
 
 
 async def _create_flow_run(services: Services, pending: Pending) -> UUID:
-    runs = services.orchestration.runs
+    runs = services.gateway.runs
 
     async def submit(deployment_id: UUID) -> UUID:
         async with _turn(services.submissions):
@@ -188,7 +190,7 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
                 tags=pending.tags,
                 priority=pending.priority,
             )
-        services.orchestration.watch.expect(state)
+        services.gateway.watch.expect(state)
         return state.flow_run_id
 
     if pending.deployment_id is not None:
@@ -224,14 +226,14 @@ async def deploy(services: Services, workflow_id: int) -> UUID:
     PrefectUnavailableError.
     """
     spec = await services.database.run(lambda session: deployment_spec(session, workflow_id))
-    deployment_id = await _apply(services.orchestration.deployments, spec)
+    deployment_id = await _apply(services.gateway.deployments, spec)
     if deployment_id != spec.deployment_id:
         try:
             await services.database.run(
                 lambda session: workflows.set_deployment(session, workflow_id, deployment_id)
             )
         except NotFoundError:
-            await services.orchestration.deployments.remove(deployment_id)
+            await services.gateway.deployments.remove(deployment_id)
             raise
     return deployment_id
 
@@ -277,4 +279,4 @@ async def _reject(
             return None
         return Pending.of(row, row.workflow), row.flow_run_id
 
-    return await retry_policy.outlast(services.database, close)
+    return await retry_policy.run_until_committed(services.database, close)

@@ -29,16 +29,16 @@ from flows.graphs.errors import (
     PrefectUnavailableError,
     RunTimeoutError,
 )
-from flows.prefect_gateway.flow_runs import Runs
+from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.prefect_gateway.text import printable
 from flows.runs import outcomes
-from flows.runs.lease_keeper import Held
+from flows.runs.lease_keeper import HeldLease
 from flows.runs.loading import LoadedRun, RunRequest, load_run
-from flows.runs.node_executor import NodeRunner
+from flows.runs.node_executor import NodeExecutor
 from flows.runs.prefect_task import MESSAGE_LIMIT, walk
 from flows.runs.process import process
-from flows.runs.retry_policy import insist, outlast
-from flows.runs.sandbox_session import Place
+from flows.runs.retry_policy import retry_until_database, run_until_committed
+from flows.runs.sandbox_session import SandboxSession
 from flows.sandbox import prewarm
 from flows.sandbox.factory import provider
 from flows.sandbox.port import SandboxSpec
@@ -117,7 +117,7 @@ class _Attempt:
         self._database, self._cipher, self._leases = shared.database, shared.cipher, shared.leases
         self._took_lease = False
 
-    async def take(self) -> tuple[Held | None, BreakerOpenError | None]:
+    async def take(self) -> tuple[HeldLease | None, BreakerOpenError | None]:
         """The lease that NOVA's worker took for this run, else one of its own; and why it may not use E2B.
 
         Raises LeaseHeldError, and PrefectUnavailableError.
@@ -126,15 +126,15 @@ class _Attempt:
             return held, None
         self._took_lease = True
         async with get_client() as client:
-            runs, asks = Runs(client, self._settings.prefect_timeout), self._settings.uses_e2b
+            runs, asks = FlowRuns(client, self._settings.prefect_timeout), self._settings.uses_e2b
 
-            def take(ask_breaker: bool) -> Awaitable[Held | None]:
+            def take(ask_breaker: bool) -> Awaitable[HeldLease | None]:
                 return self._leases.take_for(self._request, runs, ask_breaker=ask_breaker)
 
             try:
-                return await insist(lambda: take(asks)), None
+                return await retry_until_database(lambda: take(asks)), None
             except BreakerOpenError as refusal:
-                return await insist(lambda: take(False)), refusal
+                return await retry_until_database(lambda: take(False)), refusal
 
     async def leave(self) -> None:
         """Leave no sandbox, and no lease of its own that who goes on with the run would have to wait out.
@@ -143,9 +143,9 @@ class _Attempt:
         """
         await prewarm.end(self._flow_run.id)
         if self._took_lease:
-            await self._leases.give_back(self._flow_run.id)
+            await self._leases.release(self._flow_run.id)
 
-    async def make(self, held: Held | None, refusal: BreakerOpenError | None) -> State[Any]:
+    async def make(self, held: HeldLease | None, refusal: BreakerOpenError | None) -> State[Any]:
         """Load the run, walk it, and end it in its row; return how it ends in Prefect.
 
         Raises LeaseError, and Abort where the run was put off.
@@ -154,7 +154,7 @@ class _Attempt:
         if held is not None and refusal is None:
             begin_sandbox(self._flow_run)
         try:
-            run = await outlast(
+            run = await run_until_committed(
                 self._database,
                 lambda session: load_run(session, self._request, lease, self._cipher, self._settings),
             )
@@ -176,18 +176,20 @@ class _Attempt:
 
     async def _as_closed(self, message: str) -> State[Any]:
         """The state of a run that is over: what its row says."""
-        row = await outlast(
+        row = await run_until_committed(
             self._database, lambda session: executions.by_task(session, self._request.flow_run_id)
         )
         if row is None or row.error_kind == "not_started" or row.status == "cancelled":
             return Cancelled(message=message)
         return Completed(message=message) if row.status == "completed" else Failed(message=message)
 
-    async def _execute(self, run: LoadedRun, held: Held, refusal: BreakerOpenError | None) -> State[Any]:
+    async def _execute(self, run: LoadedRun, held: HeldLease, refusal: BreakerOpenError | None) -> State[Any]:
         """Walk the run to its end, or to where it breaks off."""
         settings = self._settings
-        place = Place(settings, self._database, self._cipher, run, _spec(settings, self._flow_run), self._log)
-        nodes = NodeRunner(settings, self._database, self._cipher, run, place, self._log)
+        place = SandboxSession(
+            settings, self._database, self._cipher, run, _spec(settings, self._flow_run), self._log
+        )
+        nodes = NodeExecutor(settings, self._database, self._cipher, run, place, self._log)
         try:
             if refusal is not None:
                 raise refusal
@@ -205,11 +207,13 @@ class _Attempt:
         await self._end(held, lambda session: outcomes.complete(session, held.lease))
         return Completed(message=f"{steps} nodes executed")
 
-    async def _break_off(self, run: LoadedRun, held: Held, error: NovaError, node: str | None) -> State[Any]:
+    async def _break_off(
+        self, run: LoadedRun, held: HeldLease, error: NovaError, node: str | None
+    ) -> State[Any]:
         """Put the run off where that may help, else close it as failed."""
 
         def write(session: Session) -> datetime | None:
-            due = outcomes.put_off(session, self._settings, run, error, node)
+            due = outcomes.schedule_retry(session, self._settings, run, error, node)
             if due is None:
                 outcomes.fail(session, run.lease, error, node)
             return due
@@ -230,24 +234,26 @@ class _Attempt:
         """
         try:
             async with get_client() as client:
-                if await Runs(client, self._settings.prefect_timeout).requeue(
+                if await FlowRuns(client, self._settings.prefect_timeout).requeue(
                     self._flow_run.id, message, due
                 ):
                     return True
         except NovaError as error:  # the row says when it is due: whoever looks after it tells Prefect
             self._log.warning("The run could not be put back in its queue yet: %s", error)
             return True
-        await self._leases.give_back(self._flow_run.id)
+        await self._leases.release(self._flow_run.id)
         await close_cancelled(execute_workflow, self._flow_run, Cancelled(message="The run was cancelled."))
         return False
 
-    async def _end(self, held: Held, write: Callable[[Session], T]) -> T:
+    async def _end(self, held: HeldLease, write: Callable[[Session], T]) -> T:
         """Write the run's last word of this attempt, and end the sandbox meanwhile."""
         held.end()
-        written, _ = await asyncio.gather(outlast(self._database, write), prewarm.end(self._flow_run.id))
+        written, _ = await asyncio.gather(
+            run_until_committed(self._database, write), prewarm.end(self._flow_run.id)
+        )
         return written
 
-    async def _walk_in_time(self, run: LoadedRun, nodes: NodeRunner, held: Held) -> int:
+    async def _walk_in_time(self, run: LoadedRun, nodes: NodeExecutor, held: HeldLease) -> int:
         """Walk within the time that a run may take; return how many steps the whole run has."""
         limit, warning = self._settings.run_timeout, self._settings.run_warning
         said = "The run has taken %g s; at %g s it is stopped."
@@ -267,7 +273,7 @@ class _Attempt:
         tags = sorted({*self._flow_run.tags, *run.tags})
         try:
             async with get_client() as client:  # the one that this process or flow run has already
-                await Runs(client, self._settings.prefect_timeout).label(
+                await FlowRuns(client, self._settings.prefect_timeout).label(
                     self._flow_run.id, name=run.name, tags=tags
                 )
         except NovaError as error:

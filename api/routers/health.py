@@ -108,7 +108,7 @@ async def metrics(services: ServicesDep) -> JsonResponse:
 async def _look(services: Services) -> tuple[float | None, bool, int]:
     """The database's response time in ms (None: down), whether Prefect answers, and how many workers."""
     response_time, prefect, workers = await asyncio.gather(
-        _database(services), services.orchestration.healthy(), _workers(services)
+        _database(services), services.gateway.healthy(), _workers(services)
     )
     return response_time, prefect, workers
 
@@ -122,7 +122,7 @@ async def _database(services: Services) -> float | None:
 
 async def _workers(services: Services) -> int:
     try:
-        return await asyncio.wait_for(services.orchestration.workers(), _PATIENCE)
+        return await asyncio.wait_for(services.gateway.workers(), _PATIENCE)
     except (PrefectUnavailableError, TimeoutError):
         return 0
 

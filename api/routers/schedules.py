@@ -134,7 +134,7 @@ async def delete_schedule(
 
     async def delete() -> None:
         if deployment_id is not None:
-            await services.orchestration.deployments.remove_schedule(deployment_id, schedule_id)
+            await services.gateway.deployments.remove_schedule(deployment_id, schedule_id)
         await services.database.run(lambda session: schedules.delete(session, workflow_id, schedule_id))
 
     await services.background.finish(delete())
@@ -146,7 +146,7 @@ async def _in_prefect(services: Services, workflow_id: int) -> list[ScheduleView
     if row.deployment_id is None:
         return []
     try:
-        return await services.orchestration.deployments.list_schedules(row.deployment_id)
+        return await services.gateway.deployments.list_schedules(row.deployment_id)
     except NotFoundError:
         return []  # the deployment is gone; the next run or `nova deploy` makes it again, schedules and all
 
@@ -162,7 +162,7 @@ def _merged(row: Schedule, found: ScheduleView | None) -> dict[str, Any]:
 async def _put(services: Services, workflow_id: int, row: Schedule, *, keep_active: bool = False) -> None:
     """Make Prefect's schedule equal to the row; a deployment that is gone is made again."""
     workflow = await services.database.run(lambda session: workflows.get(session, workflow_id))
-    deployments = services.orchestration.deployments
+    deployments = services.gateway.deployments
     if workflow.deployment_id is not None:
         try:
             spec = schedule_spec(row)

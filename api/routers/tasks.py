@@ -21,7 +21,7 @@ from api.services import Services
 from api.task_status import note_end
 from flows.graphs.errors import NotFoundError, PrefectUnavailableError
 from flows.graphs.json_values import dumps
-from flows.prefect_gateway.flow_runs import RunState
+from flows.prefect_gateway.flow_runs import FlowRunState
 from flows.store import chain, executions
 from flows.store.base import utcnow
 from flows.store.checks import LIVE
@@ -44,7 +44,7 @@ async def get_task(services: ServicesDep, task_id: TaskId) -> Response:
     """Poll a task. One that is over is answered from the database alone."""
     row = await _read(services, task_id)
     if row is None:
-        state = await services.orchestration.watch.state(task_id)
+        state = await services.gateway.watch.state(task_id)
         # Its flow may have begun meanwhile, or only its id is not noted yet.
         row = await _read(services, task_id, state.public_id if state else None)
         if row is None:
@@ -87,7 +87,7 @@ async def _read(
 
 async def _open(services: Services, flow_run_id: uuid.UUID, row: Poll) -> Response:
     """Answer for a run that is not over as far as the database knows; close it where Prefect knows better."""
-    watch = services.orchestration.watch
+    watch = services.gateway.watch
     try:
         state = await watch.state(flow_run_id)
         if await note_end(services, flow_run_id, row, state):
@@ -103,7 +103,7 @@ async def _open(services: Services, flow_run_id: uuid.UUID, row: Poll) -> Respon
     return JsonResponse(_from_prefect(flow_run_id, row, state))
 
 
-def _unstarted(flow_run_id: uuid.UUID, state: RunState | None) -> dict[str, Any]:
+def _unstarted(flow_run_id: uuid.UUID, state: FlowRunState | None) -> dict[str, Any]:
     """The answer for a run that has no row: Prefect has it, but its flow did not begin (yet).
 
     A run that got to its end without a row is not one of ours, or was deleted with its workflow.
@@ -121,7 +121,7 @@ def _unstarted(flow_run_id: uuid.UUID, state: RunState | None) -> dict[str, Any]
     return body
 
 
-def _from_prefect(flow_run_id: uuid.UUID, row: Poll, state: RunState | None) -> dict[str, Any]:
+def _from_prefect(flow_run_id: uuid.UUID, row: Poll, state: FlowRunState | None) -> dict[str, Any]:
     """The answer for an open row beside what Prefect said of its flow run, a second ago perhaps."""
     if row.status == "running" and not row.revoked and state is not None:
         if state.kind == "crashed":  # to be put back in its queue

@@ -79,7 +79,7 @@ async def update_workflow(
     fields = _changes(body)
     await services.database.run(lambda session: workflows.get(session, workflow_id))
     warnings = await _check_graph(fields["graph"]) if "graph" in fields else []
-    if not await services.orchestration.healthy():
+    if not await services.gateway.healthy():
         raise PrefectUnavailableError("Prefect's server cannot be reached; nothing was changed.")
 
     def write(session: Session) -> Workflow:
@@ -189,7 +189,7 @@ async def _deploy_or_undo(services: Services, workflow_id: int) -> None:
 
 
 async def _delete(services: Services, workflow_id: int, deployment_id: UUID | None) -> None:
-    deployments = services.orchestration.deployments
+    deployments = services.gateway.deployments
 
     def live(session: Session) -> list[UUID]:
         # A deployment of prefect.yaml may run it, too: what the rows say counts beside its own deployment.

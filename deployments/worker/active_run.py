@@ -11,14 +11,14 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
-from flows.runs.lease_keeper import Held
+from flows.runs.lease_keeper import HeldLease
 
 
 class Ending(enum.Enum):
     """How a run that the worker stops ends in Prefect."""
 
     CANCELLED = "cancelled"
-    HANDED_BACK = "handed back"
+    REQUEUED = "handed back"
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Run:
     is_stopped: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     """Set while it may be cancelled: not before its body runs, which alone can end it in Prefect."""
-    held: Held | None = field(default=None, repr=False)
+    held: HeldLease | None = field(default=None, repr=False)
     """The lease of its execution, for a run of NOVA's own flow."""
 
     @property
@@ -43,9 +43,9 @@ class Run:
         """Whether its last word is written, or on its way."""
         return self.held is not None and self.held.is_ending
 
-    async def give_back_lease(self) -> bool:
+    async def release_lease(self) -> bool:
         """Let others have the run; False when it was not ours any more: its row says what became of it."""
-        return self.held is None or await self.held.give_back()
+        return self.held is None or await self.held.release()
 
     def let_end(self) -> None:
         """Do not interrupt it any more: it is telling Prefect how it ended."""
@@ -65,9 +65,9 @@ class Run:
     def leave(self) -> None:
         """Have it be handed back before its next node; call it in the flows' thread."""
         if self.ending is None:
-            self.ending = Ending.HANDED_BACK
+            self.ending = Ending.REQUEUED
             if self.held is not None:
-                self.held.want_back()
+                self.held.request_leave()
 
     def stop(self, ending: Ending) -> None:
         """Have it end now; call it in the flows' thread. The first call counts.

@@ -9,7 +9,7 @@ from uuid import UUID
 from deployments.worker.claims import Claim
 
 
-class Waits:
+class ClaimBackoff:
     """Remembers refusals until their time is over, and calls `over` then; belongs to the worker's loop."""
 
     def __init__(self, over: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
 from flows.config.settings import get_settings
 from flows.graphs.errors import BreakerOpenError, ConfigurationError, LeaseHeldError, NovaError
-from flows.prefect_gateway.flow_runs import Runs
+from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.runs.loading import RunRequest
 from flows.runs.process import process
 
@@ -62,7 +62,7 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
     try:
         settings = get_settings()
         run.held = await process(settings).leases.take_for(
-            request, Runs(client, settings.prefect_timeout), ask_breaker=settings.uses_e2b
+            request, FlowRuns(client, settings.prefect_timeout), ask_breaker=settings.uses_e2b
         )
     except LeaseHeldError as error:
         log.info("Flow run %s is left alone: %s", run.id, error)

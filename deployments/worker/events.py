@@ -25,7 +25,7 @@ LOOK_AGAIN = (0.0, 0.05, 0.2, 0.5)
 _BACKOFF = (0.2, 0.5, 1.0, 2.0)
 
 
-class Bell:
+class WakeupSignal:
     """Rings when there may be something to take; owns no connection.
 
     A run that was announced rings several times, until a look-up has shown it.

@@ -91,7 +91,7 @@ class FlowThread:
         self._spawn(live())
         return claimed
 
-    def let_leave(self, run: Run) -> None:
+    def request_leave(self, run: Run) -> None:
         """Have a run be handed back before its next node."""
         self._loop.call_soon_threadsafe(run.leave)
 
@@ -115,7 +115,7 @@ class FlowThread:
                 await self._execute(run, flow, client, is_nova)
         finally:
             run.let_end()
-            await run.give_back_lease()
+            await run.release_lease()
             await prewarm.end(run.id)
 
     async def _find(self, run: Run, client: PrefectClient) -> Flow[..., Any] | FlowNotLoadedError | None:

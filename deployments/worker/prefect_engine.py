@@ -116,7 +116,7 @@ async def refuse(client: PrefectClient, flow_run: FlowRun, reason: str) -> None:
         log.debug("Flow run %s could not be failed: %s", flow_run.id, refusal)
 
 
-async def hand_back(client: PrefectClient, flow_run_id: UUID, message: str) -> None:
+async def requeue(client: PrefectClient, flow_run_id: UUID, message: str) -> None:
     """Put a run that cannot be stopped back into its queue, from outside."""
     try:
         await propose_state(client, put_back(message), flow_run_id=flow_run_id)
@@ -258,7 +258,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
     async def _close_cancelled(self) -> None:
         """Call the flow's hooks, which close the execution's row, then tell Prefect."""
-        await self.run.give_back_lease()
+        await self.run.release_lease()
         if not self.state.is_cancelling():
             await self.call_hooks(Cancelling())
         await self.set_state(Cancelled(message="The run was cancelled."))
@@ -269,7 +269,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         Nobody waits for that: who finds the run meanwhile does with it what its row says, and is not undone.
         """
         self._take_over(client)
-        await self.run.give_back_lease()  # the flow does not run any more
+        await self.run.release_lease()  # the flow does not run any more
         wanted, known = self._intended, self.state.id
         for _ in range(SETTLE_TRIES):
             await asyncio.sleep(SETTLE_PAUSE)

@@ -8,7 +8,7 @@ from prefect.client.orchestration import PrefectClient
 
 from flows.config.settings import get_settings
 from flows.graphs.errors import ConfigurationError
-from flows.prefect_gateway.flow_runs import Runs
+from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.recovery.reconciler import Reconciler
 from flows.runs.process import process
 
@@ -23,5 +23,5 @@ async def look_after_runs(client: PrefectClient, pool: str) -> None:
     except ConfigurationError as error:
         log.error("Runs whose worker dies are not looked after here: %s", error)
         return
-    runs = Runs(client, settings.prefect_timeout)
+    runs = FlowRuns(client, settings.prefect_timeout)
     await Reconciler(database, runs, settings.model_copy(update={"work_pool": pool})).run_forever()

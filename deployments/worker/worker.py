@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from prefect.events import Event
 
     from deployments.worker.active_run import Run
-    from deployments.worker.claim_backoff import Waits
+    from deployments.worker.claim_backoff import ClaimBackoff
     from deployments.worker.claims import Claim
-    from deployments.worker.events import Bell, Stream
+    from deployments.worker.events import Stream, WakeupSignal
     from deployments.worker.flow_thread import FlowThread
     from deployments.worker.stop_requests import StopWatch
 
@@ -31,7 +31,7 @@ log = logging.getLogger("prefect.nova.worker")
 
 LOOK_UP = 5.0
 """Seconds that a look-up may take: Prefect's client would try on for a minute, however short the outage."""
-HAND_BACK = 10.0
+STOP_TIMEOUT = 10.0
 """Seconds that runs get to end after they were told to, before they are handed back from outside.
 
 `nova up` (deployments/cli/stack.py) waits longer than this and the grace time before it kills a worker.
@@ -83,11 +83,11 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._hurry = asyncio.Event()
         self._polled = time.monotonic()
         self._chores: list[asyncio.Task[None]] = []
-        self._bell: Bell
+        self._wakeup: WakeupSignal
         self._flows: FlowThread
         self._stream: Stream | None = None
         self._stops: StopWatch
-        self._waits: Waits
+        self._waits: ClaimBackoff
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
@@ -99,17 +99,17 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
     async def setup(self) -> None:
         """Reach Prefect, start the flows' thread and listen."""
-        from deployments.worker.claim_backoff import Waits
-        from deployments.worker.events import Bell
+        from deployments.worker.claim_backoff import ClaimBackoff
+        from deployments.worker.events import WakeupSignal
         from deployments.worker.flow_thread import FlowThread
         from deployments.worker.reconciling import look_after_runs
         from deployments.worker.stop_requests import StopWatch
 
         self._catch_signals()
         await super().setup()
-        self._bell = Bell()
-        self._waits = Waits(over=self._bell.ring)
-        self._flows = FlowThread(asyncio.get_running_loop(), opened=self._bell.ring)
+        self._wakeup = WakeupSignal()
+        self._waits = ClaimBackoff(over=self._wakeup.ring)
+        self._flows = FlowThread(asyncio.get_running_loop(), opened=self._wakeup.ring)
         self._flows.start()
         self._stops = StopWatch(
             self.client,
@@ -118,7 +118,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             stop=self._stop,
         )
         recovery = look_after_runs(self.client, self._pool_name)
-        chores = (self._listen(), self._answer_the_bell(), self._stops.poll(), recovery)
+        chores = (self._listen(), self._answer_wakeups(), self._stops.poll(), recovery)
         self._chores = [asyncio.create_task(chore) for chore in chores]
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -133,14 +133,14 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             log.info("Stopping: %d run(s) may go on for %g s.", len(self._held), self._grace)
             await self._wait_for_runs(self._grace / 2, self._hurry)
             for run in self._held.values():
-                self._flows.let_leave(run)
+                self._flows.request_leave(run)
             await self._wait_for_runs(self._grace / 2, self._hurry)
         for run in self._held.values():
             log.warning("Flow run %s is handed back.", run.id)
-            self._flows.stop_run(run, Ending.HANDED_BACK)
-        await self._wait_for_runs(HAND_BACK)
+            self._flows.stop_run(run, Ending.REQUEUED)
+        await self._wait_for_runs(STOP_TIMEOUT)
         for run in list(self._held.values()):
-            await self._hand_back_from_outside(run)
+            await self._requeue_from_outside(run)
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -182,7 +182,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
                 # Those that wait may stand before others, and are shown each time.
                 shown = room + self._waits.number
                 found = await self._look_up(shown)
-                self._bell.seen(flow_run.id for flow_run in found)
+                self._wakeup.seen(flow_run.id for flow_run in found)
                 due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
                 claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[:room]))
                 for flow_run, claim in zip(due, claims, strict=False):
@@ -225,7 +225,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self.limiter.release_on_behalf_of(flow_run_id)
         if not self._held:
             self._empty.set()
-        self._bell.ring()
+        self._wakeup.ring()
 
     def _stop(self, flow_run: FlowRun) -> None:
         """Stop a run that Prefect wants stopped."""
@@ -243,7 +243,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
     async def _listen(self) -> None:
         from deployments.worker.events import Stream
 
-        self._stream = Stream(lambda: self.work_pool.id, self._heard, opened=self._bell.ring)
+        self._stream = Stream(lambda: self.work_pool.id, self._heard, opened=self._wakeup.ring)
         await self._stream.listen()
 
     def _heard(self, event: Event, flow_run_id: UUID) -> None:
@@ -252,11 +252,11 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         if event.event not in DUE:
             self._stops.heard(flow_run_id)
         elif self.limiter.available_tokens > 0:  # with no room the next run that ends rings
-            self._bell.announce(flow_run_id)
+            self._wakeup.announce(flow_run_id)
 
-    async def _answer_the_bell(self) -> None:
+    async def _answer_wakeups(self) -> None:
         while True:
-            await self._bell.wait()
+            await self._wakeup.wait()
             try:
                 await self._take()
             except Exception:
@@ -271,15 +271,15 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             for wait in waits:
                 wait.cancel()
 
-    async def _hand_back_from_outside(self, run: Run) -> None:
+    async def _requeue_from_outside(self, run: Run) -> None:
         """Hand a run back whose flow does not return; the process ends right after, and the flow with it."""
         from deployments.worker import prefect_engine
 
         log.error("Flow run %s hangs; it is handed back all the same.", run.id)
         try:
             # One whose row may be closed has an end by now, and the reconciler tells Prefect which.
-            if await run.give_back_lease() and not run.is_ending:
-                await prefect_engine.hand_back(
+            if await run.release_lease() and not run.is_ending:
+                await prefect_engine.requeue(
                     self.client, run.id, "Its worker was stopped while its flow hung."
                 )
         except Exception as error:  # noqa: BLE001 - each of the others gets its chance

@@ -50,7 +50,7 @@ MESSAGE_LIMIT = 2000
 BY_NOVA = "NOVA: "
 """How the messages of the states begin by which NOVA itself puts a run in its queue: see `Runs.retried`."""
 
-Closing = tuple[Literal["failed", "cancelled"], str, str]
+Closure = tuple[Literal["failed", "cancelled"], str, str]
 """How an execution's row is closed from outside: status, error, error kind."""
 
 _STATUS_OF_TYPE: dict[StateType, TaskStatus] = {
@@ -67,7 +67,7 @@ _STATUS_OF_TYPE: dict[StateType, TaskStatus] = {
 
 
 @dataclass(frozen=True)
-class RunState:
+class FlowRunState:
     """What Prefect says of a flow run."""
 
     flow_run_id: UUID
@@ -106,14 +106,14 @@ class RunState:
         }[self.status]
 
 
-def state_of(flow_run: FlowRun) -> RunState:
+def state_of(flow_run: FlowRun) -> FlowRunState:
     """Translate Prefect's flow run."""
     state = flow_run.state
     kind = state.type if state else StateType.PENDING
     name = (state.name if state else None) or kind.value.title()
     message = (state.message if state else None) or ""
     workflow_id = flow_run.parameters.get("workflow_id")
-    return RunState(
+    return FlowRunState(
         flow_run_id=flow_run.id,
         kind=kind.value.lower(),
         state_id=state.id if state else None,
@@ -135,7 +135,7 @@ def _uuid(text: object) -> UUID | None:
         return None
 
 
-def closing(state: RunState | None, reopened_from: UUID | None = None) -> Closing | None:
+def closure_for(state: FlowRunState | None, reopened_from: UUID | None = None) -> Closure | None:
     """What an execution's open row becomes, given Prefect's state; None while the run may still go on.
 
     The flow closes its row before it ends, so a final state beside an open row says that the flow could
@@ -163,7 +163,7 @@ def put_back(message: str, at: datetime | None = None) -> State[Any]:
     return AwaitingRetry(scheduled_time=at, message=_message(BY_NOVA + message))
 
 
-class Runs:
+class FlowRuns:
     """Flow runs of NOVA's deployments. Every method raises PrefectUnavailableError."""
 
     def __init__(self, client: PrefectClient, timeout: float) -> None:
@@ -172,7 +172,7 @@ class Runs:
 
     async def submit(
         self, *, deployment_id: UUID, public_id: UUID, name: str, tags: list[str], priority: str
-    ) -> RunState:
+    ) -> FlowRunState:
         """Create the flow run of an execution; the same `public_id` gives the same run.
 
         Raises NotFoundError when the deployment is gone.
@@ -188,7 +188,7 @@ class Runs:
             )
         return state_of(flow_run)
 
-    async def find(self, flow_run_id: UUID) -> RunState | None:
+    async def find(self, flow_run_id: UUID) -> FlowRunState | None:
         """What Prefect says of a flow run; None when it knows none of that id."""
         try:
             async with prefect_call(self._timeout, "reading the flow run"):
@@ -196,7 +196,7 @@ class Runs:
         except NotFoundError:
             return None
 
-    async def find_all(self, flow_run_ids: list[UUID]) -> dict[UUID, RunState]:
+    async def find_all(self, flow_run_ids: list[UUID]) -> dict[UUID, FlowRunState]:
         """What Prefect says of at most `PAGE` flow runs, by their ids; one it does not know is left out."""
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=flow_run_ids))
         async with prefect_call(self._timeout, "reading flow runs"):
@@ -255,7 +255,7 @@ class Runs:
         except NotFoundError:
             return
 
-    async def active(self, pool: str) -> list[RunState]:
+    async def active(self, pool: str) -> list[FlowRunState]:
         """NOVA's runs in a pool that somebody should be at, and those that are to be tried again.
 
         At most `MOST` of them, those first that were due first.

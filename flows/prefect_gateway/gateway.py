@@ -12,13 +12,13 @@ from prefect.settings import get_current_settings
 
 from flows.config.settings import Settings
 from flows.graphs.errors import NotFoundError, PrefectUnavailableError
-from flows.prefect_gateway.flow_runs import Runs
+from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.prefect_gateway.prefect_errors import prefect_call
 from flows.prefect_gateway.run_watch import RunWatch
 from flows.prefect_gateway.workflow_deployments import Deployments
 
 
-class Orchestration:
+class PrefectGateway:
     """One long-lived Prefect client and what NOVA does with it; use it as an async context manager."""
 
     def __init__(self, settings: Settings) -> None:
@@ -31,7 +31,7 @@ class Orchestration:
         )
         self._pool = settings.work_pool
         self._timeout = settings.prefect_timeout
-        self.runs = Runs(self._client, settings.prefect_timeout)
+        self.runs = FlowRuns(self._client, settings.prefect_timeout)
         self.watch = RunWatch(self.runs)
         self.deployments = Deployments(self._client, settings.work_pool, settings.prefect_timeout)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from flows.graphs.errors import PrefectUnavailableError
-from flows.prefect_gateway.flow_runs import PAGE, Runs, RunState
+from flows.prefect_gateway.flow_runs import PAGE, FlowRuns, FlowRunState
 
 PACE = 1.0
 """Seconds between two rounds of look-ups; so long Prefect's silence is passed on, too."""
@@ -28,7 +28,7 @@ _WATCHED = 30.0
 
 @dataclass(frozen=True)
 class _Answer:
-    state: RunState | None
+    state: FlowRunState | None
     asked_at: float
     came_at: float
 
@@ -42,7 +42,7 @@ class RunWatch:
     client, not to act on. For that there is `fresh`.
     """
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: FlowRuns) -> None:
         self._runs = runs
         self._wanted: dict[UUID, float] = {}
         self._answers: dict[UUID, _Answer] = {}
@@ -50,7 +50,7 @@ class RunWatch:
         self._pace = PACE
         self._next_round = self._silent_until = 0.0
 
-    async def state(self, flow_run_id: UUID) -> RunState | None:
+    async def state(self, flow_run_id: UUID) -> FlowRunState | None:
         """What Prefect says of a flow run; None when it knows none. Raises PrefectUnavailableError."""
         self._wanted[flow_run_id] = time.monotonic()
         if not self._is_younger(flow_run_id, self._pace):
@@ -60,7 +60,7 @@ class RunWatch:
                 await asyncio.shield(self._join())
         return self._answers[flow_run_id].state
 
-    async def fresh(self, flow_run_id: UUID) -> RunState | None:
+    async def fresh(self, flow_run_id: UUID) -> FlowRunState | None:
         """Ask Prefect itself, now: for who is about to act on the answer. Raises PrefectUnavailableError."""
         asked_at = time.monotonic()
         async with _patience():
@@ -68,7 +68,7 @@ class RunWatch:
         self._note(flow_run_id, state, asked_at)
         return state
 
-    def expect(self, state: RunState) -> None:
+    def expect(self, state: FlowRunState) -> None:
         """Take note of what Prefect has just said of a run that will be asked for."""
         now = time.monotonic()
         self._forget(now)
@@ -85,7 +85,7 @@ class RunWatch:
         answer = self._answers.get(flow_run_id)
         return answer is not None and time.monotonic() < answer.came_at + age
 
-    def _note(self, flow_run_id: UUID, state: RunState | None, asked_at: float) -> None:
+    def _note(self, flow_run_id: UUID, state: FlowRunState | None, asked_at: float) -> None:
         known = self._answers.get(flow_run_id)
         if known is None or known.asked_at <= asked_at:
             self._answers[flow_run_id] = _Answer(state, asked_at, time.monotonic())

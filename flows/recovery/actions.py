@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings
 from flows.graphs.errors import ConflictError
-from flows.prefect_gateway.flow_runs import Closing, Runs, RunState, closing
+from flows.prefect_gateway.flow_runs import Closure, FlowRuns, FlowRunState, closure_for
 from flows.store import checks, leases, orphans, transitions
 from flows.store.database import Database
-from flows.store.orphans import Seized
+from flows.store.orphans import RecoveryLease
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +42,20 @@ class Report:
     """Task runs, not runs, that are not Running any more."""
 
 
-class Rescue:
+class RecoveryActions:
     """Acts on one execution at a time, whose lease was seized; gives it back, whatever it does.
 
     The row is changed first where a run ends, and Prefect first where it goes on: if what comes second fails,
     the next look finds a run that is over, or one that waits.
     """
 
-    def __init__(self, database: Database, runs: Runs, settings: Settings, report: Report) -> None:
+    def __init__(self, database: Database, runs: FlowRuns, settings: Settings, report: Report) -> None:
         self._database = database
         self._runs = runs
         self._crash_limit = settings.crash_limit
         self._report = report
 
-    async def attend(self, seized: Seized, flow_run_id: UUID, state: RunState | None) -> None:
+    async def attend(self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None) -> None:
         """Bring a run to where it belongs, given Prefect's state of this moment.
 
         Raises PrefectUnavailableError, DatabaseUnavailableError, and LeaseLostError when it took so long that
@@ -64,7 +64,7 @@ class Rescue:
         if seized.row.status not in checks.LIVE:
             await self._agree(seized, flow_run_id, state)
             return
-        end: Closing | None = closing(state, seized.row.reopened_from)
+        end: Closure | None = closure_for(state, seized.row.reopened_from)
         if state is not None and (state.kind == "cancelling" or seized.row.revoked):
             end = "cancelled", state.state_message or "The run was cancelled.", "cancelled"
         if end is not None:
@@ -76,7 +76,7 @@ class Rescue:
         else:
             await self._go_on(seized, flow_run_id, state)
 
-    async def _go_on(self, seized: Seized, flow_run_id: UUID, state: RunState) -> None:
+    async def _go_on(self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState) -> None:
         """Put a run back in its queue, unless that was done too often or cannot be done."""
         given_up = self._given_up(seized)
         if given_up is None and state.kind != "scheduled":
@@ -85,7 +85,7 @@ class Rescue:
             try:
                 await self._crash_task_runs(seized, flow_run_id)
                 if not await self._runs.requeue(flow_run_id, f"{_DIED} Another one goes on.", seized.due):
-                    await self._database.run(lambda session: orphans.let_go(session, seized))
+                    await self._database.run(lambda session: orphans.release_recovery(session, seized))
                     return  # something was done to it in Prefect at this moment: the next look tells what
             except ConflictError as error:
                 given_up = f"{_DIED} {error}"
@@ -96,7 +96,7 @@ class Rescue:
         self._report.requeued += 1
         log.warning("Execution %d lost its worker and is in its queue again.", seized.row.id)
 
-    async def _retry(self, seized: Seized, flow_run_id: UUID) -> None:
+    async def _retry(self, seized: RecoveryLease, flow_run_id: UUID) -> None:
         """Tell Prefect of a person's retry: the API that had opened the row did not come to it."""
         await self._confirm(seized)
         try:
@@ -108,7 +108,7 @@ class Rescue:
         self._report.reopened += 1
         log.info("Execution %d was retried and is in its queue.", seized.row.id)
 
-    def _given_up(self, seized: Seized) -> str | None:
+    def _given_up(self, seized: RecoveryLease) -> str | None:
         """Why a run is not tried any more; None while it is."""
         counts, node = seized.counts, seized.row.current_node
         where = f"at step {seized.step}" + (f", node {node!r}" if node else "")
@@ -120,7 +120,7 @@ class Rescue:
             )
         return None
 
-    async def _fail(self, seized: Seized, flow_run_id: UUID, reason: str) -> None:
+    async def _fail(self, seized: RecoveryLease, flow_run_id: UUID, reason: str) -> None:
         await self._database.run(
             lambda session: transitions.finish(
                 session,
@@ -136,7 +136,9 @@ class Rescue:
         log.error("Execution %d is given up: %s", seized.row.id, reason)
         await self._end(seized, flow_run_id, "failed", reason)
 
-    async def _close(self, seized: Seized, flow_run_id: UUID, state: RunState | None, end: Closing) -> None:
+    async def _close(
+        self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None, end: Closure
+    ) -> None:
         """Close the row of a run that was ended, or is to be ended, in Prefect."""
         status, error, kind = end
         await self._database.run(
@@ -151,7 +153,7 @@ class Rescue:
         elif state is not None:
             await self._crash_task_runs(seized, flow_run_id)
 
-    async def _agree(self, seized: Seized, flow_run_id: UUID, state: RunState | None) -> None:
+    async def _agree(self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None) -> None:
         """Bring a row that is closed and Prefect together: by what the row says, or by a person's retry."""
         row = seized.row
         if state is None:
@@ -177,11 +179,11 @@ class Rescue:
             log.warning("Execution %d is %s, and so is its flow run now.", row.id, row.status)
         await self._release(seized)
 
-    async def _end(self, seized: Seized, flow_run_id: UUID, status: str, message: str | None) -> None:
+    async def _end(self, seized: RecoveryLease, flow_run_id: UUID, status: str, message: str | None) -> None:
         await self._runs.set_final(flow_run_id, status, message)
         await self._crash_task_runs(seized, flow_run_id)
 
-    async def _crash_task_runs(self, seized: Seized, flow_run_id: UUID) -> None:
+    async def _crash_task_runs(self, seized: RecoveryLease, flow_run_id: UUID) -> None:
         """End what Prefect still shows as running of the attempt that died."""
         if seized.row.attempt == 0:
             return
@@ -189,7 +191,7 @@ class Rescue:
         await self._runs.crash_task_runs(found, _DIED)
         self._report.task_runs += len(found)
 
-    async def _confirm(self, seized: Seized) -> None:
+    async def _confirm(self, seized: RecoveryLease) -> None:
         lease = seized.lease
 
         def renew(session: Session) -> None:
@@ -198,5 +200,5 @@ class Rescue:
 
         await self._database.run(renew)
 
-    async def _release(self, seized: Seized) -> None:
+    async def _release(self, seized: RecoveryLease) -> None:
         await self._database.run(lambda session: leases.release(session, seized.lease))

@@ -26,11 +26,11 @@ from flows.graphs.errors import (
     NovaError,
     PrefectUnavailableError,
 )
-from flows.prefect_gateway.flow_runs import PAGE, Runs, RunState, closing
-from flows.recovery.actions import Report, Rescue
+from flows.prefect_gateway.flow_runs import PAGE, FlowRuns, FlowRunState, closure_for
+from flows.recovery.actions import RecoveryActions, Report
 from flows.store import leases, orphans, transitions
 from flows.store.database import Database
-from flows.store.orphans import Seized, Standing
+from flows.store.orphans import RecoveryLease, RunSnapshot
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Reconciler:
     def __init__(
         self,
         database: Database,
-        runs: Runs,
+        runs: FlowRuns,
         settings: Settings,
         resubmit: Resubmit | None = None,
         *,
@@ -102,7 +102,7 @@ class Reconciler:
         Raises PrefectUnavailableError and DatabaseUnavailableError; the next round goes on where it ended.
         """
         report = Report()
-        rescue = Rescue(self._database, self._runs, self._settings, report)
+        rescue = RecoveryActions(self._database, self._runs, self._settings, report)
         self._failures = 0
         self._seen_now = {}
         active = await self._runs.active(self._settings.work_pool)
@@ -115,7 +115,7 @@ class Reconciler:
         self._first_seen = self._seen_now
         return report
 
-    async def _recover(self, rescue: Rescue) -> None:
+    async def _recover(self, rescue: RecoveryActions) -> None:
         """Look after the executions whose worker gives no sign of life any more."""
         done: list[int] = []
         while True:
@@ -125,17 +125,19 @@ class Reconciler:
             done.append(seized.row.id)
             await self._attend(seized, self._rescue_expired(rescue, seized))
 
-    async def _rescue_expired(self, rescue: Rescue, seized: Seized) -> None:
+    async def _rescue_expired(self, rescue: RecoveryActions, seized: RecoveryLease) -> None:
         flow_run_id = seized.row.flow_run_id
         if flow_run_id is None:  # whoever handed it to Prefect died at it
             await self._database.run(lambda session: leases.release(session, seized.lease))
             return
         await rescue.attend(seized, flow_run_id, await self._runs.find(flow_run_id))
 
-    async def _compare(self, rescue: Rescue, active: Collection[RunState]) -> None:
+    async def _compare(self, rescue: RecoveryActions, active: Collection[FlowRunState]) -> None:
         """Hold what Prefect takes for active against the rows."""
         runs = {state.flow_run_id: state.public_id for state in active}
-        rows = await self._database.run(lambda session: orphans.beside(session, runs)) if runs else {}
+        rows = (
+            await self._database.run(lambda session: orphans.match_flow_runs(session, runs)) if runs else {}
+        )
         for state in active:
             row = rows.get(state.flow_run_id)
             patience = self._patience(state, row)
@@ -145,7 +147,7 @@ class Reconciler:
             if row is not None:
                 await self._take_up(rescue, row, state.flow_run_id, state)
 
-    def _patience(self, state: RunState, row: Standing | None) -> float | None:
+    def _patience(self, state: FlowRunState, row: RunSnapshot | None) -> float | None:
         """How many seconds a run and its row may stand like this; None: as long as they like."""
         lease = self._settings.lease_seconds
         if row is not None and row.leased:
@@ -159,7 +161,7 @@ class Reconciler:
             return 2 * lease
         return lease / 3 if state.kind == "cancelling" or (row is not None and not row.is_live) else lease
 
-    async def _adopt(self, state: RunState) -> Standing | None:
+    async def _adopt(self, state: FlowRunState) -> RunSnapshot | None:
         """Make the row of a run that was started in Prefect and died before it had one, to look after it."""
         flow_run_id, workflow_id = state.flow_run_id, state.workflow_id
         if workflow_id is not None and state.public_id is None:
@@ -177,7 +179,7 @@ class Reconciler:
         )
         return None
 
-    async def _walk(self, rescue: Rescue, known: Collection[UUID]) -> None:
+    async def _walk(self, rescue: RecoveryActions, known: Collection[UUID]) -> None:
         """Ask Prefect for the next page of runs that wait: some may be over, and nobody said so."""
         page = await self._database.run(lambda session: orphans.waiting(session, self._cursor, PAGE))
         self._cursor = page[-1].id if len(page) == PAGE else 0
@@ -185,23 +187,25 @@ class Reconciler:
         states = await self._runs.find_all(list(asked)) if asked else {}
         for flow_run_id, row in asked.items():
             state = states.get(flow_run_id)
-            if closing(state) is not None or (state is not None and state.kind == "crashed"):
+            if closure_for(state) is not None or (state is not None and state.kind == "crashed"):
                 await self._take_up(rescue, row, flow_run_id, state)
 
-    async def _take_up(self, rescue: Rescue, row: Standing, flow_run_id: UUID, seen: RunState | None) -> None:
+    async def _take_up(
+        self, rescue: RecoveryActions, row: RunSnapshot, flow_run_id: UUID, seen: FlowRunState | None
+    ) -> None:
         """Look after an execution, if neither it nor its flow run has changed since they were seen."""
         seized = await self._database.run(lambda session: orphans.seize(session, row, flow_run_id))
         if seized is not None:
             await self._attend(seized, self._rescue_seen(rescue, seized, flow_run_id, seen))
 
     async def _rescue_seen(
-        self, rescue: Rescue, seized: Seized, flow_run_id: UUID, seen: RunState | None
+        self, rescue: RecoveryActions, seized: RecoveryLease, flow_run_id: UUID, seen: FlowRunState | None
     ) -> None:
         state = await self._runs.find(flow_run_id)
         if (state and state.state_id) == (seen and seen.state_id):
             await rescue.attend(seized, flow_run_id, state)
         else:
-            await self._let_go(seized)
+            await self._release(seized)
 
     async def _submit_forgotten(self, report: Report) -> None:
         """Hand the runs to Prefect that it was never told of: the API that had accepted them died."""
@@ -214,7 +218,7 @@ class Reconciler:
             if seized is not None:
                 await self._attend(seized, self._submit(self._resubmit, seized, report))
 
-    async def _submit(self, resubmit: Resubmit, seized: Seized, report: Report) -> None:
+    async def _submit(self, resubmit: Resubmit, seized: RecoveryLease, report: Report) -> None:
         flow_run_id = await resubmit(seized.row.id)
 
         def note(session: Session) -> None:
@@ -231,7 +235,7 @@ class Reconciler:
         await self._runs.crash_task_runs(late, "Its run ended, or goes on, without it.")
         report.task_runs += len(late)
 
-    async def _attend(self, seized: Seized, work: Awaitable[None]) -> None:
+    async def _attend(self, seized: RecoveryLease, work: Awaitable[None]) -> None:
         """Do the work on an execution in bounded time; where it fails the execution stands as before.
 
         What is wrong with one must not keep the others waiting; with two in a row, Prefect is what is wrong.
@@ -243,7 +247,7 @@ class Reconciler:
             log.info("%s", error)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                await self._let_go(seized)
+                await self._release(seized)
             if not isinstance(error, Exception) or isinstance(error, DatabaseUnavailableError):
                 raise
             if isinstance(error, PrefectUnavailableError | TimeoutError):
@@ -255,8 +259,8 @@ class Reconciler:
         else:
             self._failures = 0
 
-    async def _let_go(self, seized: Seized) -> None:
-        await self._database.run(lambda session: orphans.let_go(session, seized))
+    async def _release(self, seized: RecoveryLease) -> None:
+        await self._database.run(lambda session: orphans.release_recovery(session, seized))
 
     def _lasted(self, what: Hashable, seconds: float) -> bool:
         """Whether this was seen for so long, in every round."""

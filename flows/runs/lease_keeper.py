@@ -1,7 +1,7 @@
-"""The leases that this process holds: taken, kept alive by a thread of their own, given back.
+"""The leases that this process holds: taken, renewed by a thread of their own, released.
 
-Whoever runs an execution asks its `Held` before it tells anybody how the run stands, and gives the lease back
-when Prefect has heard it; every write in the database is fenced besides (see `flows.store.leases`).
+Whoever runs an execution asks its `HeldLease` before it tells Prefect how the run stands, and releases the
+lease when Prefect has heard it. Every write in the database is fenced besides (see `flows.store.leases`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from uuid import UUID, uuid4
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import BreakerOpenError, DatabaseUnavailableError, LeaseLostError
-from flows.prefect_gateway.flow_runs import Runs
+from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.runs.loading import RunRequest
-from flows.runs.retry_policy import outlast
+from flows.runs.retry_policy import run_until_committed
 from flows.store import circuit_breaker, leases
 from flows.store.database import Database
 from flows.store.leases import Lease
@@ -27,7 +27,7 @@ from flows.store.leases import Lease
 log = logging.getLogger(__name__)
 
 
-class Held:
+class HeldLease:
     """One lease of this process, until it is given back or lost."""
 
     def __init__(self, keeper: LeaseKeeper, flow_run_id: UUID, lease: Lease, asked_at: float) -> None:
@@ -35,7 +35,7 @@ class Held:
         self._keeper = keeper
         self._flow_run_id = flow_run_id
         self._sure_until = asked_at + lease.seconds
-        self._is_lost = self._is_given_back = self._is_ending = self._is_wanted_back = False
+        self._is_lost = self._is_released = self._is_ending = self._is_leave_requested = False
         self._on_loss: Callable[[], None] | None = None
 
     @property
@@ -49,13 +49,13 @@ class Held:
         return self._is_ending
 
     @property
-    def is_wanted_back(self) -> bool:
+    def is_leave_requested(self) -> bool:
         """Whether this process is about to end: the run is to leave before its next node."""
-        return self._is_wanted_back
+        return self._is_leave_requested
 
-    def want_back(self) -> None:
+    def request_leave(self) -> None:
         """Have the run leave before its next node, where nothing of it gets lost."""
-        self._is_wanted_back = True
+        self._is_leave_requested = True
 
     def end(self) -> None:
         """Let what follows be the run's last word of this attempt."""
@@ -72,13 +72,13 @@ class Held:
 
     async def look(self) -> None:
         """As `confirm`, but ask the database in any case: the run may have been closed from outside."""
-        if not self._is_lost and not self._is_given_back:
+        if not self._is_lost and not self._is_released:
             await self._keeper.look_at(self)
         self.check()
 
-    async def give_back(self) -> bool:
+    async def release(self) -> bool:
         """Free it for whoever goes on with the run; False when it was not ours any more."""
-        return await self._keeper.give_back(self._flow_run_id)
+        return await self._keeper.release(self._flow_run_id)
 
     def check(self) -> None:
         """Raise LeaseLostError when the lease is known to be lost."""
@@ -112,15 +112,15 @@ class Held:
         finally:
             self._on_loss = None
 
-    def note_given_back(self) -> None:
+    def note_released(self) -> None:
         """Take note that from now on its row may have no lease: that is no loss."""
-        self._is_given_back = True
+        self._is_released = True
 
     def note(self, is_ours: bool, asked_at: float) -> None:
         """Take note of what the database said; called in the keeper's thread, too."""
         if is_ours:
             self._sure_until = max(self._sure_until, asked_at + self.lease.seconds)
-        elif not self._is_given_back and not self._is_lost:
+        elif not self._is_released and not self._is_lost:
             self._is_lost = True
             log.warning("Execution %d is not this process's any more.", self.lease.execution_id)
             if (tell := self._on_loss) is not None:
@@ -138,12 +138,14 @@ class LeaseKeeper:
         self._database = database
         self._renewals = renewals
         self._seconds = seconds
-        self._held: dict[UUID, Held] = {}
+        self._held: dict[UUID, HeldLease] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    async def take_for(self, request: RunRequest, runs: Runs, *, ask_breaker: bool = False) -> Held | None:
+    async def take_for(
+        self, request: RunRequest, runs: FlowRuns, *, ask_breaker: bool = False
+    ) -> HeldLease | None:
         """As `take`, for the start of a flow run, which opens an execution again that a person retried.
 
         Raises PrefectUnavailableError besides: where there is nothing to run, Prefect says who wants it to.
@@ -155,7 +157,7 @@ class LeaseKeeper:
 
     async def take(
         self, request: RunRequest, *, ask_breaker: bool = False, reopens: bool = False
-    ) -> Held | None:
+    ) -> HeldLease | None:
         """Take the lease of a run that is about to start, or return it where this process has it already.
 
         None: there is nothing to run, and `load_run` says why. Raises LeaseHeldError, BreakerOpenError where
@@ -182,7 +184,7 @@ class LeaseKeeper:
         lease = await self._database.run(take)
         if lease is None:
             return None
-        held = Held(self, request.flow_run_id, lease, asked_at)
+        held = HeldLease(self, request.flow_run_id, lease, asked_at)
         with self._lock:
             self._held[request.flow_run_id] = held
             if self._thread is None:
@@ -190,11 +192,11 @@ class LeaseKeeper:
                 self._thread.start()
         return held
 
-    def held(self, flow_run_id: UUID) -> Held | None:
+    def held(self, flow_run_id: UUID) -> HeldLease | None:
         """The lease that this process has for a flow run."""
         return self._held.get(flow_run_id)
 
-    async def give_back(self, flow_run_id: UUID) -> bool:
+    async def release(self, flow_run_id: UUID) -> bool:
         """Free a run's lease for whoever goes on with it; without the database it runs out by itself.
 
         False when it was not ours any more: lost, or given back before.
@@ -203,17 +205,17 @@ class LeaseKeeper:
             held = self._held.pop(flow_run_id, None)
         if held is None or held.is_lost:
             return False
-        held.note_given_back()
+        held.note_released()
         try:
             return await self._database.run(lambda session: leases.release(session, held.lease))
         except DatabaseUnavailableError as error:
             log.warning("The lease of execution %d runs out by itself: %s", held.lease.execution_id, error)
             return False
 
-    async def look_at(self, held: Held) -> None:
+    async def look_at(self, held: HeldLease) -> None:
         """Ask the database whether a lease is still ours; waits for as long as it does not answer."""
         asked_at = time.monotonic()
-        ours = await outlast(
+        ours = await run_until_committed(
             self._renewals, lambda session: leases.renew(session, [held.lease.owner], self._seconds)
         )
         held.note(held.lease.owner in ours, asked_at)

@@ -47,7 +47,7 @@ class LoadedRun:
     """How often it was put off because infrastructure broke."""
     tries: int
     """Rows that its next step has already, of tries that failed."""
-    guarded_step: int | None
+    unrepeatable_step: int | None
     """The step whose node may not be started: it was, and nobody knows what became of it."""
     stale_sandbox: str | None
     """The sandbox of an earlier attempt: to be dead before a node starts."""
@@ -119,7 +119,7 @@ def load_run(
         attempt=row.attempt,
         retries=row.retries,
         tries=chain.next_attempt(session, row.id, len(visits)) - 1,
-        guarded_step=row.guarded_step,
+        unrepeatable_step=row.unrepeatable_step,
         stale_sandbox=row.sandbox_id,
         workflow_slug=row.workflow.slug,
         client_slug=row.client_slug,

@@ -26,8 +26,8 @@ from flows.graphs.graph import Node
 from flows.graphs.traversal import UNKNOWN_BRANCH, Visit, branch_label
 from flows.runs import retry_policy
 from flows.runs.loading import LoadedRun, check_size
-from flows.runs.retry_policy import outlast
-from flows.runs.sandbox_session import Place
+from flows.runs.retry_policy import run_until_committed
+from flows.runs.sandbox_session import SandboxSession
 from flows.sandbox.port import NodeCall, NodeResult
 from flows.sandbox.runner.values import size_of
 from flows.store import chain, transitions
@@ -37,7 +37,7 @@ from flows.store.database import Database
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
-class NodeRunner:
+class NodeExecutor:
     """Runs the nodes of one attempt of an execution and writes their rows.
 
     Owns neither the sandbox nor the execution's row: the flow opens and closes both. A plain class, since
@@ -45,7 +45,13 @@ class NodeRunner:
     """
 
     def __init__(
-        self, settings: Settings, database: Database, cipher: Cipher, run: LoadedRun, place: Place, log: Log
+        self,
+        settings: Settings,
+        database: Database,
+        cipher: Cipher,
+        run: LoadedRun,
+        place: SandboxSession,
+        log: Log,
     ) -> None:
         self._first_pause = settings.node_retry_delay
         self._database = database
@@ -58,9 +64,9 @@ class NodeRunner:
         self.at: str | None = None
         """The node that is being run, or was when the run broke off."""
 
-    def check_guard(self, node: Node, step: int) -> None:
+    def check_unrepeatable(self, node: Node, step: int) -> None:
         """Raise InterruptedRunError when this step's node was started, must not be again, and did not end."""
-        if step == self._run.guarded_step:
+        if step == self._run.unrepeatable_step:
             self.at = node.id
             raise InterruptedRunError(
                 f"Node {node.id!r} (step {step}) was started and interrupted, and nobody knows what it did. "
@@ -77,7 +83,7 @@ class NodeRunner:
         """
         node = self._run.graph.node(node_id)
         self.at = node_id
-        self.check_guard(node, step)
+        self.check_unrepeatable(node, step)
         if node.on_interrupt == "fail":
             visit = await self._run_once(node, step)
         else:
@@ -95,7 +101,9 @@ class NodeRunner:
 
     async def _run_once(self, node: Node, step: int) -> Visit:
         """Run a node that is never to be started a second time, once it has been written down that it was."""
-        await outlast(self._database, lambda session: transitions.guard(session, self._run.lease, step))
+        await run_until_committed(
+            self._database, lambda session: transitions.mark_unrepeatable(session, self._run.lease, step)
+        )
         try:
             return await self._try(node, step)
         except SandboxError as error:
@@ -123,7 +131,7 @@ class NodeRunner:
                 broken = error.error_type == UNKNOWN_BRANCH
             except SandboxError as error:
                 failure, broken = error, True
-                pause = next(of_place, None) if retry_policy.passes_soon(error) else None
+                pause = next(of_place, None) if retry_policy.may_pass_soon(error) else None
             if pause is None:
                 raise failure
             self._log.warning("Node %r is tried again in %.1f s: %s", node.id, pause, failure)
@@ -231,7 +239,7 @@ class NodeRunner:
             chain.append(session, self._run.lease, entry, current_node=target)
 
         try:
-            await outlast(self._database, write)
+            await run_until_committed(self._database, write)
         except ConflictError:
             if began == 1:  # else it was committed before, and only the answer was lost with the database
                 raise

@@ -43,7 +43,7 @@ def fail(session: Session, lease: Lease, error: NovaError, node: str | None = No
     )
 
 
-def put_off(
+def schedule_retry(
     session: Session, settings: Settings, run: LoadedRun, error: NovaError, node: str | None
 ) -> datetime | None:
     """Put a run off whose infrastructure broke, and return when its next attempt is due.
@@ -57,7 +57,7 @@ def put_off(
     if wait is None and run.retries >= settings.retries:
         return None
     seconds = wait or retry_policy.delay(run.retries, settings.retry_delay, settings.retry_delay_max)
-    return transitions.postpone(
+    return transitions.schedule_retry(
         session,
         run.lease,
         error=str(error),
@@ -71,7 +71,7 @@ def put_off(
 
 def _is_for_breaker(error: NovaError) -> bool:
     if isinstance(error, SandboxError):
-        return retry_policy.is_the_provider_s(error)
+        return retry_policy.is_provider_failure(error)
     return isinstance(error, BreakerOpenError)
 
 

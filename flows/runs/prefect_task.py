@@ -16,9 +16,9 @@ from flows.graphs.errors import InterruptedRunError, LeaseError, LimitError, Nod
 from flows.graphs.graph import Node
 from flows.graphs.traversal import Visit, next_node
 from flows.prefect_gateway.text import printable
-from flows.runs.lease_keeper import Held
+from flows.runs.lease_keeper import HeldLease
 from flows.runs.loading import LoadedRun
-from flows.runs.node_executor import NodeRunner
+from flows.runs.node_executor import NodeExecutor
 
 MESSAGE_LIMIT = 2000
 """Characters of an error that are shown in Prefect; the Chain of Work has all of it."""
@@ -27,7 +27,7 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 @task(name="node", task_run_name="{title}", persist_result=False, cache_policy=NO_CACHE, log_prints=False)
-async def run_node(runner: NodeRunner, node_id: str, step: int, title: str) -> Visit | State[Visit]:
+async def run_node(runner: NodeExecutor, node_id: str, step: int, title: str) -> Visit | State[Visit]:
     """Run one action or decision as a Prefect task that is named `title`; the flow chains them.
 
     An expected failure is a Failed state that carries its error: raised, Prefect would log it with a
@@ -43,10 +43,10 @@ async def run_node(runner: NodeRunner, node_id: str, step: int, title: str) -> V
         return Failed(message=printable(str(error))[:MESSAGE_LIMIT], data=error)
 
 
-async def walk(run: LoadedRun, nodes: NodeRunner, held: Held, log: Log) -> int:
+async def walk(run: LoadedRun, nodes: NodeExecutor, held: HeldLease, log: Log) -> int:
     """Run node after node until an end; return how many steps the whole run has.
 
-    Raises what `NodeRunner.run` and `next_node` raise, and CancelledError where the worker wants the run
+    Raises what `NodeExecutor.run` and `next_node` raise, and CancelledError where the worker wants the run
     back: between two nodes nothing is interrupted.
     """
     visits = list(run.visits)
@@ -56,7 +56,7 @@ async def walk(run: LoadedRun, nodes: NodeRunner, held: Held, log: Log) -> int:
         if node.type in ("start", "end"):
             visits.append(await nodes.pass_through(node, step))
             continue
-        if held.is_wanted_back:
+        if held.is_leave_requested:
             raise asyncio.CancelledError
         previous = await _run_task(nodes, node, step, previous)
         visit = await previous.aresult()
@@ -65,7 +65,9 @@ async def walk(run: LoadedRun, nodes: NodeRunner, held: Held, log: Log) -> int:
     return len(visits)
 
 
-async def _run_task(nodes: NodeRunner, node: Node, step: int, previous: State[Visit] | None) -> State[Visit]:
+async def _run_task(
+    nodes: NodeExecutor, node: Node, step: int, previous: State[Visit] | None
+) -> State[Visit]:
     """Run a node as a task named after it; waiting for the one before draws the arrow in the UI."""
     wait_for = [previous] if previous is not None else None
     call = run_node(nodes, node.id, step, _shown(node), return_state=True, wait_for=wait_for)

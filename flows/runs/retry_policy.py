@@ -43,12 +43,12 @@ def passes(error: Exception) -> bool:
     return isinstance(error, InfrastructureError)
 
 
-def passes_soon(error: SandboxError) -> bool:
+def may_pass_soon(error: SandboxError) -> bool:
     """Whether it is worth trying again in place."""
     return error.reason not in LASTING | WAITED_OUT
 
 
-def is_the_provider_s(error: SandboxError) -> bool:
+def is_provider_failure(error: SandboxError) -> bool:
     """Whether the circuit breaker is to count it: a sandbox in use may also end by what runs in it.
 
     One that was made and cannot be used is as little worth as one that cannot be made.
@@ -72,7 +72,7 @@ def jittered(seconds: float) -> float:
     return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
 
-async def insist(attempt: Callable[[], Awaitable[T]]) -> T:
+async def retry_until_database(attempt: Callable[[], Awaitable[T]]) -> T:
     """Try again and again for as long as the database is away.
 
     While it is, nobody can take a lease over: what is to be written waits, and the write itself finds out
@@ -88,6 +88,6 @@ async def insist(attempt: Callable[[], Awaitable[T]]) -> T:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-async def outlast(database: Database, work: Callable[[Session], T]) -> T:
-    """Do the work in one transaction, as soon as the database is there; see `insist`."""
-    return await insist(lambda: database.run(work))
+async def run_until_committed(database: Database, work: Callable[[Session], T]) -> T:
+    """Do the work in one transaction, as soon as the database is there; see `retry_until_database`."""
+    return await retry_until_database(lambda: database.run(work))

@@ -13,7 +13,7 @@ from flows.credentials.cipher import Cipher
 from flows.graphs.errors import SandboxError
 from flows.runs import retry_policy
 from flows.runs.loading import LoadedRun, open_context
-from flows.runs.retry_policy import outlast
+from flows.runs.retry_policy import run_until_committed
 from flows.sandbox import prewarm
 from flows.sandbox.factory import provider
 from flows.sandbox.port import NodeCall, NodeResult, Sandbox, SandboxSpec
@@ -23,7 +23,7 @@ from flows.store.database import Database
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
-class Place:
+class SandboxSession:
     """Owns the sandbox of one attempt of a run, which has one at a time."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Place:
         self._stale = run.stale_sandbox
         self._sandbox: Sandbox | None = None
 
-    async def bury(self) -> None:
+    async def dispose_stale(self) -> None:
         """See to it that an earlier sandbox of the run is dead; raises SandboxError."""
         if self._stale is not None:
             await self._provider.kill(self._stale)
@@ -64,7 +64,7 @@ class Place:
                 return
             except SandboxError as error:
                 pause = next(pauses, None)
-                if pause is None or not retry_policy.passes_soon(error):
+                if pause is None or not retry_policy.may_pass_soon(error):
                     raise
                 self._log.warning("%s It is tried again in %.1f s.", error, pause)
             await asyncio.sleep(pause)
@@ -93,8 +93,8 @@ class Place:
     async def _count(self, error: SandboxError) -> None:
         """Tell the circuit breaker of a failure, if it speaks of the provider."""
         settings = self._settings
-        if settings.uses_e2b and retry_policy.is_the_provider_s(error):
-            await outlast(
+        if settings.uses_e2b and retry_policy.is_provider_failure(error):
+            await run_until_committed(
                 self._database,
                 lambda session: circuit_breaker.failed(
                     session, settings.breaker_threshold, settings.breaker_pause
@@ -114,7 +114,7 @@ class Place:
     async def _prepare(self) -> None:
         """Wait for the sandbox, note it in the row before any node starts, and load the context."""
         making = prewarm.begin(self._provider, self._spec)
-        await self.bury()
+        await self.dispose_stale()
         sandbox = await making.ready()
         context = {**await self._take_context(), **self._run.overlay.fragments()}
 
@@ -125,7 +125,7 @@ class Place:
 
         # Both to their end: a note that came late would name a sandbox that was replaced since.
         done = await asyncio.gather(
-            outlast(self._database, note),
+            run_until_committed(self._database, note),
             sandbox.load(context),
             return_exceptions=True,
         )
@@ -145,4 +145,6 @@ class Place:
             self._run.context.clear()
             return context
         execution_id, cipher = self._run.execution_id, self._cipher
-        return await outlast(self._database, lambda session: open_context(session, execution_id, cipher))
+        return await run_until_committed(
+            self._database, lambda session: open_context(session, execution_id, cipher)
+        )

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from flows.config.settings import Settings
 from flows.sandbox.e2b.provider import E2BProvider
-from flows.sandbox.e2b.throttle import Turns
+from flows.sandbox.e2b.throttle import CreationThrottle
 from flows.sandbox.local import LocalProvider
 from flows.sandbox.port import SandboxProvider
 
@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 def provider(settings: Settings) -> SandboxProvider:
     """Choose by `E2B_API_KEY`; local sandboxes are warned of, once, since they do not contain anything."""
     if settings.uses_e2b:
-        turns = Turns(settings.e2b_creations_per_second, settings.e2b_sandboxes, settings.e2b_patience)
+        turns = CreationThrottle(
+            settings.e2b_creations_per_second, settings.e2b_sandboxes, settings.e2b_patience
+        )
         return E2BProvider(
             settings.e2b_template,
             settings.e2b_api_key.get_secret_value(),

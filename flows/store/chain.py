@@ -49,7 +49,7 @@ def append(session: Session, lease: Lease, step: Step, current_node: str | None 
     A step that succeeded is guarded no longer; one that failed stays so, for a run that dies before it is
     closed must not start that node again. Raises LeaseLostError, and what `add` raises.
     """
-    changes: dict[str, Any] = {"guarded_step": None} if step.status == "success" else {}
+    changes: dict[str, Any] = {"unrepeatable_step": None} if step.status == "success" else {}
     if current_node is not None:
         changes["current_node"] = current_node
     leases.hold(session, lease, **changes)

@@ -169,7 +169,7 @@ class Execution(Base):
     """When anybody else may take it; by the database's clock."""
     stepping: Mapped[bool] = mapped_column(default=False)
     """Whether a node of this attempt may have been started."""
-    guarded_step: Mapped[int | None]
+    unrepeatable_step: Mapped[int | None]
     """The step whose node must not be started again (`on_interrupt: fail`): it was started, and has not
     succeeded."""
     retries: Mapped[int] = mapped_column(default=0)

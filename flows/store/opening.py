@@ -16,7 +16,7 @@ FORGOTTEN: Final[dict[str, Any]] = {
     "crashes": 0,
     "crash_step": None,
     "lost_starts": 0,
-    "guarded_step": None,
+    "unrepeatable_step": None,
     "revoked": False,
 }
 """What a person's retry forgets: it has all the patience again, and a guarded node may start once more."""

@@ -26,7 +26,7 @@ SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunSnapshot:
     """An execution as far as it tells whether somebody should look after it."""
 
     id: int
@@ -54,7 +54,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Seized:
+class RecoveryLease:
     """An execution whose lease was taken to look after it."""
 
     row: Execution
@@ -77,12 +77,12 @@ class Seized:
         return {"crashes": crashes, "crash_step": self.step, "lost_starts": 0}
 
 
-def seize_expired(session: Session, but_not: Collection[int]) -> Seized | None:
+def seize_expired(session: Session, but_not: Collection[int]) -> RecoveryLease | None:
     """Seize the execution whose lease ran out first, of those that are not excepted; None: there is none."""
     return _seize(session, Execution.lease_until <= now(), Execution.id.not_in(but_not))
 
 
-def seize(session: Session, seen: Standing, flow_run_id: UUID | None = None) -> Seized | None:
+def seize(session: Session, seen: RunSnapshot, flow_run_id: UUID | None = None) -> RecoveryLease | None:
     """Seize an execution that is as it was seen; None when anything has happened to it.
 
     Notes the flow run, if the row has none yet.
@@ -97,7 +97,9 @@ def seize(session: Session, seen: Standing, flow_run_id: UUID | None = None) -> 
     )
 
 
-def _seize(session: Session, *which: ColumnElement[bool], flow_run_id: UUID | None = None) -> Seized | None:
+def _seize(
+    session: Session, *which: ColumnElement[bool], flow_run_id: UUID | None = None
+) -> RecoveryLease | None:
     found = session.execute(
         select(Execution, Execution.next_attempt_at > now())
         .where(*which)
@@ -123,7 +125,7 @@ def _seize(session: Session, *which: ColumnElement[bool], flow_run_id: UUID | No
     step = session.scalar(
         select(func.count()).where(ChainEntry.execution_id == row.id, ChainEntry.status == "success")
     )
-    return Seized(row, lease, step or 0, row.next_attempt_at if is_early else None)
+    return RecoveryLease(row, lease, step or 0, row.next_attempt_at if is_early else None)
 
 
 def hold_reopened(session: Session, execution_id: int) -> Lease:
@@ -144,7 +146,7 @@ def hold_reopened(session: Session, execution_id: int) -> Lease:
     return lease
 
 
-def let_go(session: Session, seized: Seized) -> None:
+def release_recovery(session: Session, seized: RecoveryLease) -> None:
     """Undo a seizure, unless the lease is not ours any more: an old lease is back, and over since now.
 
     As old as it was it would be the first to be seized next time, before those that can be helped.
@@ -157,7 +159,7 @@ def let_go(session: Session, seized: Seized) -> None:
     )
 
 
-def put_back(session: Session, seized: Seized, reason: str) -> None:
+def put_back(session: Session, seized: RecoveryLease, reason: str) -> None:
     """Note that an execution waits in its queue again, and give its lease back.
 
     The attempt that ended is counted. `reason` is its error, until the next attempt begins. Raises
@@ -171,20 +173,20 @@ def put_back(session: Session, seized: Seized, reason: str) -> None:
         raise leases.lost(session, seized.lease)
 
 
-def adopt(session: Session, flow_run_id: UUID, workflow_id: int) -> Standing | None:
+def adopt(session: Session, flow_run_id: UUID, workflow_id: int) -> RunSnapshot | None:
     """Make the row of a run that was started elsewhere and never came to make it; None: no such workflow."""
     creation.ensure_row(session, flow_run_id, workflow_id)
-    return beside(session, {flow_run_id: None}).get(flow_run_id)
+    return match_flow_runs(session, {flow_run_id: None}).get(flow_run_id)
 
 
-def beside(session: Session, runs: Mapping[UUID, UUID | None]) -> dict[UUID, Standing]:
+def match_flow_runs(session: Session, runs: Mapping[UUID, UUID | None]) -> dict[UUID, RunSnapshot]:
     """The executions of flow runs (id → the public id that it was made for), by the flow runs' ids."""
     of_public_id = {public_id: run for run, public_id in runs.items() if public_id is not None}
     found = _standings(session, or_(Execution.flow_run_id.in_(runs), Execution.public_id.in_(of_public_id)))
     return {row.flow_run_id or of_public_id[row.public_id]: row for row in found}
 
 
-def waiting(session: Session, after: int, limit: int) -> Sequence[Standing]:
+def waiting(session: Session, after: int, limit: int) -> Sequence[RunSnapshot]:
     """Executions with ids above `after` that are not over, that Prefect has, and that nobody runs."""
     return _standings(
         session,
@@ -196,7 +198,7 @@ def waiting(session: Session, after: int, limit: int) -> Sequence[Standing]:
     )
 
 
-def unsubmitted(session: Session, limit: int) -> Sequence[Standing]:
+def unsubmitted(session: Session, limit: int) -> Sequence[RunSnapshot]:
     """Executions that wait to be handed to Prefect, oldest first."""
     return _standings(
         session,
@@ -207,7 +209,9 @@ def unsubmitted(session: Session, limit: int) -> Sequence[Standing]:
     )
 
 
-def _standings(session: Session, *which: ColumnElement[bool], limit: int | None = None) -> Sequence[Standing]:
+def _standings(
+    session: Session, *which: ColumnElement[bool], limit: int | None = None
+) -> Sequence[RunSnapshot]:
     rows = session.execute(
         select(
             Execution.id,
@@ -224,4 +228,4 @@ def _standings(session: Session, *which: ColumnElement[bool], limit: int | None 
         .order_by(Execution.id)
         .limit(limit)
     )
-    return [Standing(*row) for row in rows]
+    return [RunSnapshot(*row) for row in rows]

@@ -117,15 +117,15 @@ def set_progress(
     leases.hold(session, lease, **changes)
 
 
-def guard(session: Session, lease: Lease, step: int) -> None:
+def mark_unrepeatable(session: Session, lease: Lease, step: int) -> None:
     """Note, before it is sent, that a step's node is about to start and must never be started again.
 
     It holds until the step succeeds (`chain.append`) or a person retries or skips it. Raises LeaseLostError.
     """
-    leases.hold(session, lease, guarded_step=step)
+    leases.hold(session, lease, unrepeatable_step=step)
 
 
-def postpone(
+def schedule_retry(
     session: Session,
     lease: Lease,
     *,
@@ -259,10 +259,10 @@ def _unchanged(attempt: int, reopened_from: uuid.UUID | None) -> list[ColumnElem
 
 
 def _close(session: Session, which: Sequence[ColumnElement[bool]], **changes: Any) -> bool:
-    closing = (
+    closed = (
         update(Execution)
         .where(*which)
         .values(completed_at=utcnow(), current_node=None, next_attempt_at=None, **changes)
         .returning(Execution.id)
     )
-    return session.scalar(closing) is not None
+    return session.scalar(closed) is not None

@@ -80,10 +80,10 @@ class Run:
         if extra.get("status") != "failed":
             self._step += 1
 
-    async def postpone(self, error: str, seconds: float) -> datetime:
+    async def schedule_retry(self, error: str, seconds: float) -> datetime:
         """Put the run off, as the flow does when infrastructure broke; when it is due."""
         return await self._database.run(
-            lambda session: transitions.postpone(
+            lambda session: transitions.schedule_retry(
                 session,
                 self._lease,
                 error=error,

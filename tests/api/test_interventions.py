@@ -28,7 +28,7 @@ from sqlalchemy import update
 from flows.config.settings import Settings
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery.reconciler import Reconciler
 from flows.store import chain, executions, leases, values
 from flows.store.database import Database, now
@@ -74,8 +74,8 @@ async def lonely(settings: Settings, encryption_key: str) -> AsyncIterator[httpx
 @pytest.fixture
 async def reconciler(database: Database, settings: Settings) -> AsyncIterator[Reconciler]:
     """What looks after runs in every worker and in the API; here it looks when it is told to."""
-    async with Orchestration(settings) as orchestration:
-        yield Reconciler(database, orchestration.runs, settings)
+    async with PrefectGateway(settings) as gateway:
+        yield Reconciler(database, gateway.runs, settings)
 
 
 async def status(api: httpx.AsyncClient, task_id: str) -> str:
@@ -130,7 +130,7 @@ async def test_a_run_that_waits_for_its_retry_is_cancelled_at_once(
     task_id, run = await start()
     await set_state(task_id, Running())
     await run.begin()
-    due = await run.postpone("E2B does not answer.", 300)
+    due = await run.schedule_retry("E2B does not answer.", 300)
     await set_state(task_id, AwaitingRetry(scheduled_time=due))
     if pid:
         await prefect.update_flow_run(UUID(task_id), infrastructure_pid=pid)

@@ -17,7 +17,7 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from flows.config.settings import Settings
 from flows.prefect_gateway import run_watch
-from flows.prefect_gateway.flow_runs import RunState
+from flows.prefect_gateway.flow_runs import FlowRunState
 from flows.store.database import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay
@@ -128,11 +128,11 @@ async def test_a_slow_poll_closes_no_run_that_was_retried_meanwhile(
     """It saw the run cancelled; before it could note so another poll did, and a person retried the run."""
     task_id, run = await start()
     await run.begin()
-    await run.postpone("E2B does not answer.", 300)
+    await run.schedule_retry("E2B does not answer.", 300)
     await set_state(task_id, Cancelled())
     ask, asked = run_watch.RunWatch.fresh, 0
 
-    async def slow(self: run_watch.RunWatch, flow_run_id: UUID) -> RunState | None:
+    async def slow(self: run_watch.RunWatch, flow_run_id: UUID) -> FlowRunState | None:
         nonlocal asked
         asked += 1
         first, state = asked == 1, await ask(self, flow_run_id)

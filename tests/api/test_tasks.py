@@ -129,7 +129,7 @@ async def test_a_run_that_was_put_off_is_retry(
     task_id, run = await start()
     await set_state(task_id, Running())
     await run.begin()
-    due = await run.postpone("E2B does not answer.", 300)
+    due = await run.schedule_retry("E2B does not answer.", 300)
     if told:
         await set_state(task_id, AwaitingRetry(scheduled_time=due))
     assert await poll(api, task_id) == {
@@ -148,7 +148,7 @@ async def test_a_run_that_was_put_off_and_is_told_so_without_prefect(
     """The row has all of it."""
     task_id, run = await start()
     await run.begin()
-    await run.postpone("E2B does not answer.", 300)
+    await run.schedule_retry("E2B does not answer.", 300)
     nowhere = f"http://127.0.0.1:{free_port()}/api"
     lonely = make_settings(settings.database_url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=1)
     async with running_api(lonely) as alone:
@@ -163,7 +163,7 @@ async def test_a_run_that_was_put_off_and_cancelled_is_revoked(
     task_id, run = await start()
     await set_state(task_id, Running())
     await run.begin()
-    await run.postpone("E2B does not answer.", 300)
+    await run.schedule_retry("E2B does not answer.", 300)
     await set_state(task_id, Cancelled())
     await becomes(api, task_id, "REVOKED")
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from tests.e2b_server import builds, commands, control, files, watching
 from tests.e2b_server.builds import Builds
-from tests.e2b_server.places import Place, Places
+from tests.e2b_server.places import Places, SandboxSession
 from tests.e2b_server.wire import RpcError
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -38,7 +38,9 @@ def application(places: Places, made: Builds, api_key: str | None = None) -> Sta
     def built(handle: Callable[[Builds, Request], Awaitable[Response]]) -> Handler:
         return keyed(partial(handle, made))
 
-    def placed(handle: Callable[[Place, Request], Awaitable[Response]], *, signed: bool = False) -> Handler:
+    def placed(
+        handle: Callable[[SandboxSession, Request], Awaitable[Response]], *, signed: bool = False
+    ) -> Handler:
         async def found(request: Request) -> Response:
             name = request.headers.get("e2b-sandbox-id", "")
             running = [p for p in places.all if p.state == "running"]
@@ -58,7 +60,7 @@ def application(places: Places, made: Builds, api_key: str | None = None) -> Sta
 
         return found
 
-    async def processes(place: Place, request: Request) -> Response:
+    async def processes(place: SandboxSession, request: Request) -> Response:
         if request.path_params["method"] == "Start" and (status := next(places.starts_refused_with, 0)):
             await request.body()
             return PlainTextResponse("says the proxy", status)
@@ -95,12 +97,12 @@ def application(places: Places, made: Builds, api_key: str | None = None) -> Sta
     )
 
 
-async def healthy(place: Place, request: Request) -> Response:
+async def healthy(place: SandboxSession, request: Request) -> Response:
     """Say that the sandbox is there."""
     return Response(status_code=204)
 
 
-async def process_call(place: Place, request: Request) -> Response:
+async def process_call(place: SandboxSession, request: Request) -> Response:
     """Answer a call of `process.Process`."""
     handle = commands.METHODS.get(request.path_params["method"])
     try:
@@ -111,7 +113,7 @@ async def process_call(place: Place, request: Request) -> Response:
         return error.response()
 
 
-async def file_call(place: Place, request: Request) -> Response:
+async def file_call(place: SandboxSession, request: Request) -> Response:
     """Answer a call of `filesystem.Filesystem`."""
     if request.path_params["method"] == "WatchDir":
         return await watching.watch_dir(place, request)

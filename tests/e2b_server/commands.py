@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from tests.e2b_server.places import Place
+from tests.e2b_server.places import SandboxSession
 from tests.e2b_server.processes import CUT_OFF, Event, Process
 from tests.e2b_server.wire import RpcError, frame, frames, only
 
@@ -20,7 +20,7 @@ LONGEST = 128 * 1024
 """Bytes that one argument or environment value may have in Linux."""
 
 
-def chosen(place: Place, body: dict[str, Any]) -> Process:
+def chosen(place: SandboxSession, body: dict[str, Any]) -> Process:
     """Find the process that a request names by pid or tag; raises RpcError."""
     selector = body.get("process", {})
     for process in place.processes.values():
@@ -29,7 +29,7 @@ def chosen(place: Place, body: dict[str, Any]) -> Process:
     raise RpcError("not_found", f"process with {selector} not found")
 
 
-async def start(place: Place, request: Request, user: str) -> Response:
+async def start(place: SandboxSession, request: Request, user: str) -> Response:
     """Start a program and follow it."""
     body = await only(request)
     config = body["process"]
@@ -55,7 +55,7 @@ async def start(place: Place, request: Request, user: str) -> Response:
     return follow(process, request, kill_late=True)
 
 
-async def connect(place: Place, request: Request, user: str) -> Response:
+async def connect(place: SandboxSession, request: Request, user: str) -> Response:
     """Follow a program that was started before."""
     body = await only(request)
     try:
@@ -97,21 +97,21 @@ def failed(error: RpcError) -> Response:
     return Response(frame({"error": error.body()}, last=True), media_type="application/connect+json")
 
 
-async def list_(place: Place, request: Request, user: str) -> Response:
+async def list_(place: SandboxSession, request: Request, user: str) -> Response:
     """Name the programs that run."""
     await request.body()
     running = [p for p in place.processes.values() if not p.over]
     return JSONResponse({"processes": [{"pid": p.pid, "config": p.config, "tag": p.tag} for p in running]})
 
 
-async def send_input(place: Place, request: Request, user: str) -> Response:
+async def send_input(place: SandboxSession, request: Request, user: str) -> Response:
     """Write to a program's stdin."""
     body = await request.json()
     await feed(chosen(place, body), body["input"])
     return JSONResponse({})
 
 
-async def stream_input(place: Place, request: Request, user: str) -> Response:
+async def stream_input(place: SandboxSession, request: Request, user: str) -> Response:
     """Write a stream to a program's stdin, in order."""
     process: Process | None = None
     try:
@@ -135,13 +135,13 @@ async def feed(process: Process, piece: Event) -> None:
         raise RpcError("internal", f"error writing to stdin: {error}") from None
 
 
-async def close_stdin(place: Place, request: Request, user: str) -> Response:
+async def close_stdin(place: SandboxSession, request: Request, user: str) -> Response:
     """End a program's stdin."""
     chosen(place, await request.json()).close_stdin()
     return JSONResponse({})
 
 
-async def send_signal(place: Place, request: Request, user: str) -> Response:
+async def send_signal(place: SandboxSession, request: Request, user: str) -> Response:
     """Send a program a signal."""
     body = await request.json()
     process = chosen(place, body)

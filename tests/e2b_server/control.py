@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tests.e2b_server.limits import LimitReachedError
-from tests.e2b_server.places import Place, Places
+from tests.e2b_server.places import Places, SandboxSession
 
 DEFAULT_TIMEOUT = 300
 """Seconds that a sandbox is prolonged by where a connect does not say."""
@@ -126,7 +126,7 @@ async def body_of(request: Request) -> dict[str, Any]:
     return dict(await request.json()) if data else {}
 
 
-def summary(place: Place) -> dict[str, Any]:
+def summary(place: SandboxSession) -> dict[str, Any]:
     """What a test asks about a sandbox from another process."""
     return {
         "id": place.id,

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tests.e2b_server.places import Place, Places
+from tests.e2b_server.places import Places, SandboxSession
 
 KINDS = ("429", "502", "lost answer", "dropped stream", "sandbox gone")
 """What can happen to a call. An answer is lost after the call was carried out; a stream drops on its way.
@@ -58,7 +58,7 @@ class Faults:
             named = self._places.find(Headers(scope=scope).get("e2b-sandbox-id", ""))
             await self._fail(self._chosen(scope["path"], named), named, scope, receive, send)
 
-    def _chosen(self, path: str, named: Place | None) -> str:
+    def _chosen(self, path: str, named: SandboxSession | None) -> str:
         """What is to happen to a call, of what can happen to such a one; nothing, mostly."""
         apart = {"dropped stream": _STREAMED.search(path) is not None, "sandbox gone": named is not None}
         fitting = [kind for kind in self.kinds if apart.get(kind, True)]
@@ -95,7 +95,9 @@ class Faults:
         body = {"rate": self.rate, "kinds": self.kinds, "calls": self.calls, "done": self.done}
         await JSONResponse(body)(scope, receive, send)
 
-    async def _fail(self, kind: str, named: Place | None, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _fail(
+        self, kind: str, named: SandboxSession | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self.done[kind or "none"] += 1
         if kind in ("429", "502"):
             await Request(scope, receive).body()
@@ -115,7 +117,7 @@ class Faults:
         """In how many seconds a fault strikes, by chance; None: at once."""
         return self._random.uniform(0.0, SOON) if self._random.random() < LATE else None
 
-    def _end(self, place: Place, after: float | None) -> None:
+    def _end(self, place: SandboxSession, after: float | None) -> None:
         """Let a sandbox vanish."""
         if after is None:
             self._places.kill(place, "vanished")

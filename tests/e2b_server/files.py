@@ -20,7 +20,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.e2b_server.places import Place
+from tests.e2b_server.places import SandboxSession
 from tests.e2b_server.wire import RpcError
 
 ATTRIBUTE = "user.e2b."
@@ -33,7 +33,7 @@ def problem(status: int, message: str) -> Response:
     return JSONResponse({"code": status, "message": message}, status)
 
 
-def signed(place: Place, request: Request, operation: str) -> Response | None:
+def signed(place: SandboxSession, request: Request, operation: str) -> Response | None:
     """Check a request's token or its signed address; the refusal, or None when it may pass."""
     query = request.query_params
     if request.headers.get("x-access-token") == place.token:
@@ -57,7 +57,7 @@ def signed(place: Place, request: Request, operation: str) -> Response | None:
     return None
 
 
-async def download(place: Place, request: Request) -> Response:
+async def download(place: SandboxSession, request: Request) -> Response:
     """Give a file out, packed if the caller likes."""
     refusal = signed(place, request, "read")
     if refusal is not None:
@@ -74,7 +74,7 @@ async def download(place: Place, request: Request) -> Response:
     return Response(data, media_type="application/octet-stream")
 
 
-async def upload(place: Place, request: Request) -> Response:
+async def upload(place: SandboxSession, request: Request) -> Response:
     """Write files: one as the raw body, or several as a form."""
     refusal = signed(place, request, "write")
     if refusal is not None:
@@ -134,7 +134,7 @@ def kept(path: Path) -> dict[str, str]:
     return {}
 
 
-def entry(place: Place, path: Path) -> dict[str, Any]:
+def entry(place: SandboxSession, path: Path) -> dict[str, Any]:
     """Describe a file or folder; raises RpcError when it does not exist."""
     try:
         link = path.is_symlink()
@@ -159,12 +159,12 @@ def entry(place: Place, path: Path) -> dict[str, Any]:
     return described
 
 
-def stat_(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def stat_(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """Describe one file."""
     return {"entry": entry(place, place.path(body["path"]))}
 
 
-def make_dir(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def make_dir(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """Make a folder and those above it."""
     path = place.path(body["path"])
     if path.is_dir():
@@ -176,7 +176,7 @@ def make_dir(place: Place, body: dict[str, Any]) -> dict[str, Any]:
     return {"entry": entry(place, path)}
 
 
-def move(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def move(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """Rename a file or folder."""
     source, destination = place.path(body["source"]), place.path(body["destination"])
     if not source.exists():
@@ -186,7 +186,7 @@ def move(place: Place, body: dict[str, Any]) -> dict[str, Any]:
     return {"entry": entry(place, destination)}
 
 
-def remove(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def remove(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """Remove a file or folder; one that is not there is no error."""
     path = place.path(body["path"])
     if path.is_dir() and not path.is_symlink():
@@ -196,7 +196,7 @@ def remove(place: Place, body: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def list_dir(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def list_dir(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """Describe what lies in a folder, to a depth."""
     top = place.path(body["path"])
     if not top.exists():

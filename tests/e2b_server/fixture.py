@@ -16,7 +16,7 @@ from tests.e2b_server.app import application
 from tests.e2b_server.builds import Builds
 from tests.e2b_server.faults import Faults
 from tests.e2b_server.limits import Bucket
-from tests.e2b_server.places import Place, Places
+from tests.e2b_server.places import Places, SandboxSession
 
 
 class E2BServer:
@@ -62,7 +62,7 @@ class E2BServer:
         return {"E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url, "E2B_API_KEY": "e2b_" + "0" * 40}
 
     @property
-    def sandboxes(self) -> list[Place]:
+    def sandboxes(self) -> list[SandboxSession]:
         """Every sandbox that was ever made, in order."""
         return list(self.places.all)
 

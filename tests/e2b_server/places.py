@@ -27,7 +27,7 @@ HOME = "/home/user"
 
 
 @dataclass
-class Place:
+class SandboxSession:
     """One sandbox. `killed` and `ended_by` stay readable after its end."""
 
     id: str
@@ -187,7 +187,7 @@ class Places:
         creations_per_second: float | None = None,
         at_once: int | None = None,
     ) -> None:
-        self.all: list[Place] = []
+        self.all: list[SandboxSession] = []
         self.start_delay = start_delay
         self.creations_per_second = creations_per_second
         self.at_once = at_once
@@ -208,15 +208,15 @@ class Places:
         """Statuses with which the next programs that sandboxes are to start are refused, one for each."""
         self.envs: dict[str, str] = {}
         """Variables that the next sandboxes have, as if their template had set them."""
-        self.keys: dict[str, Place] = {}
+        self.keys: dict[str, SandboxSession] = {}
         self.installed: dict[str, dict[str, bytes]] = {}
         """Name of a template → the files that its sandboxes have, path → content."""
 
-    def find(self, sandbox_id: str) -> Place | None:
+    def find(self, sandbox_id: str) -> SandboxSession | None:
         """Find a sandbox that is running or paused."""
         return next((p for p in self.all if p.id == sandbox_id and not p.killed), None)
 
-    async def create(self, body: dict[str, Any], key: str | None) -> Place:
+    async def create(self, body: dict[str, Any], key: str | None) -> SandboxSession:
         """Make a sandbox; a repeated idempotency key gives the one that it made before.
 
         Raises LimitReachedError.
@@ -235,7 +235,7 @@ class Places:
             await self.open.wait()
         finally:
             self.making -= 1
-        place = Place(
+        place = SandboxSession(
             id="i" + secrets.token_hex(10),
             template=body["templateID"],
             metadata=dict(body.get("metadata") or {}),
@@ -263,20 +263,20 @@ class Places:
         if self.creations_per_second is not None and not self.bucket.take(self.creations_per_second):
             raise LimitReachedError(f"more than {self.creations_per_second:g} sandboxes a second")
 
-    def set_timeout(self, place: Place, seconds: float) -> None:
+    def set_timeout(self, place: SandboxSession, seconds: float) -> None:
         """Let a sandbox end, or pause if it was made so, in that many seconds."""
         if place.timer is not None:
             place.timer.cancel()
         place.ends = datetime.now(UTC) + timedelta(seconds=seconds)
         place.timer = asyncio.get_running_loop().call_later(seconds, self._expire, place)
 
-    def _expire(self, place: Place) -> None:
+    def _expire(self, place: SandboxSession) -> None:
         if place.pauses:
             self.pause(place)
         else:
             self.kill(place, "timeout")
 
-    def pause(self, place: Place) -> None:
+    def pause(self, place: SandboxSession) -> None:
         """Stop a sandbox's processes until it is connected to again."""
         place.state = "paused"
         if place.timer is not None:
@@ -284,12 +284,12 @@ class Places:
         place.signal(signal.SIGSTOP)
         place.cut_off()
 
-    def resume(self, place: Place) -> None:
+    def resume(self, place: SandboxSession) -> None:
         """Let a paused sandbox go on."""
         place.state = "running"
         place.signal(signal.SIGCONT)
 
-    def kill(self, place: Place, by: str) -> None:
+    def kill(self, place: SandboxSession, by: str) -> None:
         """End a sandbox: kill its processes, cut its streams off, remove its folder."""
         if place.killed:
             return

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from tests.e2b_server.commands import failed
 from tests.e2b_server.files import entry
-from tests.e2b_server.places import Place
+from tests.e2b_server.places import SandboxSession
 from tests.e2b_server.wire import RpcError, frame, only
 
 LOOK_EVERY = 0.02
@@ -26,7 +26,7 @@ Seen = dict[str, tuple[int, int, int]]
 class Watcher:
     """One watched folder."""
 
-    def __init__(self, place: Place, body: dict[str, Any]) -> None:
+    def __init__(self, place: SandboxSession, body: dict[str, Any]) -> None:
         self.place = place
         self.top = place.path(body["path"])
         self.recursive = bool(body.get("recursive"))
@@ -82,7 +82,7 @@ class Watcher:
         return told
 
 
-async def watch_dir(place: Place, request: Request) -> Response:
+async def watch_dir(place: SandboxSession, request: Request) -> Response:
     """Stream what changes in a folder."""
     body = await only(request)
     try:
@@ -104,14 +104,14 @@ async def watch_dir(place: Place, request: Request) -> Response:
 WATCHERS: dict[str, Watcher] = {}
 
 
-def create_watcher(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def create_watcher(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """Start watching a folder for who asks now and then."""
     name = secrets.token_hex(8)
     WATCHERS[name] = Watcher(place, body)
     return {"watcherId": name}
 
 
-def get_watcher_events(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def get_watcher_events(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """What changed since this was asked last."""
     watcher = WATCHERS.get(body["watcherId"])
     if watcher is None:
@@ -119,7 +119,7 @@ def get_watcher_events(place: Place, body: dict[str, Any]) -> dict[str, Any]:
     return {"events": watcher.changes()}
 
 
-def remove_watcher(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def remove_watcher(place: SandboxSession, body: dict[str, Any]) -> dict[str, Any]:
     """Stop watching."""
     WATCHERS.pop(body["watcherId"], None)
     return {}

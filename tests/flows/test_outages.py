@@ -80,7 +80,7 @@ async def lose_the_sandbox_of(
     return await nova.outcome(execution.id, state), state
 
 
-async def put_off(nova: Nova, graph: dict[str, Any]) -> Execution:
+async def schedule_retry(nova: Nova, graph: dict[str, Any]) -> Execution:
     """Run a graph that is put off, and return its row."""
     workflow = await nova.workflow(graph)
     execution = await nova.pending(workflow)
@@ -117,7 +117,7 @@ async def test_a_node_that_must_not_start_twice_is_not_tried_again(
     assert (row.status, row.error_kind, row.failed_at_node) == ("failed", "interrupted", "hangs")
     assert "retry the run or skip the node" in (row.error or "")
     assert state.is_failed()
-    assert row.guarded_step == 2
+    assert row.unrepeatable_step == 2
     assert all(place.killed for place in e2b_server.sandboxes)
 
 
@@ -156,7 +156,7 @@ async def test_a_turn_that_was_waited_for_in_vain_is_not_waited_for_again_at_onc
     """The run leaves and gives its slot back; the breaker counts it once."""
     limits(NOVA_E2B_PATIENCE="0.3")
     e2b_server.places.refuse_with = (503, "no node is free")
-    row = await put_off(nova_in_e2b, line(action("a", "pass")))
+    row = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
     assert "waited 0.3 s for its turn" in (row.error or "")
     assert (await nova_in_e2b.database.run(circuit_breaker.read))["failure_count"] == 1
 
@@ -167,7 +167,7 @@ async def test_a_run_is_put_off_when_e2b_keeps_failing(
     """Four tries in place, then it leaves: its row knows when it is due, Prefect has it in its queue."""
     limits(NOVA_RETRY_DELAY="100")
     e2b_server.places.refuse_with = (500, "oops")
-    row = await put_off(nova_in_e2b, line(action("a", "pass")))
+    row = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
     assert e2b_server.places.refused == 4
     assert (row.status, row.retries, row.error_kind) == ("running", 1, "infrastructure")
     assert row.lease_owner is None
@@ -186,8 +186,8 @@ async def test_while_the_breaker_is_open_a_run_only_waits(
     """The failure that opened it does not count, and the next run does not even ask E2B."""
     limits(NOVA_BREAKER_THRESHOLD="4", NOVA_BREAKER_PAUSE="50", NOVA_RETRIES="0")
     e2b_server.places.refuse_with = (500, "oops")
-    first = await put_off(nova_in_e2b, line(action("a", "pass")))
-    second = await put_off(nova_in_e2b, line(action("a", "pass")))
+    first = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
+    second = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
     assert e2b_server.places.refused == 4
     for row in (first, second):
         assert (row.status, row.retries) == ("running", 0)
@@ -203,7 +203,7 @@ async def test_a_run_waits_while_sandboxes_are_made_and_cannot_be_used(
     """No runner starts in them: an outage like any other, for a run without a first sandbox or a second."""
     limits(NOVA_BREAKER_THRESHOLD="3", NOVA_RETRIES="0")
     e2b_server.places.starts_refused_with = chain([0] * used, repeat(status))
-    row = await put_off(nova_in_e2b, line(action("a", "import os; os.kill(os.getppid(), 9)")))
+    row = await schedule_retry(nova_in_e2b, line(action("a", "import os; os.kill(os.getppid(), 9)")))
     assert (row.status, row.retries) == ("running", 0)
     assert row.next_attempt_at is not None
     assert (await nova_in_e2b.database.run(circuit_breaker.read))["state"] == "open"

@@ -26,11 +26,11 @@ from tests.graphs.strategies import (
     sound_graphs,
 )
 
-Place = tuple[str, str | None, int | None]
+SandboxSession = tuple[str, str | None, int | None]
 """A fault's code, node and edge."""
 
 
-def places(faults: list[Fault]) -> list[Place]:
+def places(faults: list[Fault]) -> list[SandboxSession]:
     """Return what kind of faults there are, and where."""
     return [(fault.code, fault.node, fault.edge) for fault in faults]
 
@@ -109,7 +109,7 @@ def edge(source: object, target: object) -> Json:
     return {"from": source, "to": target}
 
 
-FAULTS: dict[str, tuple[Callable[[], object], list[Place]]] = {
+FAULTS: dict[str, tuple[Callable[[], object], list[SandboxSession]]] = {
     # -- the graph
     "a graph that is a list": (lambda: [], [("not-an-object", None, None)]),
     "a graph that is nothing": (lambda: None, [("not-an-object", None, None)]),
@@ -296,7 +296,7 @@ FAULTS: dict[str, tuple[Callable[[], object], list[Place]]] = {
     ),
 }
 
-WARNINGS: dict[str, tuple[Callable[[], object], list[Place]]] = {
+WARNINGS: dict[str, tuple[Callable[[], object], list[SandboxSession]]] = {
     "a field that the graph lacks": (with_field("viewport", {"zoom": 2}), [("unknown-fields", None, None)]),
     "an editor's fields in a node": (
         with_node("mail", position={"x": 1}, data={}),

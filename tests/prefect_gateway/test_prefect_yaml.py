@@ -15,7 +15,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.schedules import CronSchedule
 
 from flows.config.settings import Settings
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.prefect_gateway.work_pool import QUEUES
 from tests.builders import each
 from tests.servers import clean_environment
@@ -52,7 +52,7 @@ async def test_prefect_deploy_all(
     prefect_server: str, tmp_path: Path, deployments: list[dict[str, Any]]
 ) -> None:
     """`prefect deploy --all` makes them all, and a sync of NOVA's own leaves them as they are."""
-    async with Orchestration(Settings(PREFECT_API_URL=prefect_server)) as nova:
+    async with PrefectGateway(Settings(PREFECT_API_URL=prefect_server)) as nova:
         await nova.deployments.ensure_pool()
         said = _prefect_deploy_all(prefect_server, tmp_path)
         assert said.returncode == 0, said.stdout + said.stderr

@@ -44,7 +44,7 @@ class Scene:
         self.site = site
         self.database = site.database
         self.prefect = site.prefect
-        self.runs = site.orchestration.runs
+        self.runs = site.gateway.runs
         self.clock = Clock()
         self.reconciler = self.another()
 
@@ -132,10 +132,10 @@ class Scene:
             lambda session: transitions.finish(session, lease.execution_id, status=status, lease=lease, **why)
         )
 
-    async def postponed(self, lease: Lease, seconds: float) -> datetime:
+    async def retry_scheduled(self, lease: Lease, seconds: float) -> datetime:
         """Put a run off, as the flow does before Prefect is told."""
         return await self.database.run(
-            lambda session: transitions.postpone(
+            lambda session: transitions.schedule_retry(
                 session,
                 lease,
                 error="E2B is away.",

@@ -219,7 +219,7 @@ async def test_a_run_of_a_workflow_that_is_gone_is_ended(scene: Scene) -> None:
 
 async def test_a_cleanup_whose_worker_died_is_ended(scene: Scene) -> None:
     """It has neither row nor lease: it gets as long as a run may take, and its slot is free for the next."""
-    await scene.site.orchestration.deployments.ensure_cleanup()
+    await scene.site.gateway.deployments.ensure_cleanup()
     deployment = await scene.prefect.read_deployment_by_name(f"cleanup/{scene.site.pool}")
     flow_run_id = (await scene.prefect.create_flow_run_from_deployment(deployment.id)).id
     await scene.set_state(flow_run_id, Pending())

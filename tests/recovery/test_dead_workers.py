@@ -158,7 +158,7 @@ async def test_a_run_that_was_put_off_keeps_its_time(scene: Scene) -> None:
     """Its worker died between the row, which says when, and Prefect: that was no crash."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    due = await scene.postponed(lease, 500)
+    due = await scene.retry_scheduled(lease, 500)
     await scene.died(flow_run_id)
     assert await scene.look() == Report(requeued=1)
     flow_run = await scene.prefect.read_flow_run(flow_run_id)

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed, Pending, Scheduled
 
 from flows.prefect_gateway.flow_runs import put_back
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery.actions import Report
 from tests.api.relay import Relay
 from tests.recovery.scene import NOTHING, Scene
@@ -62,10 +62,10 @@ async def test_a_run_is_put_back_though_the_answer_was_lost(scene: Scene) -> Non
     url = httpx.URL(scene.site.settings.prefect_api_url)
     async with Relay((url.host, url.port or 80)) as relay:
         through = {"prefect_api_url": str(url.copy_with(port=relay.port))}
-        async with Orchestration(scene.site.settings.model_copy(update=through)) as orchestration:
-            await orchestration.runs.find(flow_run_id)
+        async with PrefectGateway(scene.site.settings.model_copy(update=through)) as gateway:
+            await gateway.runs.find(flow_run_id)
             relay.deaf_after = b"AwaitingRetry"
-            asking = asyncio.create_task(orchestration.runs.requeue(flow_run_id, "E2B does not answer."))
+            asking = asyncio.create_task(gateway.runs.requeue(flow_run_id, "E2B does not answer."))
             await eventually(lambda: scene.state(flow_run_id), lambda name: name == "AwaitingRetry")
             relay.deaf_after, relay.deaf = b"", False
             await relay.cut()
@@ -79,7 +79,7 @@ async def test_an_attempt_that_put_its_run_off_and_died_is_no_crash(scene: Scene
     """It keeps its lease until Prefect has heard of it, and did not come to that."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    await scene.postponed(lease, -1)
+    await scene.retry_scheduled(lease, -1)
     await scene.died(flow_run_id)
     assert await scene.look() == Report(requeued=1)
     row = await scene.row(flow_run_id)

@@ -13,14 +13,14 @@ from sqlalchemy.orm import Session
 
 from flows.execute_workflow import execute_workflow
 from flows.graphs.errors import InfrastructureError, LeaseLostError, PrefectUnavailableError
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery import reconciler as rounds
 from flows.recovery.actions import Report
 from flows.recovery.reconciler import Reconciler
 from flows.store import executions, leases, orphans, transitions
 from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.orphans import Standing
+from flows.store.orphans import RunSnapshot
 from tests.api.relay import Relay
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 from tests.waiting import eventually
@@ -87,7 +87,7 @@ async def test_a_run_that_cannot_be_handed_over_stands_as_before(scene: Scene) -
 
 
 @pytest.fixture
-async def seen(scene: Scene) -> Standing:
+async def seen(scene: Scene) -> RunSnapshot:
     """A run that nobody runs, as it was seen."""
     flow_run_id = await scene.submitted()
     lease = await scene.begun(flow_run_id)
@@ -96,11 +96,11 @@ async def seen(scene: Scene) -> Standing:
     return found
 
 
-async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: Standing) -> None:
+async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: RunSnapshot) -> None:
     """Taken since it was seen; begun and given back since; closed since: an old look counts nothing."""
     assert seen.flow_run_id is not None
 
-    async def seize() -> orphans.Seized | None:
+    async def seize() -> orphans.RecoveryLease | None:
         return await scene.database.run(lambda session: orphans.seize(session, seen))
 
     lease = await scene.taken(seen.flow_run_id)
@@ -109,7 +109,7 @@ async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: Stand
     seized = await seize()
     assert seized is not None
     assert await seize() is None
-    await scene.database.run(lambda session: orphans.let_go(session, seized))
+    await scene.database.run(lambda session: orphans.release_recovery(session, seized))
     lease = await scene.begun(seen.flow_run_id)
     await scene.database.run(lambda session: leases.release(session, lease))
     assert await seize() is None  # another attempt
@@ -119,7 +119,7 @@ async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: Stand
     assert await seize() is None
 
 
-async def test_what_is_seized_comes_back_as_it_was(scene: Scene, seen: Standing) -> None:
+async def test_what_is_seized_comes_back_as_it_was(scene: Scene, seen: RunSnapshot) -> None:
     """With its old lease, which its owner may still renew if it was only slow."""
     assert seen.flow_run_id is not None
     lease = await scene.taken(seen.flow_run_id)
@@ -128,11 +128,11 @@ async def test_what_is_seized_comes_back_as_it_was(scene: Scene, seen: Standing)
     assert seized is not None
     assert await scene.database.run(lambda session: orphans.seize_expired(session, [])) is None
     assert not await scene.database.run(lambda session: leases.renew(session, [lease.owner], 30))
-    await scene.database.run(lambda session: orphans.let_go(session, seized))
+    await scene.database.run(lambda session: orphans.release_recovery(session, seized))
     assert await scene.database.run(lambda session: leases.renew(session, [lease.owner], 30))
 
 
-async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, seen: Standing) -> None:
+async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, seen: RunSnapshot) -> None:
     """It took so long that a worker has the run by now."""
     assert seen.flow_run_id is not None
     seized = await scene.database.run(lambda session: orphans.seize(session, seen))
@@ -141,7 +141,7 @@ async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, see
     lease = await scene.taken(seen.flow_run_id)
     with pytest.raises(LeaseLostError):
         await scene.database.run(lambda session: orphans.put_back(session, seized, "Late."))
-    await scene.database.run(lambda session: orphans.let_go(session, seized))
+    await scene.database.run(lambda session: orphans.release_recovery(session, seized))
     row = await scene.row(seen.flow_run_id)
     assert (row.lease_owner, row.lost_starts) == (lease.owner, 0)
 
@@ -221,9 +221,9 @@ async def test_an_outage_of_prefect_is_waited_out(
         settings = scene.site.settings.model_copy(
             update=changes | {"prefect_api_url": str(url.copy_with(port=relay.port))}
         )
-        async with Orchestration(settings) as orchestration:
+        async with PrefectGateway(settings) as gateway:
             await relay.cut()
-            reconciler = Reconciler(database, orchestration.runs, settings)
+            reconciler = Reconciler(database, gateway.runs, settings)
             looking = asyncio.create_task(reconciler.run_forever())
             await eventually(lambda: _said(caplog), lambda lines: bool(lines))
             first = await scene.row(flow_run_id)
@@ -274,7 +274,7 @@ async def test_a_run_that_cannot_be_helped_does_not_keep_others_waiting(scene: S
     def fail_with_the_first(session: Session) -> list[UUID | None]:
         first = orphans.seize_expired(session, ())
         assert first is not None
-        orphans.let_go(session, first)
+        orphans.release_recovery(session, first)
         second = orphans.seize_expired(session, ())
         assert second is not None
         return [first.row.flow_run_id, second.row.flow_run_id]
@@ -297,7 +297,7 @@ async def test_an_outage_of_the_database_is_one_of_infrastructure(scene: Scene) 
         away.close()
 
 
-async def test_a_reconciler_that_is_stopped_leaves_no_lease_behind(scene: Scene, seen: Standing) -> None:
+async def test_a_reconciler_that_is_stopped_leaves_no_lease_behind(scene: Scene, seen: RunSnapshot) -> None:
     """Its process ends in the middle of a look: the run is as it was, and others need not wait."""
     flow_run_id = seen.flow_run_id
     assert flow_run_id is not None

@@ -14,7 +14,7 @@ import pytest
 from flows.graphs.errors import SandboxError
 from flows.sandbox.e2b import e2b_sandbox
 from flows.sandbox.e2b.provider import E2BProvider
-from flows.sandbox.e2b.throttle import Turns
+from flows.sandbox.e2b.throttle import CreationThrottle
 from tests.e2b_server.fixture import E2BServer
 from tests.sandbox.conftest import FLOW_RUN, Bench, spec
 from tests.waiting import eventually
@@ -175,7 +175,7 @@ async def test_a_refused_sandbox_says_why(
     """What E2B answers instead of a sandbox comes back in words, and as a reason that code can tell apart."""
     e2b_server.places.refuse_with = (status, "template or so")
     with pytest.raises(SandboxError, match=words) as caught:
-        await E2BProvider(turns=Turns(patience=0.5)).create(spec())
+        await E2BProvider(turns=CreationThrottle(patience=0.5)).create(spec())
     assert caught.value.reason == reason
 
 

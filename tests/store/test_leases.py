@@ -31,12 +31,12 @@ WRITES: dict[str, Write] = {
     "the current node": lambda s, lease: transitions.set_progress(s, lease, current_node="mail"),
     "the sandbox": lambda s, lease: transitions.set_progress(s, lease, sandbox_id="late"),
     "no progress": lambda s, lease: transitions.set_progress(s, lease),
-    "a guarded step": lambda s, lease: transitions.guard(s, lease, 0),
+    "a guarded step": lambda s, lease: transitions.mark_unrepeatable(s, lease, 0),
     "a step that succeeded": lambda s, lease: chain.append(s, lease, SUCCESS, "mail"),
     "a step that failed": lambda s, lease: chain.append(
         s, lease, Step(0, 1, "start", "start", "failed", error_message="boom")
     ),
-    "a pause": lambda s, lease: transitions.postpone(
+    "a pause": lambda s, lease: transitions.schedule_retry(
         s, lease, error="x", error_kind="infrastructure", at_node=None, seconds=60
     ),
     "success": lambda s, lease: transitions.finish(s, lease.execution_id, status="completed", lease=lease),
@@ -168,17 +168,17 @@ def test_a_last_word_may_be_repeated(database: Database, execution: Execution, k
     """The commit stood and its answer was lost: said again under the same lease it changes nothing."""
     lease = lease_of(execution)
 
-    def postpone(session: Session) -> Any:
+    def schedule_retry(session: Session) -> Any:
         options: dict[str, Any] = {"error_kind": "infrastructure", "at_node": "a", "keep_lease": keep_lease}
-        return transitions.postpone(session, lease, error="x", seconds=60, **options)
+        return transitions.schedule_retry(session, lease, error="x", seconds=60, **options)
 
-    due = database.run_sync(postpone)
+    due = database.run_sync(schedule_retry)
     if keep_lease:
-        assert database.run_sync(postpone) == due
+        assert database.run_sync(schedule_retry) == due
         assert read(database, execution).retries == 1
     else:
         with pytest.raises(LeaseLostError):
-            database.run_sync(postpone)
+            database.run_sync(schedule_retry)
 
 
 def test_a_kept_lease_that_was_lost_says_nothing_more(database: Database, execution: Execution) -> None:
@@ -430,7 +430,7 @@ class Ledger:
 
         self._database.run_sync(work)
 
-    def give_back(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         """Release the lease, if it is still ours."""
 
         def work(session: Session) -> None:
@@ -457,7 +457,7 @@ class Ledger:
     def live(self, seed: str) -> None:
         """Do one thing after the other, with the newest lease that one has had or with any older one."""
         chance = random.Random(seed)
-        actions = [*[self.take] * 3, *[self.write] * 6, *[self.lapse] * 2, self.give_back, self.close]
+        actions = [*[self.take] * 3, *[self.write] * 6, *[self.lapse] * 2, self.release, self.close]
         mine = [lease_of(self._execution)]
         for _ in range(80):
             lease = mine[-1] if chance.random() < 0.7 else chance.choice(mine)

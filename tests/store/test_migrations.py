@@ -66,7 +66,7 @@ def test_up_down_and_up_again(empty_database_url: str) -> None:
     """Going down to base leaves nothing behind, not even a type, and the way up is open again."""
     assert migrations.current(empty_database_url) is None
     migrations.upgrade(empty_database_url)
-    assert migrations.current(empty_database_url) == "0002"
+    assert migrations.current(empty_database_url) == "0004"
     before = rows(empty_database_url, DEFINITIONS)
 
     migrations.downgrade(empty_database_url, "base")
@@ -120,7 +120,7 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
     nothing = (
         "lease_owner",
         "lease_until",
-        "guarded_step",
+        "unrepeatable_step",
         "next_attempt_at",
         "crash_step",
         "reopened_from",

@@ -19,8 +19,8 @@ from tests.leasing import begin, lease_of
 from tests.store.racing import together
 from tests.store.rows import change, everything, expire, seconds_left
 
-COUNTED: dict[str, Any] = {"retries": 2, "crashes": 2, "crash_step": 1, "lost_starts": 3, "guarded_step": 1}
-FORGOTTEN: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "crash_step": None, "guarded_step": None}
+COUNTED: dict[str, Any] = {"retries": 2, "crashes": 2, "crash_step": 1, "lost_starts": 3, "unrepeatable_step": 1}
+FORGOTTEN: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "crash_step": None, "unrepeatable_step": None}
 
 
 def read(database: Database, execution: Execution) -> Execution:
@@ -55,10 +55,10 @@ def fail(database: Database, execution: Execution, status: str = "failed", kind:
     )
 
 
-def postpone(database: Database, execution: Execution, *, counted: bool = True) -> Any:
+def schedule_retry(database: Database, execution: Execution, *, counted: bool = True) -> Any:
     """Put the run off for ten minutes."""
     return database.run_sync(
-        lambda s: transitions.postpone(
+        lambda s: transitions.schedule_retry(
             s,
             lease_of(execution),
             error="E2B does not answer.",
@@ -76,7 +76,7 @@ def postpone(database: Database, execution: Execution, *, counted: bool = True) 
 @pytest.mark.parametrize("counted", [True, False])
 def test_a_run_is_put_off(database: Database, execution: Execution, counted: bool) -> None:
     """It stays running, says why and until when, and is free for whoever takes it then."""
-    due = postpone(database, execution, counted=counted)
+    due = schedule_retry(database, execution, counted=counted)
     row = read(database, execution)
     assert (row.status, row.retries, row.next_attempt_at) == ("running", int(counted), due)
     assert (row.error, row.error_kind, row.failed_at_node) == (
@@ -90,7 +90,7 @@ def test_a_run_is_put_off(database: Database, execution: Execution, counted: boo
     again = begin_again(database, execution)
     assert (again.attempt, again.retries) == (2, int(counted))
     assert (again.next_attempt_at, again.error, again.error_kind, again.failed_at_node) == (None,) * 4
-    assert postpone(database, again) is not None
+    assert schedule_retry(database, again) is not None
     assert read(database, execution).retries == 1 + int(counted)
 
 
@@ -98,7 +98,7 @@ def test_closing_a_run_that_was_put_off_takes_its_next_attempt_away(
     database: Database, execution: Execution
 ) -> None:
     """Cancelled while it waits: nothing is due any more."""
-    postpone(database, execution)
+    schedule_retry(database, execution)
     fail(database, execution, "cancelled")
     assert read(database, execution).next_attempt_at is None
 
@@ -130,18 +130,18 @@ def test_a_sandbox_means_that_a_node_may_have_started(database: Database, execut
 def test_a_guard_holds_until_its_step_succeeds(database: Database, execution: Execution) -> None:
     """An attempt that fails, or dies, leaves it: a run that goes on sees that the node was started."""
     lease = lease_of(execution)
-    database.run_sync(lambda s: transitions.guard(s, lease, 0))
-    assert read(database, execution).guarded_step == 0
+    database.run_sync(lambda s: transitions.mark_unrepeatable(s, lease, 0))
+    assert read(database, execution).unrepeatable_step == 0
     database.run_sync(lambda s: chain.append(s, lease, Step(0, 1, "mail", "action", "failed"), "mail"))
-    assert read(database, execution).guarded_step == 0
+    assert read(database, execution).unrepeatable_step == 0
     expire(database, execution)
     again = begin_again(database, execution)
-    assert again.guarded_step == 0
+    assert again.unrepeatable_step == 0
     database.run_sync(
         lambda s: chain.append(s, lease_of(again), Step(0, 2, "mail", "action", "success"), "end")
     )
     row = read(database, execution)
-    assert (row.guarded_step, row.current_node) == (None, "end")
+    assert (row.unrepeatable_step, row.current_node) == (None, "end")
 
 
 # -- retried by a person -----------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_node_of_a_cancelled_run_is_skipped(database: Database, forked: Execut
     """It may have sent its mail when it was stopped: to try it again would send another one."""
     walk(database, forked, START, end="cancelled")
     row = database.run_sync(lambda s: transitions.skip(s, forked.id, 1, {}))
-    assert (row.status, row.guarded_step) == ("running", None)
+    assert (row.status, row.unrepeatable_step) == ("running", None)
     assert database.run_sync(lambda s: chain.visits(s, forked.id)) == [("start", None), ("read", None)]
 
 

@@ -11,7 +11,7 @@ from prefect.client.orchestration import PrefectClient
 
 from flows.config.settings import Settings
 from flows.credentials.cipher import generate_key
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.store.database import Database
 from tests.access_log import AccessLog
 from tests.servers import PrefectServer
@@ -47,8 +47,8 @@ async def site(database: Database, database_url: str, logged_server: PrefectServ
         NOVA_WORK_POOL=f"nova-{uuid4().hex[:8]}",
         NOVA_PREFECT_TIMEOUT=60,  # sixty runs at once, on a machine that does other things as well
     )
-    async with Orchestration(settings) as orchestration, PrefectClient(logged_server.api_url) as prefect:
-        made = Site(database, settings, orchestration, prefect)
+    async with PrefectGateway(settings) as gateway, PrefectClient(logged_server.api_url) as prefect:
+        made = Site(database, settings, gateway, prefect)
         await made.prepare()
         yield made
 

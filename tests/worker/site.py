@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from deployments.worker.worker import NovaWorker
 from flows.config.settings import Settings
 from flows.graphs import json_values
-from flows.prefect_gateway.gateway import Orchestration
+from flows.prefect_gateway.gateway import PrefectGateway
 from flows.prefect_gateway.workflow_deployments import DeploymentSpec
 from flows.store import executions, transitions, workflows
 from flows.store.database import Database
@@ -36,11 +36,11 @@ class Site:
     """A work pool of type nova of its own, and NOVA around it but for the API."""
 
     def __init__(
-        self, database: Database, settings: Settings, orchestration: Orchestration, prefect: PrefectClient
+        self, database: Database, settings: Settings, gateway: PrefectGateway, prefect: PrefectClient
     ) -> None:
         self.database = database
         self.settings = settings
-        self.orchestration = orchestration
+        self.gateway = gateway
         self.prefect = prefect
 
     @property
@@ -54,7 +54,7 @@ class Site:
         await self.prefect.create_work_pool(
             WorkPoolCreate(name=self.pool, type=kind, base_job_template=template)
         )
-        await self.orchestration.deployments.ensure_pool()
+        await self.gateway.deployments.ensure_pool()
 
     async def workflow(self, graph: dict[str, Any], **fields: Any) -> Workflow:
         """Save a workflow and deploy it."""
@@ -72,7 +72,7 @@ class Site:
             version=1,
             deployment_id=None,
         )
-        deployment_id = await self.orchestration.deployments.apply(spec)
+        deployment_id = await self.gateway.deployments.apply(spec)
 
         def note(session: Any) -> Workflow:
             workflows.set_deployment(session, saved.id, deployment_id)
@@ -92,7 +92,7 @@ class Site:
 
         row = await self.database.run(write)
         assert workflow.deployment_id is not None
-        state = await self.orchestration.runs.submit(
+        state = await self.gateway.runs.submit(
             deployment_id=workflow.deployment_id,
             public_id=row.public_id,
             name=f"{workflow.slug} #{row.id}",

@@ -74,7 +74,7 @@ async def test_a_run_that_never_starts_leaves_no_sandbox(
             flow_run_id = await site.submit(workflow)
             await proxy.held.wait()
             await until_asked(e2b_server, 2)
-            await site.orchestration.runs.cancel(flow_run_id)
+            await site.gateway.runs.cancel(flow_run_id)
             proxy.release()
             await site.until_state(flow_run_id, "Cancelled")
             await until_killed(e2b_server)
@@ -95,13 +95,13 @@ async def test_a_run_that_waits_for_its_sandbox_can_be_cancelled(
         second = await site.submit(short)
         await site.until_state(second, "Running")
         asked = time.monotonic()
-        await site.orchestration.runs.cancel(second)
+        await site.gateway.runs.cancel(second)
         await site.until_state(second, "Cancelled")
         assert time.monotonic() - asked < POLL_WITH_EVENTS / 2
         assert e2b_server.places.asked == 1
         third = await site.submit(short)
         await site.until_state(third, "Running")
-        await site.orchestration.runs.cancel(first)
+        await site.gateway.runs.cancel(first)
         await site.until_state(third, "Completed")
     assert [place.ended_by for place in e2b_server.sandboxes] == ["kill"] * 2
 

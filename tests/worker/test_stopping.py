@@ -15,7 +15,7 @@ from prefect.states import Pending, Suspended
 from deployments.worker import prefect_engine
 from deployments.worker.active_run import Ending, Run
 from deployments.worker.stop_requests import POLL_WITH_EVENTS
-from flows.runs.lease_keeper import Held, LeaseKeeper
+from flows.runs.lease_keeper import HeldLease, LeaseKeeper
 from flows.store import chain
 from flows.store.leases import Lease
 from tests.access_log import AccessLog
@@ -59,7 +59,7 @@ async def test_a_cancelled_run_is_over_at_once(site: Site, folder: Path) -> None
         sandbox = (await site.until_step(flow_run_id, "sleep")).sandbox_id
         assert alive(sandbox)
         asked = time.monotonic()
-        await site.orchestration.runs.cancel(flow_run_id)
+        await site.gateway.runs.cancel(flow_run_id)
         await site.until_state(flow_run_id, "Cancelled")
         wait_until(lambda: not alive(sandbox), 30, "the sandbox's process to end")
         assert time.monotonic() - asked < POLL_WITH_EVENTS / 2
@@ -75,7 +75,7 @@ async def test_a_run_can_be_cancelled_at_any_moment(site: Site, folder: Path) ->
     async def cancel_after(seconds: float) -> None:
         flow_run_id = await site.submit(workflow)
         await asyncio.sleep(seconds)
-        await site.orchestration.runs.cancel(flow_run_id)
+        await site.gateway.runs.cancel(flow_run_id)
         run = await site.until_state(flow_run_id, "Cancelled", "Completed")
         row = await site.execution(flow_run_id)
         assert row.status != "running", (seconds, run.state_name)
@@ -94,8 +94,8 @@ async def test_a_stop_cannot_break_off_the_end_of_a_cancelled_run(site: Site) ->
     async def nothing(workflow_id: int, execution: str) -> None:
         """Never begins."""
 
-    class GivenBackLate(Held):
-        async def give_back(self) -> bool:
+    class GivenBackLate(HeldLease):
+        async def release(self) -> bool:
             run.stop(Ending.CANCELLED)
             await asyncio.sleep(0)
             return True
@@ -110,7 +110,7 @@ async def test_a_stop_cannot_break_off_the_end_of_a_cancelled_run(site: Site) ->
     run = Run(await site.prefect.read_flow_run(flow_run_id))
     keeper = LeaseKeeper(site.database, site.database, 30)
     run.held = GivenBackLate(keeper, flow_run_id, Lease(1, uuid4(), 30), time.monotonic())
-    await site.orchestration.runs.cancel(flow_run_id)
+    await site.gateway.runs.cancel(flow_run_id)
     with temporary_settings({PREFECT_API_URL: site.settings.prefect_api_url}):
         await asyncio.create_task(live())
     assert (await site.prefect.read_flow_run(flow_run_id)).state_name == "Cancelled"
@@ -124,7 +124,7 @@ async def test_without_the_event_stream_polls_do_it(site: Site, folder: Path) ->
             flow_run_id = await site.submit(workflow)
             await site.until_step(flow_run_id, "sleep")
             await site.until_state(await site.submit(short), "Completed")
-            await site.orchestration.runs.cancel(flow_run_id)
+            await site.gateway.runs.cancel(flow_run_id)
             await site.until_state(flow_run_id, "Cancelled")
             await asyncio.to_thread(worker.stop)  # the proxy is in this loop: it must go on meanwhile
     assert (await site.execution(flow_run_id)).status == "cancelled"

@@ -14,10 +14,10 @@ import e2b
 
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE
-from flows.sandbox.e2b.e2b_sandbox import E2BSandbox, NoRunnerError
 from flows.sandbox.e2b import e2b_sandbox
+from flows.sandbox.e2b.e2b_sandbox import E2BSandbox, NoRunnerError
 from flows.sandbox.e2b.sdk_errors import sandbox_error
-from flows.sandbox.e2b.throttle import Turns
+from flows.sandbox.e2b.throttle import CreationThrottle
 from flows.sandbox.port import FoundSandbox, Sandbox, SandboxSpec
 from flows.sandbox.protocol import installed_runner
 
@@ -42,7 +42,7 @@ class E2BProvider:
         self,
         template: str = "",
         api_key: str | None = None,
-        turns: Turns | None = None,
+        turns: CreationThrottle | None = None,
         *,
         installation: str = "",
         grace: float = GRACE,
@@ -50,7 +50,7 @@ class E2BProvider:
         self._mark = {"installation": installation} if installation else {}
         self._template = template or None
         self._api_key = api_key
-        self._turns = turns or Turns()
+        self._turns = turns or CreationThrottle()
         self._grace = grace
         self._burials: set[asyncio.Task[None]] = set()
         self._keys: dict[UUID, tuple[str, float]] = {}
@@ -97,7 +97,7 @@ class E2BProvider:
         return key or f"nova-{spec.flow_run}-{secrets.token_hex(8)}"
 
     def _in(self, place: e2b.AsyncSandbox) -> E2BSandbox:
-        return E2BSandbox(place, self._api_key, self._grace, ended=self._turns.give_back)
+        return E2BSandbox(place, self._api_key, self._grace, ended=self._turns.release)
 
     def _note_missing(self) -> None:
         if self._installed:
@@ -134,13 +134,13 @@ class E2BProvider:
         It is ended even if nobody waits for that either.
         """
 
-        async def bury() -> None:
+        async def dispose_stale() -> None:
             await asyncio.wait({making})
             if not making.cancelled() and making.exception() is None:
                 with contextlib.suppress(SandboxError):  # the cleanup finds it
                     await e2b_sandbox.kill(making.result().sandbox_id, self._api_key)
 
-        burial = asyncio.create_task(bury())
+        burial = asyncio.create_task(dispose_stale())
         self._burials.add(burial)
         burial.add_done_callback(self._burials.discard)
         await asyncio.shield(burial)

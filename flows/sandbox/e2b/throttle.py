@@ -34,7 +34,7 @@ class _OutOfPatienceError(SandboxError):
         super().__init__(said, reason="no_turn")
 
 
-class Turns:
+class CreationThrottle:
     """The places and the pace of one process's sandboxes.
 
     0 is no limit of that kind; `patience` is the seconds that one creation waits in all. Other processes
@@ -49,23 +49,23 @@ class Turns:
         self._line = asyncio.Lock()
         self._next = 0.0
 
-    async def make(self, attempt: Callable[[], Awaitable[Made]], bury: Bury[Made]) -> Made:
+    async def make(self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Bury[Made]) -> Made:
         """Make a sandbox when it is its turn, again while E2B says "not now"; `attempt` makes it once.
 
-        Whoever is cancelled gets none: `bury` ends what comes of an attempt that was under way.
+        Whoever is cancelled gets none: `dispose_stale` ends what comes of an attempt that was under way.
 
-        The sandbox has a place then, which `give_back` frees. Raises SandboxError when patience ends, and
+        The sandbox has a place then, which `release` frees. Raises SandboxError when patience ends, and
         what `attempt` raises; no place is taken then. The reason of the former is `no_turn`.
         """
         deadline = asyncio.get_running_loop().time() + self._patience
         await self._take_place(deadline)
         try:
-            return await self._try(attempt, bury, deadline)
+            return await self._try(attempt, dispose_stale, deadline)
         except BaseException:
-            self.give_back()
+            self.release()
             raise
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Free the place of a sandbox that has ended."""
         if self._places is not None:
             self._places.release()
@@ -79,7 +79,9 @@ class Turns:
         except TimeoutError:
             raise _OutOfPatienceError(self._patience, "every place is taken") from None
 
-    async def _try(self, attempt: Callable[[], Awaitable[Made]], bury: Bury[Made], deadline: float) -> Made:
+    async def _try(
+        self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Bury[Made], deadline: float
+    ) -> Made:
         if not self._line.locked():
             await self._wait_for_moment(deadline)
             try:
@@ -90,7 +92,7 @@ class Turns:
         since = asyncio.get_running_loop().time()
         while True:
             try:
-                return await self._ask_in_line(attempt, bury, deadline, since)
+                return await self._ask_in_line(attempt, dispose_stale, deadline, since)
             except _OutOfPatienceError:
                 raise
             except SandboxError as refusal:
@@ -98,7 +100,7 @@ class Turns:
                     raise
 
     async def _ask_in_line(
-        self, attempt: Callable[[], Awaitable[Made]], bury: Bury[Made], deadline: float, since: float
+        self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Bury[Made], deadline: float, since: float
     ) -> Made:
         """Ask when all that were refused before have; keep the line for a pause if the answer is no.
 
@@ -123,7 +125,7 @@ class Turns:
         except asyncio.CancelledError:
             if asking is not None:
                 asking.cancel()  # too late, perhaps, for what it was about to return
-                await bury(asking)
+                await dispose_stale(asking)
             raise
 
     async def _pause(self, refusal: BaseException, deadline: float, since: float) -> None:
