@@ -64,7 +64,7 @@ class Services:
     gateway: PrefectGateway
     cipher: Cipher
     background: Background = field(default_factory=Background)
-    submissions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    submission_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     """Places for runs that are being handed to Prefect."""
 
 

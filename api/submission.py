@@ -24,12 +24,14 @@ from flows.graphs.errors import (
     PrefectUnavailableError,
 )
 from flows.graphs.json_values import to_fragments
+from flows.graphs.lifecycle import ErrorKind
 from flows.prefect_gateway.workflow_deployments import Deployments, DeploymentSpec
 from flows.runs import retry_policy
 from flows.runs.deployment_specs import deployment_spec
-from flows.store import clients, creation, executions, transitions, workflows
+from flows.store import clients, executions, workflows
 from flows.store.base import canonical
 from flows.store.models import Execution, Workflow
+from flows.store.transitions import submissions
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ async def execute(
 
         def make() -> Execution:
             client = clients.active(session, client_slug) if client_slug is not None else None
-            return transitions.create_pending(
+            return submissions.create(
                 session,
                 workflow_id=workflow.id,
                 client=client,
@@ -160,7 +162,7 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
         raise
 
     def confirm(session: Session) -> bool:
-        return transitions.confirm(session, pending.execution_id, flow_run_id)
+        return submissions.confirm(session, pending.execution_id, flow_run_id)
 
     try:
         # Until it is noted, another request with the same key may give the run up.
@@ -182,7 +184,7 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
     runs = services.gateway.runs
 
     async def submit(deployment_id: UUID) -> UUID:
-        async with _turn(services.submissions):
+        async with _turn(services.submission_slots):
             state = await runs.submit(
                 deployment_id=deployment_id,
                 public_id=pending.public_id,
@@ -269,13 +271,13 @@ async def _reject(
     )
 
     def close(session: Session) -> tuple[Pending, UUID] | None:
-        creation.settle(session, public_id, workflow_id)
+        submissions.await_create(session, public_id, workflow_id)
         row = executions.by_public_id(session, public_id)
-        if row is None or transitions.reject(session, row.id, reason):
+        if row is None or submissions.refuse(session, row.id, reason):
             return None
         session.expire_all()  # somebody was faster
         row = executions.by_public_id(session, public_id)
-        if row is None or row.flow_run_id is None or row.error_kind == "not_started":
+        if row is None or row.flow_run_id is None or row.error_kind is ErrorKind.NOT_STARTED:
             return None
         return Pending.of(row, row.workflow), row.flow_run_id
 

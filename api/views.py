@@ -8,6 +8,7 @@ from uuid import UUID
 from api.responses import timestamp
 from flows.credentials import vault
 from flows.graphs.errors import Fault
+from flows.graphs.lifecycle import Status
 from flows.prefect_gateway.cron_schedules import ScheduleView
 from flows.store.models import Client, Credential, Execution, Schedule, Workflow
 
@@ -37,7 +38,7 @@ def fault(found: Fault) -> dict[str, Any]:
 def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
     """An execution as lists show it: its result without the final context."""
     result = None
-    if row.status == "completed":
+    if row.status is Status.COMPLETED:
         result = {"execution_id": row.id, "status": "success", "nodes_executed": nodes_executed}
     return {
         "id": row.id,
@@ -49,7 +50,7 @@ def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
         "error": row.error,
         "created_at": timestamp(row.created_at),
         "client_slug": row.client_slug,
-        "task_id": str(row.flow_run_id) if row.flow_run_id else None,
+        "task_id": str(row.task_id) if row.task_id else None,
         "failed_at_node": row.failed_at_node,
         "workflow_version": row.version.number if row.version else None,
     }

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from flows.graphs.errors import (
     PrefectUnavailableError,
     RunTimeoutError,
 )
+from flows.graphs.lifecycle import CANCELLED, LIVE, Status
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.prefect_gateway.text import printable
 from flows.runs import outcomes
@@ -42,25 +43,32 @@ from flows.runs.sandbox_session import SandboxSession
 from flows.sandbox import prewarm
 from flows.sandbox.factory import provider
 from flows.sandbox.port import SandboxSpec
-from flows.store import executions, transitions
+from flows.store import executions
+from flows.store.transitions import attempts, interventions
 
 T = TypeVar("T")
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
-    """Close the row of a run that was cancelled and end its sandbox: its process did not live to do it."""
-    settings, message = get_settings(), state.message or "The run was cancelled."
+    """Close the row of a run that was cancelled and end its sandbox: its flow did not come to do it.
+
+    Raises LeaseLostError where this process ran it and somebody else goes on with it.
+    """
+    settings, message = get_settings(), state.message or CANCELLED
+    shared = process(settings)
+    held = shared.leases.held(flow_run.id)
 
     def write(session: Session) -> str | None:
         row = executions.by_task(session, flow_run.id)
-        if row is None or not transitions.finish(
-            session, row.id, status="cancelled", error=message, error_kind="cancelled"
-        ):
+        if row is None or row.status not in LIVE:
             return None
-        return row.sandbox_id
+        if held is not None:
+            attempts.cancel(session, held.lease, message)
+            return row.sandbox_id
+        return row.sandbox_id if interventions.cancel_stopped(session, row.id, message) else None
 
-    if sandbox_id := await process(settings).database.run(write):
+    if sandbox_id := await shared.database.run(write):
         await provider(settings).kill(sandbox_id)
 
 
@@ -129,7 +137,9 @@ class _Attempt:
             runs, asks = FlowRuns(client, self._settings.prefect_timeout), self._settings.uses_e2b
 
             def take(ask_breaker: bool) -> Awaitable[HeldLease | None]:
-                return self._leases.take_for(self._request, runs, ask_breaker=ask_breaker)
+                return self._leases.take_for(
+                    self._request, runs, runs.request_of_start, ask_breaker=ask_breaker
+                )
 
             try:
                 return await retry_until_database(lambda: take(asks)), None
@@ -179,9 +189,9 @@ class _Attempt:
         row = await run_until_committed(
             self._database, lambda session: executions.by_task(session, self._request.flow_run_id)
         )
-        if row is None or row.error_kind == "not_started" or row.status == "cancelled":
+        if row is None or row.revoked or row.status is Status.CANCELLED:
             return Cancelled(message=message)
-        return Completed(message=message) if row.status == "completed" else Failed(message=message)
+        return Completed(message=message) if row.status is Status.COMPLETED else Failed(message=message)
 
     async def _execute(self, run: LoadedRun, held: HeldLease, refusal: BreakerOpenError | None) -> State[Any]:
         """Walk the run to its end, or to where it breaks off."""
@@ -204,7 +214,7 @@ class _Attempt:
             self._log.exception("NOVA itself failed")
             fault = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
             return await self._break_off(run, held, fault, None)
-        await self._end(held, lambda session: outcomes.complete(session, held.lease))
+        await self._end(held, lambda session: attempts.complete(session, held.lease))
         return Completed(message=f"{steps} nodes executed")
 
     async def _break_off(
@@ -221,10 +231,10 @@ class _Attempt:
         due = await self._end(held, write)
         if due is None:
             return _failed(error)
-        message = f"{str(error).rstrip('.')}. The next attempt is at {due:%H:%M:%S} UTC."
+        message = f"{str(error).rstrip('.')}. The next attempt is at {due.astimezone(UTC):%H:%M:%S} UTC."
         if await self._put_back(message, due):
             raise Abort(message)
-        return Cancelled(message="The run was cancelled.")
+        return Cancelled(message=CANCELLED)
 
     async def _put_back(self, message: str, due: datetime) -> bool:
         """Put the flow run back in its queue until its next attempt; False where it is being cancelled.
@@ -241,8 +251,7 @@ class _Attempt:
         except NovaError as error:  # the row says when it is due: whoever looks after it tells Prefect
             self._log.warning("The run could not be put back in its queue yet: %s", error)
             return True
-        await self._leases.release(self._flow_run.id)
-        await close_cancelled(execute_workflow, self._flow_run, Cancelled(message="The run was cancelled."))
+        await close_cancelled(execute_workflow, self._flow_run, Cancelled(message=CANCELLED))
         return False
 
     async def _end(self, held: HeldLease, write: Callable[[Session], T]) -> T:

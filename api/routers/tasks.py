@@ -20,11 +20,11 @@ from api.responses import JSON, JsonResponse, timestamp
 from api.services import Services
 from api.task_status import note_end
 from flows.graphs.errors import NotFoundError, PrefectUnavailableError
+from flows.graphs.flow_run_state import FlowRunState, PrefectState
 from flows.graphs.json_values import dumps
-from flows.prefect_gateway.flow_runs import FlowRunState
+from flows.graphs.lifecycle import LIVE, Status
 from flows.store import chain, executions
 from flows.store.base import utcnow
-from flows.store.checks import LIVE
 from flows.store.database import Database
 from flows.store.executions import Poll
 
@@ -123,8 +123,8 @@ def _unstarted(flow_run_id: uuid.UUID, state: FlowRunState | None) -> dict[str, 
 
 def _from_prefect(flow_run_id: uuid.UUID, row: Poll, state: FlowRunState | None) -> dict[str, Any]:
     """The answer for an open row beside what Prefect said of its flow run, a second ago perhaps."""
-    if row.status == "running" and not row.revoked and state is not None:
-        if state.kind == "crashed":  # to be put back in its queue
+    if row.status is Status.RUNNING and not row.revoked and state is not None:
+        if state.kind is PrefectState.CRASHED:  # to be put back in its queue
             return _retry(flow_run_id, row, state.state_message)
         if state.status == "RETRY" and row.next_attempt_at is None:
             return _retry(flow_run_id, row, state.state_message, due=state.next_attempt)
@@ -143,7 +143,7 @@ def _from_row(flow_run_id: uuid.UUID, row: Poll, remark: str = "") -> dict[str, 
         return body | {"execution_id": row.id, "error": "The run is being cancelled."}
     if row.next_attempt_at is not None:
         return _retry(flow_run_id, row, remark=remark)
-    if row.status == "pending":
+    if row.status is Status.PENDING:
         return _body(flow_run_id, "PENDING", _QUEUED + remark)
     return _body(flow_run_id, "RUNNING", _EXECUTING + remark) | {"meta": _meta(row)}
 
@@ -161,10 +161,10 @@ def _retry(
 
 async def _final(database: Database, flow_run_id: uuid.UUID, row: Poll) -> Response:
     """The answer for a run that is over: from the database alone."""
-    if row.status == "completed":
+    if row.status is Status.COMPLETED:
         return await _success(database, flow_run_id, row)
     body = _body(flow_run_id, "FAILURE", _FAILED)
-    if row.status == "cancelled":
+    if row.status is Status.CANCELLED:
         body = _body(flow_run_id, "REVOKED", _CANCELLED)
     body |= {
         "execution_id": row.id,

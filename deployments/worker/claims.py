@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,9 +15,13 @@ from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
 from flows.config.settings import get_settings
 from flows.graphs.errors import BreakerOpenError, ConfigurationError, LeaseHeldError, NovaError
+from flows.graphs.lifecycle import Action, Asker, decide
 from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.recovery.actions import FULL, FULL_SECONDS
+from flows.runs.lease_keeper import HeldLease
 from flows.runs.loading import RunRequest
 from flows.runs.process import process
+from flows.store import orphans
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -44,14 +48,54 @@ OURS, GONE, REFUSED = Claim(True), Claim(False), Claim(False, REFUSED_PAUSE)
 
 
 async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Claim:
-    """Make a run ours, if nothing and nobody is against it. Who gets the lease must give it back."""
+    """Make a run ours, if nothing and nobody is against it. Who gets the lease must release it."""
     if has_execution and (refusal := await _take_lease(run, client)) is not None:
         return refusal
     try:
-        return OURS if await prefect_engine.claim(client, run.flow_run) else REFUSED
+        if await prefect_engine.claim(client, run.flow_run):
+            return OURS
     except Exception as error:  # noqa: BLE001 - Prefect is out of reach
-        log.warning("Flow run %s could not be taken: %r", run.id, error)
+        return await _after_silence(run, client, error)
+    if run.held is not None and run.flow_run.state is not None and run.flow_run.state.is_cancelled():
+        await _settle_refusal(run, run.held, client)
+    return REFUSED
+
+
+async def _after_silence(run: Run, client: PrefectClient, error: Exception) -> Claim:
+    """See whether Prefect gave us a run whose claim it did not answer; only we may be, with its lease."""
+    log.warning("Flow run %s could not be taken: %r", run.id, error)
+    if run.held is None:
         return REFUSED
+    try:
+        state = (await client.read_flow_run(run.id)).state
+    except Exception as again:  # noqa: BLE001 - out of reach, still
+        log.debug("Nor could it be looked at: %r", again)
+        run.abandon_lease()
+        return REFUSED
+    if state is not None and state.is_pending():
+        run.flow_run.state, run.flow_run.state_type, run.flow_run.state_name = state, state.type, state.name
+        return OURS
+    return REFUSED
+
+
+async def _settle_refusal(run: Run, held: HeldLease, client: PrefectClient) -> None:
+    """Have a run wait that has begun and that Prefect cancelled since too many of its workflow go on."""
+    settings = get_settings()
+    runs, database = FlowRuns(client, settings.prefect_timeout), process(settings).database
+    try:
+        state = await runs.find(run.id)
+        if state is None or not state.is_over_limit:
+            return
+        rows = await database.run(lambda session: orphans.match_flow_runs(session, {run.id: None}))
+        row = rows.get(run.id)
+        # The lease is ours: to decide is up to us as it is to the reconciler.
+        if row is None or decide(replace(row, leased=False), state, Asker.RECONCILER) is not Action.REQUEUE:
+            return
+        due = datetime.now(UTC) + timedelta(seconds=FULL_SECONDS)
+        await held.confirm()
+        await runs.requeue(run.id, FULL, due)
+    except NovaError as error:  # the reconciler does it later
+        log.warning("Flow run %s could not be put back in its queue yet: %s", run.id, error)
 
 
 async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
@@ -61,8 +105,9 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
         return None
     try:
         settings = get_settings()
+        runs = FlowRuns(client, settings.prefect_timeout)
         run.held = await process(settings).leases.take_for(
-            request, FlowRuns(client, settings.prefect_timeout), ask_breaker=settings.uses_e2b
+            request, runs, runs.retry_request, ask_breaker=settings.uses_e2b
         )
     except LeaseHeldError as error:
         log.info("Flow run %s is left alone: %s", run.id, error)

@@ -14,10 +14,11 @@ from prefect.client.orchestration import PrefectClient
 from prefect.flows import Flow
 
 from deployments.worker import prefect_engine
-from deployments.worker.active_run import Ending, Run
+from deployments.worker.active_run import Run
 from deployments.worker.claims import AWAY_PAUSE, GONE, Claim, claim
 from deployments.worker.flow_loader import Catalog, FlowNotLoadedError
 from flows.graphs.errors import NovaError
+from flows.graphs.lifecycle import Ending
 from flows.sandbox import prewarm
 
 log = logging.getLogger("prefect.nova.worker")

@@ -40,13 +40,15 @@ from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow
-from prefect.states import Cancelled, Cancelling, Failed, Pending
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Failed, Pending
 from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
 from prefect.utilities.engine import propose_state
 
-from deployments.worker.active_run import Ending, Run
-from flows.graphs.errors import LeaseLostError
-from flows.prefect_gateway.flow_runs import put_back
+from deployments.worker.active_run import Run
+from flows.config.settings import get_settings
+from flows.graphs.errors import ConflictError, LeaseLostError, NotFoundError
+from flows.graphs.lifecycle import CANCELLED, Ending
+from flows.prefect_gateway.flow_runs import FlowRuns
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -119,9 +121,9 @@ async def refuse(client: PrefectClient, flow_run: FlowRun, reason: str) -> None:
 async def requeue(client: PrefectClient, flow_run_id: UUID, message: str) -> None:
     """Put a run that cannot be stopped back into its queue, from outside."""
     try:
-        await propose_state(client, put_back(message), flow_run_id=flow_run_id)
-    except (Abort, Pause) as refusal:
-        log.debug("Flow run %s could not be handed back: %s", flow_run_id, refusal)
+        await FlowRuns(client, get_settings().prefect_timeout).requeue(flow_run_id, message)
+    except (ConflictError, NotFoundError) as refusal:
+        log.debug("Flow run %s could not be requeued: %s", flow_run_id, refusal)
 
 
 def suspend(flow_run_id: UUID, state: State[Any]) -> None:
@@ -252,16 +254,31 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
                 await self.run.held.look()
             except LeaseLostError as lost:  # what its row says now is not ours to undo
                 raise Abort(str(lost)) from None
-        state = await self.set_state(put_back("Its worker was stopped; another one goes on."))
-        if state.is_cancelling():
+        runs = FlowRuns(super().client, get_settings().prefect_timeout)
+        try:
+            requeued = await runs.requeue(self.run.id, "Its worker was stopped; another one goes on.")
+        except (ConflictError, NotFoundError) as refusal:
+            raise Abort(str(refusal)) from None
+        if requeued:
+            self._know(AwaitingRetry())
+            return
+        found = await super().client.read_flow_run(self.run.id)
+        if found.state is not None:
+            self._know(found.state)
+        if self.state.is_cancelling():
             await self._close_cancelled()
+
+    def _know(self, state: State[Any]) -> None:
+        """Take note of the state that the run has in Prefect."""
+        if self.flow_run is not None:
+            self.flow_run.state, self.flow_run.state_type = state, state.type
+            self.flow_run.state_name = state.name
 
     async def _close_cancelled(self) -> None:
         """Call the flow's hooks, which close the execution's row, then tell Prefect."""
-        await self.run.release_lease()
         if not self.state.is_cancelling():
             await self.call_hooks(Cancelling())
-        await self.set_state(Cancelled(message="The run was cancelled."))
+        await self.set_state(Cancelled(message=CANCELLED))
 
     async def settle(self, client: PrefectClient, error: Exception) -> None:
         """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed.

@@ -126,7 +126,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
         In its second half they leave before their next node, and only at its end in the middle of one.
         """
-        from deployments.worker.active_run import Ending
+        from flows.graphs.lifecycle import Ending
 
         self._stopping = True
         if self._held:
@@ -230,7 +230,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
     def _stop(self, flow_run: FlowRun) -> None:
         """Stop a run that Prefect wants stopped."""
         from deployments.worker import prefect_engine
-        from deployments.worker.active_run import Ending
+        from flows.graphs.lifecycle import Ending
 
         run = self._held.get(flow_run.id)
         if run is None or flow_run.state is None:

@@ -112,11 +112,11 @@ class Graph(_Part):
         return {node.id: node for node in self.nodes}
 
     @cached_property
-    def _ways(self) -> dict[str, tuple[Edge, ...]]:
-        ways: dict[str, list[Edge]] = {}
+    def _edges_by_source(self) -> dict[str, tuple[Edge, ...]]:
+        found: dict[str, list[Edge]] = {}
         for edge in self.edges:
-            ways.setdefault(edge.source, []).append(edge)
-        return {source: tuple(edges) for source, edges in ways.items()}
+            found.setdefault(edge.source, []).append(edge)
+        return {source: tuple(edges) for source, edges in found.items()}
 
     def node(self, node_id: str) -> Node:
         """Return a node by its id; raises NotFoundError."""
@@ -125,9 +125,9 @@ class Graph(_Part):
         except KeyError:
             raise NotFoundError(f"The graph has no node {quoted(node_id)}.") from None
 
-    def ways(self, node_id: str) -> tuple[Edge, ...]:
+    def edges_from(self, node_id: str) -> tuple[Edge, ...]:
         """Return the edges that leave a node, in the graph's order; none for an end."""
-        return self._ways.get(node_id, ())
+        return self._edges_by_source.get(node_id, ())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from flows.graphs.errors import PrefectUnavailableError
-from flows.prefect_gateway.flow_runs import PAGE, FlowRuns, FlowRunState
+from flows.graphs.flow_run_state import FlowRunState
+from flows.prefect_gateway.flow_runs import PAGE, FlowRuns
 
 PACE = 1.0
 """Seconds between two rounds of look-ups; so long Prefect's silence is passed on, too."""

@@ -10,21 +10,26 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import BreakerOpenError, DatabaseUnavailableError, LeaseLostError
+from flows.graphs.lifecycle import Action, Asker, decide
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.runs.loading import RunRequest
 from flows.runs.retry_policy import run_until_committed
-from flows.store import circuit_breaker, leases
+from flows.store import circuit_breaker, leases, orphans
 from flows.store.database import Database
-from flows.store.leases import Lease
+from flows.store.leases import Lease, LeaseClaim
+from flows.store.transitions import attempts
 
 log = logging.getLogger(__name__)
+
+AskRequest = Callable[[UUID], Awaitable[UUID | None]]
+"""Asks Prefect by which state a person wants a flow run to go on."""
 
 
 class HeldLease:
@@ -79,6 +84,10 @@ class HeldLease:
     async def release(self) -> bool:
         """Free it for whoever goes on with the run; False when it was not ours any more."""
         return await self._keeper.release(self._flow_run_id)
+
+    def abandon(self) -> None:
+        """Leave it to run out: whoever looks after the run then sees how it stands."""
+        self._keeper.forget(self._flow_run_id)
 
     def check(self) -> None:
         """Raise LeaseLostError when the lease is known to be lost."""
@@ -144,20 +153,29 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
 
     async def take_for(
-        self, request: RunRequest, runs: FlowRuns, *, ask_breaker: bool = False
+        self, request: RunRequest, runs: FlowRuns, ask: AskRequest, *, ask_breaker: bool = False
     ) -> HeldLease | None:
-        """As `take`, for the start of a flow run, which opens an execution again that a person retried.
+        """As `take`, and open a run that is over where a person retried it in Prefect.
 
-        Raises PrefectUnavailableError besides: where there is nothing to run, Prefect says who wants it to.
+        `ask` tells by which state: `FlowRuns.retry_request` for a run that waits in its queue,
+        `FlowRuns.request_of_start` for one that has started. Raises PrefectUnavailableError besides.
         """
         held = await self.take(request, ask_breaker=ask_breaker)
-        if held is None and await runs.retried(request.flow_run_id):
-            held = await self.take(request, ask_breaker=ask_breaker, reopens=True)
-        return held
+        if held is not None:
+            return held
+        flow_run_id = request.flow_run_id
+        state, asked = await runs.find(flow_run_id), await ask(flow_run_id)
+        key = {flow_run_id: request.public_id}
+        row = (await self._database.run(lambda session: orphans.match_flow_runs(session, key))).get(
+            flow_run_id
+        )
+        if asked is None or decide(row, state, Asker.WORKER, request=asked) is not Action.REOPEN:
+            return None
+        return await self._take(
+            request, lambda session, claim: attempts.take_retried(session, claim, asked), ask_breaker
+        )
 
-    async def take(
-        self, request: RunRequest, *, ask_breaker: bool = False, reopens: bool = False
-    ) -> HeldLease | None:
+    async def take(self, request: RunRequest, *, ask_breaker: bool = False) -> HeldLease | None:
         """Take the lease of a run that is about to start, or return it where this process has it already.
 
         None: there is nothing to run, and `load_run` says why. Raises LeaseHeldError, BreakerOpenError where
@@ -165,18 +183,21 @@ class LeaseKeeper:
         """
         if (known := self.held(request.flow_run_id)) is not None:
             return known
+        return await self._take(request, attempts.take, ask_breaker)
+
+    async def _take(
+        self,
+        request: RunRequest,
+        way: Callable[[Session, LeaseClaim], Lease | None],
+        ask_breaker: bool,
+    ) -> HeldLease | None:
+        claim = LeaseClaim(
+            request.flow_run_id, request.public_id, request.workflow_id, uuid4(), self._seconds
+        )
         asked_at = time.monotonic()
 
         def take(session: Session) -> Lease | None:
-            lease = leases.take(
-                session,
-                flow_run_id=request.flow_run_id,
-                public_id=request.public_id,
-                workflow_id=request.workflow_id,
-                owner=uuid4(),
-                seconds=self._seconds,
-                reopens=reopens,
-            )
+            lease = way(session, claim)
             if lease is not None and ask_breaker:
                 check_breaker(session)
             return lease
@@ -207,10 +228,15 @@ class LeaseKeeper:
             return False
         held.note_released()
         try:
-            return await self._database.run(lambda session: leases.release(session, held.lease))
+            return await self._database.run(lambda session: attempts.release(session, held.lease))
         except DatabaseUnavailableError as error:
             log.warning("The lease of execution %d runs out by itself: %s", held.lease.execution_id, error)
             return False
+
+    def forget(self, flow_run_id: UUID) -> None:
+        """Renew a run's lease no more, and leave it to run out."""
+        with self._lock:
+            self._held.pop(flow_run_id, None)
 
     async def look_at(self, held: HeldLease) -> None:
         """Ask the database whether a lease is still ours; waits for as long as it does not answer."""

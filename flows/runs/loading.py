@@ -18,9 +18,10 @@ from flows.graphs.errors import InvalidInputError, LimitError
 from flows.graphs.graph import Graph, load_graph
 from flows.graphs.traversal import Visit
 from flows.sandbox.runner.values import size_of
-from flows.store import chain, clients, transitions, values, workflows
+from flows.store import chain, clients, values, workflows
 from flows.store.leases import Lease
 from flows.store.models import Execution
+from flows.store.transitions import attempts
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_run(
     if request.public_id is None:
         workflows.get(session, request.workflow_id)  # says which one there is not
     client = clients.active(session, request.client_slug) if request.client_slug else None
-    row = transitions.begin(
+    row = attempts.begin(
         session,
         lease,
         flow_run_id=request.flow_run_id,

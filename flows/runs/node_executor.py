@@ -23,6 +23,7 @@ from flows.graphs.errors import (
     SandboxError,
 )
 from flows.graphs.graph import Node
+from flows.graphs.lifecycle import StepStatus
 from flows.graphs.traversal import UNKNOWN_BRANCH, Visit, branch_label
 from flows.runs import retry_policy
 from flows.runs.loading import LoadedRun, check_size
@@ -30,9 +31,10 @@ from flows.runs.retry_policy import run_until_committed
 from flows.runs.sandbox_session import SandboxSession
 from flows.sandbox.port import NodeCall, NodeResult
 from flows.sandbox.runner.values import size_of
-from flows.store import chain, transitions
+from flows.store import chain
 from flows.store.base import utcnow
 from flows.store.database import Database
+from flows.store.transitions import attempts
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -93,7 +95,7 @@ class NodeExecutor:
 
     async def pass_through(self, node: Node, step: int) -> Visit:
         """Write the row of a start or an end, which have no code."""
-        ways = self._run.graph.ways(node.id)
+        ways = self._run.graph.edges_from(node.id)
         target = ways[0].target if ways else None
         visit = Visit(node.id)
         await self._record(_Try(node, step, self._number(step), utcnow()), NodeResult(), visit, target)
@@ -102,7 +104,7 @@ class NodeExecutor:
     async def _run_once(self, node: Node, step: int) -> Visit:
         """Run a node that is never to be started a second time, once it has been written down that it was."""
         await run_until_committed(
-            self._database, lambda session: transitions.mark_unrepeatable(session, self._run.lease, step)
+            self._database, lambda session: attempts.mark_unrepeatable(session, self._run.lease, step)
         )
         try:
             return await self._try(node, step)
@@ -188,7 +190,7 @@ class NodeExecutor:
                 error_type=result.failure.type,
                 traceback=redact(result.failure.traceback),
             )
-        ways = self._run.graph.ways(node.id)
+        ways = self._run.graph.edges_from(node.id)
         if node.type != "decision":
             return Visit(node.id), ways[0].target
         try:
@@ -224,7 +226,7 @@ class NodeExecutor:
                 attempt=this.number,
                 node_id=this.node.id,
                 node_type=this.node.type,
-                status="failed" if failure else "success",
+                status=StepStatus.FAILED if failure else StepStatus.SUCCESS,
                 timestamp=this.started,
                 execution_time=result.duration,
                 changes={} if failure else vault.store_changes(self._cipher, overlay, result.changes),

@@ -15,32 +15,20 @@ from flows.config.settings import Settings
 from flows.graphs.errors import BreakerOpenError, NodeError, NovaError, SandboxError
 from flows.runs import retry_policy
 from flows.runs.loading import LoadedRun
-from flows.store import circuit_breaker, transitions
+from flows.store import circuit_breaker
 from flows.store.database import now
 from flows.store.leases import Lease
+from flows.store.transitions import attempts
 
 LEAST_PAUSE = 20.0
 """Seconds that a run waits at least for the circuit breaker: Prefect's own worker looks 10 s ahead, and dies
 when it finds a run whose last process has not ended yet."""
 
 
-def complete(session: Session, lease: Lease) -> None:
-    """Close the row of a run that came to its end. Raises LeaseLostError."""
-    transitions.finish(session, lease.execution_id, status="completed", lease=lease, keep_lease=True)
-
-
 def fail(session: Session, lease: Lease, error: NovaError, node: str | None = None) -> None:
     """Close the row of a run that failed, at a node perhaps. Raises LeaseLostError."""
-    transitions.finish(
-        session,
-        lease.execution_id,
-        status="failed",
-        error=str(error),
-        error_kind=error.kind,
-        failed_at_node=(error.node_id if isinstance(error, NodeError) else "") or node,
-        lease=lease,
-        keep_lease=True,
-    )
+    at = (error.node_id if isinstance(error, NodeError) else "") or node
+    attempts.fail(session, lease, str(error), error.kind, at)
 
 
 def schedule_retry(
@@ -53,20 +41,13 @@ def schedule_retry(
     """
     if not retry_policy.passes(error):
         return None
-    wait = _breaker_pause(session) if settings.uses_e2b and _is_for_breaker(error) else None
-    if wait is None and run.retries >= settings.retries:
+    pause = _breaker_pause(session) if settings.uses_e2b and _is_for_breaker(error) else None
+    if pause is not None:
+        return attempts.wait_for_provider(session, run.lease, str(error), error.kind, node, pause)
+    if run.retries >= settings.retries:
         return None
-    seconds = wait or retry_policy.delay(run.retries, settings.retry_delay, settings.retry_delay_max)
-    return transitions.schedule_retry(
-        session,
-        run.lease,
-        error=str(error),
-        error_kind=error.kind,
-        at_node=node,
-        seconds=seconds,
-        counted=wait is None,
-        keep_lease=True,
-    )
+    seconds = retry_policy.delay(run.retries, settings.retry_delay, settings.retry_delay_max)
+    return attempts.schedule_retry(session, run.lease, str(error), error.kind, node, seconds)
 
 
 def _is_for_breaker(error: NovaError) -> bool:

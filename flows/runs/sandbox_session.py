@@ -17,8 +17,9 @@ from flows.runs.retry_policy import run_until_committed
 from flows.sandbox import prewarm
 from flows.sandbox.factory import provider
 from flows.sandbox.port import NodeCall, NodeResult, Sandbox, SandboxSpec
-from flows.store import circuit_breaker, transitions
+from flows.store import circuit_breaker
 from flows.store.database import Database
+from flows.store.transitions import attempts
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -119,7 +120,7 @@ class SandboxSession:
         context = {**await self._take_context(), **self._run.overlay.fragments()}
 
         def note(session: Session) -> None:
-            transitions.set_progress(session, self._run.lease, sandbox_id=sandbox.id)
+            attempts.note_sandbox(session, self._run.lease, sandbox.id)
             if self._settings.uses_e2b:
                 circuit_breaker.succeeded(session)
 

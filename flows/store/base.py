@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, MetaData, Text, TypeDecorator, Uuid
+from sqlalchemy import DateTime, Dialect, Enum, MetaData, Text, TypeDecorator, Uuid
 from sqlalchemy.orm import DeclarativeBase
 
 
@@ -23,6 +24,13 @@ def utcnow() -> datetime:
 def canonical(value: Any) -> str:
     """One text for equal JSON values, whatever the order of their keys; `1`, `1.0` and `true` differ."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
+
+def word(words: type[StrEnum]) -> Enum:
+    """The type of a column that holds one word of an enum, as text."""
+    return Enum(
+        words, native_enum=False, length=16, values_callable=lambda each: [member.value for member in each]
+    )
 
 
 class AsciiJson(TypeDecorator[Any]):

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from flows.store import checks
+from flows.graphs.lifecycle import LIVE
 from flows.store.base import utcnow
 from flows.store.models import Execution, Workflow
 
@@ -26,7 +26,7 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
     """
     now = now or utcnow()
     day, hour = (_counts(session, now - timedelta(hours=hours)) for hours in (24, 1))
-    pending = sum(day.get(status, 0) for status in checks.LIVE)
+    pending = sum(day.get(status, 0) for status in LIVE)
     active = select(func.count(Execution.workflow_id.distinct())).where(
         Execution.created_at >= now - timedelta(hours=24)
     )

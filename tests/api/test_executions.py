@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select
 
 from flows.credentials.cipher import Cipher
-from flows.store import transitions
 from flows.store.database import Database
 from flows.store.models import ContextValue
+from flows.store.transitions import submissions
 from tests.api.runs import Run
 from tests.builders import action, fresh_name, line
 
@@ -285,11 +285,11 @@ async def test_what_was_never_started_is_failed(
 ) -> None:
     """An execution that Prefect never confirmed has no task id, an empty chain, and says so."""
     row = await database.run(
-        lambda session: transitions.create_pending(
+        lambda session: submissions.create(
             session, workflow_id=workflow["id"], client=None, priority="normal", initial={}
         )
     )
-    await database.run(lambda session: transitions.reject(session, row.id, "The run was never started."))
+    await database.run(lambda session: submissions.refuse(session, row.id, "The run was never started."))
     body = (await api.get(f"/executions/{row.id}")).json()
     assert (body["status"], body["task_id"], body["error"]) == ("failed", None, "The run was never started.")
     chain = (await api.get(f"/executions/{row.id}/chain")).json()

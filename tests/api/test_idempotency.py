@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 from flows.config.settings import Settings
 from flows.credentials.cipher import generate_key
 from flows.graphs.errors import ExecutionClosedError
-from flows.store import transitions
 from flows.store.database import Database, now
 from flows.store.models import Execution, IdempotencyKey
+from flows.store.transitions import submissions
 from tests.api.conftest import make_settings, running_api
 from tests.api.relay import Relay
 from tests.api.test_execute import flow_runs
@@ -256,7 +256,7 @@ async def test_a_run_whose_flow_run_is_not_noted_is_not_promised(
             await asyncio.wait({request}, timeout=2)
             assert not request.done()
             (row,) = await rows(database)
-            assert await database.run(lambda session: transitions.reject(session, row.id, "No answer."))
+            assert await database.run(lambda session: submissions.refuse(session, row.id, "No answer."))
             await relay.restore()
             assert (await request).status_code == 503
 

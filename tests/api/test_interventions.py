@@ -33,6 +33,7 @@ from flows.recovery.reconciler import Reconciler
 from flows.store import chain, executions, leases, values
 from flows.store.database import Database, now
 from flows.store.models import Execution
+from flows.store.transitions import attempts
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay
 from tests.api.runs import Run
@@ -152,7 +153,7 @@ async def test_a_run_that_nobody_has_is_cancelled_at_once(
     """Its worker died, and it was about to be put back; or it was suspended."""
     task_id, run = await start()
     row = await run.begin()
-    await database.run(lambda session: leases.release(session, lease_of(row)))
+    await database.run(lambda session: attempts.release(session, lease_of(row)))
     await set_state(task_id, state)
     assert (await api.post(f"/tasks/{task_id}/cancel")).status_code == 202
     assert (await row_of(database, task_id)).status == "cancelled"

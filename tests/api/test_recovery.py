@@ -10,9 +10,10 @@ from prefect.client.orchestration import PrefectClient
 
 from flows.config.settings import Settings
 from flows.recovery import reconciler
-from flows.store import executions, transitions
+from flows.store import executions
 from flows.store.database import Database
 from flows.store.models import Execution
+from flows.store.transitions import submissions
 from tests.api.conftest import running_api
 from tests.waiting import eventually
 
@@ -27,7 +28,7 @@ async def test_a_run_that_the_api_died_over_is_handed_to_prefect(
 ) -> None:
     """Its row was written and its flow run never made: the next API makes it, deployment and all."""
     row = await database.run(
-        lambda session: transitions.create_pending(
+        lambda session: submissions.create(
             session, workflow_id=workflow["id"], client=None, priority="high", initial={}
         )
     )

@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher, generate_key
 from flows.graphs.errors import ConfigurationError
-from flows.store import clients, executions, transitions, values, workflows
+from flows.store import clients, executions, values, workflows
 from flows.store.database import Database
 from flows.store.models import Client, Credential
+from flows.store.transitions import submissions
 from flows.store.values import Value
 
 MAIL_PASSWORD = 'p@ss "wörd"/\\1'
@@ -291,7 +292,7 @@ def test_a_run_stores_no_secret(
     def run(session: Session) -> int:
         workflow = workflows.create(session, name="W", graph={})
         stored = {**vault.store_initial(cipher, initial), **vault.store_changes(cipher, overlay, changes)}
-        return transitions.create_pending(
+        return submissions.create(
             session, workflow_id=workflow.id, client=client, priority="normal", initial=stored
         ).id
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from prefect.exceptions import Abort
 
-from flows.store import executions, transitions
+from flows.store import executions
+from flows.store.transitions import submissions
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.flows.conftest import Nova
@@ -124,7 +125,7 @@ async def test_run_that_is_not_to_be_run_leaves_no_sandbox(nova_in_e2b: Nova, e2
     """What was made ahead of a run that turns out to be over is ended."""
     workflow = await nova_in_e2b.workflow(line(action("a", "pass")))
     execution = await nova_in_e2b.pending(workflow)
-    await nova_in_e2b.database.run(lambda session: transitions.reject(session, execution.id, "no Prefect"))
+    await nova_in_e2b.database.run(lambda session: submissions.refuse(session, execution.id, "no Prefect"))
     state = await nova_in_e2b.run(workflow, execution=execution.public_id)
     assert state.is_cancelled()
     assert all(place.killed for place in e2b_server.sandboxes)

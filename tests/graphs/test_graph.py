@@ -13,11 +13,11 @@ def test_nodes_and_ways_are_found_by_id() -> None:
     """A node by its id; its ways in the order of the graph; an end has none."""
     graph = parse_graph(invoice_graph())
     assert graph.node("save").type == "action"
-    assert [(way.target, way.condition) for way in graph.ways("amount")] == [
+    assert [(way.target, way.condition) for way in graph.edges_from("amount")] == [
         ("reject", "high"),
         ("save", "low"),
     ]
-    assert graph.ways("end") == ()
+    assert graph.edges_from("end") == ()
     assert graph.start.id == "start"
 
 
@@ -30,7 +30,7 @@ def test_a_node_that_the_graph_lacks_is_an_error_that_names_it() -> None:
 def test_json_truths_are_the_same_as_text() -> None:
     """Graphs of the old build have both `true` and `"true"` as conditions."""
     graph = parse_graph(invoice_graph())
-    assert [way.condition for way in graph.ways("pdf?")] == ["true", "false"]
+    assert [way.condition for way in graph.edges_from("pdf?")] == ["true", "false"]
 
 
 def test_what_is_left_out_has_its_default() -> None:
@@ -93,7 +93,7 @@ def test_fields_of_editors_do_not_get_into_the_graph() -> None:
     node(data, "mail")["title"] = "Other"
     graph = parse_graph(data)
     assert graph.start.id == "start"
-    assert graph.ways("start")[0].target == "mail"
+    assert graph.edges_from("start")[0].target == "mail"
     assert graph.node("mail").title == "Read the mailbox"
 
 

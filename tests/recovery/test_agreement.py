@@ -22,6 +22,7 @@ from sqlalchemy import delete, update
 from flows.recovery.actions import Report
 from flows.store import executions, transitions
 from flows.store.models import Execution, Workflow
+from flows.store.transitions import submissions
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 
 
@@ -183,7 +184,7 @@ async def test_what_cannot_be_retried_stays_closed(scene: Scene) -> None:
     row = await scene.row(never)
     not_noted = update(Execution).where(Execution.id == row.id).values(flow_run_id=None)
     await scene.database.run(lambda session: session.execute(not_noted))
-    await scene.database.run(lambda session: transitions.reject(session, row.id, "Prefect was away."))
+    await scene.database.run(lambda session: submissions.refuse(session, row.id, "Prefect was away."))
     for flow_run_id in (done, never):
         await scene.set_state(flow_run_id, AwaitingRetry(), force=True)
     assert await scene.look_again_after(1000) == NOTHING

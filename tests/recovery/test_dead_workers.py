@@ -9,8 +9,8 @@ import pytest
 from prefect.states import AwaitingRetry, Completed, Crashed, Pending, Running
 
 from flows.recovery.actions import LOST_STARTS, Report
-from flows.store import leases
 from flows.store.base import utcnow
+from flows.store.transitions import attempts
 from tests.recovery.scene import GRAPH, NOTHING, Scene, ago
 from tests.waiting import eventually
 
@@ -59,7 +59,7 @@ async def test_a_run_that_was_handed_back_and_is_taken_has_no_node_yet(scene: Sc
     """Its next worker dies before the flow begins: a lost start, whatever the attempt before had started."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.database.run(lambda session: attempts.release(session, lease))
     await scene.set_state(flow_run_id, AwaitingRetry())
     await scene.taken(flow_run_id)
     await scene.died(flow_run_id)
@@ -130,7 +130,7 @@ async def test_a_run_that_crashed_in_prefect_goes_on(scene: Scene) -> None:
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
     await scene.set_state(flow_run_id, Crashed())
-    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.database.run(lambda session: attempts.release(session, lease))
     assert await scene.look() == Report(requeued=1)
     assert await scene.state(flow_run_id) == "AwaitingRetry"
     assert (await scene.row(flow_run_id)).crashes == 1

@@ -21,6 +21,7 @@ from flows.store import executions, leases, orphans, transitions
 from flows.store.database import Database
 from flows.store.models import Execution, Workflow
 from flows.store.orphans import RunSnapshot
+from flows.store.transitions import attempts, submissions
 from tests.api.relay import Relay
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 from tests.waiting import eventually
@@ -30,7 +31,7 @@ from tests.wires import to_database
 async def forgotten(scene: Scene, workflow: Workflow) -> Execution:
     """Make the row of a run that Prefect was never told of."""
     return await scene.database.run(
-        lambda session: transitions.create_pending(
+        lambda session: submissions.create(
             session, workflow_id=workflow.id, client=None, priority="normal", initial={}
         )
     )
@@ -83,7 +84,7 @@ async def test_a_run_that_cannot_be_handed_over_stands_as_before(scene: Scene) -
     assert await reconciler.once() == NOTHING
     found = await scene.database.run(lambda session: executions.get(session, row.id))
     assert (found.lease_owner, found.lease_until) == (None, None)
-    assert await scene.database.run(lambda session: transitions.reject(session, row.id, "Given up."))
+    assert await scene.database.run(lambda session: submissions.refuse(session, row.id, "Given up."))
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ async def seen(scene: Scene) -> RunSnapshot:
     """A run that nobody runs, as it was seen."""
     flow_run_id = await scene.submitted()
     lease = await scene.begun(flow_run_id)
-    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.database.run(lambda session: attempts.release(session, lease))
     [found] = await scene.database.run(lambda session: orphans.waiting(session, 0, 10))
     return found
 
@@ -105,13 +106,13 @@ async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: RunSn
 
     lease = await scene.taken(seen.flow_run_id)
     assert await seize() is None
-    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.database.run(lambda session: attempts.release(session, lease))
     seized = await seize()
     assert seized is not None
     assert await seize() is None
     await scene.database.run(lambda session: orphans.release_recovery(session, seized))
     lease = await scene.begun(seen.flow_run_id)
-    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.database.run(lambda session: attempts.release(session, lease))
     assert await seize() is None  # another attempt
     await scene.database.run(
         lambda session: transitions.finish(session, seen.id, status="cancelled", error="No.")
@@ -195,7 +196,7 @@ async def test_a_run_that_can_never_be_put_back_is_closed(scene: Scene) -> None:
     workflow = await scene.site.workflow(GRAPH)
     row = await forgotten(scene, workflow)
     adrift = (await scene.prefect.create_flow_run(execute_workflow)).id
-    await scene.database.run(lambda session: transitions.confirm(session, row.id, adrift))
+    await scene.database.run(lambda session: submissions.confirm(session, row.id, adrift))
     well = await scene.submitted()
     for flow_run_id in (adrift, well):
         await scene.stepping(flow_run_id)

@@ -18,6 +18,7 @@ from flows.store.chain import Step
 from flows.store.database import Database
 from flows.store.leases import Lease
 from flows.store.models import Execution, Workflow
+from flows.store.transitions import attempts, submissions
 from flows.store.values import Value
 from tests.leasing import SECONDS, begin, lease_of
 from tests.store.racing import together
@@ -55,9 +56,7 @@ def read(database: Database, execution: Execution) -> Execution:
 def pending(database: Database, workflow: Workflow) -> Execution:
     """The row that the API makes before it asks Prefect."""
     return database.run_sync(
-        lambda s: transitions.create_pending(
-            s, workflow_id=workflow.id, client=None, priority="normal", initial={}
-        )
+        lambda s: submissions.create(s, workflow_id=workflow.id, client=None, priority="normal", initial={})
     )
 
 
@@ -102,7 +101,7 @@ def test_a_run_from_elsewhere_gets_its_row_with_the_lease(database: Database, wo
     assert (row.client_slug, row.initial) == (None, {})
 
     start = partial(
-        transitions.begin, lease=lease, flow_run_id=flow_run_id, public_id=None, workflow_id=workflow.id
+        attempts.begin, lease=lease, flow_run_id=flow_run_id, public_id=None, workflow_id=workflow.id
     )
     first = database.run_sync(partial(start, client=client, initial={"a": Value(b"1")}, priority="high"))
     again = database.run_sync(partial(start, client=None, initial={"b": Value(b"2")}, priority="low"))
@@ -130,8 +129,8 @@ def test_a_lease_that_lasts_keeps_others_out(database: Database, execution: Exec
     expire(database, execution)
     second = take(database, execution)
     assert second is not None
-    assert database.run_sync(lambda s: leases.release(s, second))
-    assert not database.run_sync(lambda s: leases.release(s, second))
+    assert database.run_sync(lambda s: attempts.release(s, second))
+    assert not database.run_sync(lambda s: attempts.release(s, second))
     assert (read(database, execution).lease_owner, read(database, execution).lease_until) == (None, None)
     assert take(database, execution) is not None
 
@@ -159,7 +158,7 @@ def test_a_run_that_is_over_is_not_opened_while_its_worker_has_it(
     with pytest.raises(LeaseHeldError):
         take(database, execution, reopens=True)
     assert read(database, execution).status == "failed"
-    assert database.run_sync(lambda s: leases.release(s, lease))
+    assert database.run_sync(lambda s: attempts.release(s, lease))
     assert take(database, execution, reopens=True) is not None
 
 
@@ -199,7 +198,7 @@ def test_a_kept_lease_that_was_lost_says_nothing_more(database: Database, execut
 def test_there_is_nothing_to_lease(database: Database, workflow: Workflow, execution: Execution) -> None:
     """Completed, never started, unknown, of another workflow or flow run: None, and nothing changes."""
     rejected = pending(database, workflow)
-    database.run_sync(lambda s: transitions.reject(s, rejected.id, "x"))
+    database.run_sync(lambda s: submissions.refuse(s, rejected.id, "x"))
     other = database.run_sync(lambda s: workflows.create(s, name="Other", graph=workflow.current.graph))
     waiting = pending(database, workflow)
     done = database.run_sync(lambda s: begin(s, flow_run_id=uuid.uuid4(), workflow_id=workflow.id))
@@ -309,7 +308,7 @@ def test_who_was_only_slow_does_not_begin(database: Database, execution: Executi
         with pytest.raises(LeaseLostError):
             database.run_sync(
                 partial(
-                    transitions.begin,
+                    attempts.begin,
                     lease=lease,
                     flow_run_id=execution.flow_run_id,
                     public_id=execution.public_id,
@@ -434,7 +433,7 @@ class Ledger:
         """Release the lease, if it is still ours."""
 
         def work(session: Session) -> None:
-            if leases.release(session, lease):
+            if attempts.release(session, lease):
                 self._note(session, lease, "end")
 
         self._database.run_sync(work)

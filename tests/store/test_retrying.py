@@ -13,13 +13,20 @@ from flows.store import chain, executions, transitions, workflows
 from flows.store.chain import Step
 from flows.store.database import Database
 from flows.store.models import Execution
+from flows.store.transitions import submissions
 from flows.store.values import Value
 from tests.builders import action, expression, fork
 from tests.leasing import begin, lease_of
 from tests.store.racing import together
 from tests.store.rows import change, everything, expire, seconds_left
 
-COUNTED: dict[str, Any] = {"retries": 2, "crashes": 2, "crash_step": 1, "lost_starts": 3, "unrepeatable_step": 1}
+COUNTED: dict[str, Any] = {
+    "retries": 2,
+    "crashes": 2,
+    "crash_step": 1,
+    "lost_starts": 3,
+    "unrepeatable_step": 1,
+}
 FORGOTTEN: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "crash_step": None, "unrepeatable_step": None}
 
 
@@ -181,7 +188,7 @@ def test_a_run_is_opened_again(database: Database, execution: Execution, status:
 def test_what_prefect_never_had_is_pending_again(database: Database, execution: Execution) -> None:
     """Cancelled before there was a flow run: it is to be handed over as at first."""
     made = database.run_sync(
-        lambda s: transitions.create_pending(
+        lambda s: submissions.create(
             s, workflow_id=execution.workflow_id, client=None, priority="normal", initial={}
         )
     )
@@ -192,7 +199,7 @@ def test_what_prefect_never_had_is_pending_again(database: Database, execution: 
 def test_there_is_nothing_to_retry(database: Database, execution: Execution) -> None:
     """A run that goes on, succeeded, never started, or is unknown."""
     made = database.run_sync(
-        lambda s: transitions.create_pending(
+        lambda s: submissions.create(
             s, workflow_id=execution.workflow_id, client=None, priority="normal", initial={}
         )
     )
@@ -206,7 +213,7 @@ def test_there_is_nothing_to_retry(database: Database, execution: Execution) -> 
 
     refused(execution, "running")
     refused(made, "pending")
-    database.run_sync(lambda s: transitions.reject(s, made.id, "x"))
+    database.run_sync(lambda s: submissions.refuse(s, made.id, "x"))
     refused(made, "never started")
     fail(database, execution, "completed")
     refused(execution, "completed")

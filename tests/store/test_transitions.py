@@ -13,10 +13,11 @@ from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import ConflictError, ExecutionClosedError, InvalidInputError, NotFoundError
-from flows.store import chain, clients, creation, executions, leases, metrics, transitions, values, workflows
+from flows.store import chain, clients, creation, executions, metrics, transitions, values, workflows
 from flows.store.base import utcnow
 from flows.store.database import Database, make_engine
 from flows.store.models import Execution, Workflow
+from flows.store.transitions import attempts, submissions
 from flows.store.values import Value
 from tests.leasing import begin as start_run
 from tests.leasing import lease_of
@@ -29,7 +30,7 @@ def create(
 ) -> Execution:
     """The row that the API makes before it asks Prefect."""
     return database.run_sync(
-        lambda s: transitions.create_pending(
+        lambda s: submissions.create(
             s, workflow_id=workflow.id, client=None, priority=priority, initial=initial or {}
         )
     )
@@ -76,7 +77,7 @@ def test_a_run_from_the_api_goes_from_pending_to_completed(database: Database, w
     flow_run_id = uuid.uuid4()
     made = create(database, workflow, {"a": Value(b"1")}, priority="high")
     assert (made.status, made.attempt, made.version_id, made.priority) == ("pending", 0, None, "high")
-    database.run_sync(lambda s: transitions.confirm(s, made.id, flow_run_id))
+    database.run_sync(lambda s: submissions.confirm(s, made.id, flow_run_id))
     found = database.run_sync(lambda s: executions.by_task(s, flow_run_id))
     assert found is not None
     assert found.id == made.id
@@ -109,8 +110,8 @@ def test_a_flow_that_is_faster_than_the_confirmation(database: Database, workflo
     """The flow notes its own id; the confirmation that comes later changes nothing."""
     made, flow_run_id = create(database, workflow), uuid.uuid4()
     begin(database, workflow, flow_run_id, made.public_id)
-    database.run_sync(lambda s: transitions.confirm(s, made.id, flow_run_id))
-    database.run_sync(lambda s: transitions.confirm(s, made.id, uuid.uuid4()))
+    database.run_sync(lambda s: submissions.confirm(s, made.id, flow_run_id))
+    database.run_sync(lambda s: submissions.confirm(s, made.id, uuid.uuid4()))
     assert read(database, made).flow_run_id == flow_run_id
     assert read(database, made).status == "running"
 
@@ -194,7 +195,7 @@ def test_a_run_that_succeeded_is_not_begun_again(database: Database, workflow: W
 def test_a_run_that_was_given_up_never_starts(database: Database, workflow: Workflow) -> None:
     """503 was answered: a flow run that turns up later finds the door closed."""
     made = create(database, workflow)
-    assert database.run_sync(lambda s: transitions.reject(s, made.id, "Prefect does not answer."))
+    assert database.run_sync(lambda s: submissions.refuse(s, made.id, "Prefect does not answer."))
     with pytest.raises(ExecutionClosedError, match="before it started"):
         begin(database, workflow, uuid.uuid4(), made.public_id)
     row = read(database, made)
@@ -219,7 +220,7 @@ def test_a_row_that_is_about_to_be_committed_is_waited_for(
         return bool(database.run_sync(lambda session: session.scalar(blocked)))
 
     with ThreadPoolExecutor(1) as elsewhere, Session(make_engine(database_url)) as making:
-        transitions.create_pending(
+        submissions.create(
             making, workflow_id=workflow.id, client=None, priority="normal", initial={}, public_id=public_id
         )
         looking = elsewhere.submit(database.run_sync, look)
@@ -234,23 +235,23 @@ def test_what_has_begun_cannot_be_given_up(database: Database, workflow: Workflo
     """Prefect's answer was lost, but the flow runs: the rejection says so and changes nothing."""
     made = create(database, workflow)
     begin(database, workflow, uuid.uuid4(), made.public_id)
-    assert not database.run_sync(lambda s: transitions.reject(s, made.id, "x"))
+    assert not database.run_sync(lambda s: submissions.refuse(s, made.id, "x"))
     assert read(database, made).status == "running"
 
 
 def test_what_a_flow_run_has_is_not_given_up(database: Database, workflow: Workflow) -> None:
     """Two requests with one key: the first answered 202, so the second gives nothing up."""
     made = create(database, workflow)
-    assert database.run_sync(lambda s: transitions.confirm(s, made.id, uuid.uuid4()))
-    assert not database.run_sync(lambda s: transitions.reject(s, made.id, "x"))
+    assert database.run_sync(lambda s: submissions.confirm(s, made.id, uuid.uuid4()))
+    assert not database.run_sync(lambda s: submissions.refuse(s, made.id, "x"))
     assert read(database, made).status == "pending"
 
 
 def test_what_was_given_up_is_not_confirmed(database: Database, workflow: Workflow) -> None:
     """Two requests with one key: the first answered 503, so the second must not answer 202."""
     made = create(database, workflow)
-    database.run_sync(lambda s: transitions.reject(s, made.id, "x"))
-    assert not database.run_sync(lambda s: transitions.confirm(s, made.id, uuid.uuid4()))
+    database.run_sync(lambda s: submissions.refuse(s, made.id, "x"))
+    assert not database.run_sync(lambda s: submissions.confirm(s, made.id, uuid.uuid4()))
 
 
 @pytest.mark.parametrize("status", ["completed", "failed"])
@@ -303,7 +304,7 @@ def test_who_heard_of_an_earlier_attempts_end_closes_nothing(database: Database,
     """The run was retried since: the attempt that goes on now stays open, and is closed by its own number."""
     flow_run_id = uuid.uuid4()
     first = begin(database, workflow, flow_run_id)
-    database.run_sync(lambda s: leases.release(s, lease_of(first)))
+    database.run_sync(lambda s: attempts.release(s, lease_of(first)))
     second = begin(database, workflow, flow_run_id)
 
     assert not finish(database, first, "failed", attempt=first.attempt)
@@ -338,7 +339,7 @@ def test_a_poll_finds_the_run_whose_flow_run_was_not_noted(database: Database, w
     found = database.run_sync(lambda s: executions.poll(s, flow_run_id, made.public_id))
     assert found is not None
     assert (found.id, found.next_attempt_at, found.retries, found.revoked) == (made.id, None, 0, False)
-    database.run_sync(lambda s: transitions.confirm(s, made.id, flow_run_id))
+    database.run_sync(lambda s: submissions.confirm(s, made.id, flow_run_id))
     assert database.run_sync(lambda s: executions.poll(s, uuid.uuid4(), made.public_id)) is None
 
 
@@ -378,9 +379,7 @@ def test_a_workflow_or_a_client_that_is_gone(database: Database, workflow: Workf
     """Deleted in between: NotFoundError, not the driver's."""
     client = database.run_sync(lambda s: clients.create(s, slug="idom", name="Idom"))
     database.run_sync(lambda s: clients.delete(s, "idom"))
-    make = partial(
-        transitions.create_pending, workflow_id=workflow.id, client=client, priority="normal", initial={}
-    )
+    make = partial(submissions.create, workflow_id=workflow.id, client=client, priority="normal", initial={})
     with pytest.raises(NotFoundError, match="client"):
         database.run_sync(make)
     database.run_sync(lambda s: workflows.delete(s, workflow.id))
@@ -425,7 +424,7 @@ def test_giving_up_and_beginning_at_once(database: Database, workflow: Workflow,
     """Either the run was given up and does not start, or it started and was not given up."""
     made = create(database, workflow)
     rejected, begun = together(
-        lambda: database.run_sync(lambda s: transitions.reject(s, made.id, "x")),
+        lambda: database.run_sync(lambda s: submissions.refuse(s, made.id, "x")),
         partial(begin, database, workflow, uuid.uuid4(), made.public_id),
     )
     if rejected is True:

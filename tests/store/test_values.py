@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.orm import Session
 
-from flows.store import chain, transitions, values
+from flows.store import chain, values
 from flows.store.chain import Step
 from flows.store.database import Database
 from flows.store.models import ContextValue, Execution, Workflow
+from flows.store.transitions import submissions
 from flows.store.values import Value
 from tests.leasing import begin, lease_of
 
@@ -60,7 +61,7 @@ def test_a_value_is_stored_once_per_execution(
     put(database, execution, {"c": Value(b"1"), "d": Value(b"2")})
     assert len(sizes(database)) == 2
     other = database.run_sync(
-        lambda s: transitions.create_pending(
+        lambda s: submissions.create(
             s, workflow_id=workflow.id, client=None, priority="normal", initial={"a": Value(b"1")}
         )
     )

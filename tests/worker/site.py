@@ -20,9 +20,10 @@ from flows.config.settings import Settings
 from flows.graphs import json_values
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.prefect_gateway.workflow_deployments import DeploymentSpec
-from flows.store import executions, transitions, workflows
+from flows.store import executions, workflows
 from flows.store.database import Database
 from flows.store.models import Execution, Workflow
+from flows.store.transitions import submissions
 from flows.store.values import Value
 from tests.builders import fresh_name
 from tests.servers import ServerProcess, clean_environment
@@ -86,7 +87,7 @@ class Site:
 
         def write(session: Any) -> Execution:
             stored = {key: Value(data) for key, data in fragments.items()}
-            return transitions.create_pending(
+            return submissions.create(
                 session, workflow_id=workflow.id, client=None, priority=priority, initial=stored
             )
 
@@ -99,7 +100,7 @@ class Site:
             tags=[f"workflow:{workflow.slug}"],
             priority=priority,
         )
-        await self.database.run(lambda session: transitions.confirm(session, row.id, state.flow_run_id))
+        await self.database.run(lambda session: submissions.confirm(session, row.id, state.flow_run_id))
         return state.flow_run_id
 
     async def deploy(self, entrypoint: str) -> UUID:

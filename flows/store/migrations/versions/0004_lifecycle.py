@@ -1,9 +1,10 @@
-"""The lifecycle of executions: its words.
+"""The lifecycle of executions: its words, the task id, and which rows there may be.
 
 Revision ID: 0004
 Revises: 0002
 """
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
@@ -11,10 +12,90 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+# As flows/graphs/row_states.py had them when this was written.
+_RULES = {
+    "status": ("status in ('pending', 'running', 'completed', 'failed', 'cancelled')"),
+    "completed_at": ("(status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)"),
+    "lease": ("(lease_owner is null) = (lease_until is null)"),
+    "attempt": (
+        "attempt >= 0 and case status when 'pending' then attempt = 0 when 'running' then attempt > 0"
+        " when 'completed' then attempt > 0 else true end"
+    ),
+    "begun": (
+        "(attempt > 0) = (started_at is not null) and (attempt > 0 or (not stepping and sandbox_id is"
+        " null and version_id is null and unrepeatable_step is null))"
+    ),
+    "error": (
+        "case status when 'completed' then error is null and error_kind is null and failed_at_node is"
+        " null when 'failed' then error is not null and error_kind in ('node', 'limit', "
+        "'infrastructure', 'refused', 'interrupted', 'internal', 'crashed') when 'cancelled' then "
+        "error is not null and error_kind in ('cancelled', 'not_started') else (error is null) = "
+        "(error_kind is null) and (error is null or next_attempt_at is not null) end"
+    ),
+    "next_attempt_at": ("next_attempt_at is null or status in ('pending', 'running')"),
+    "revoked": ("not revoked or status in ('pending', 'running', 'cancelled')"),
+    "not_started": ("error_kind is distinct from 'not_started' or (attempt = 0 and lease_owner is null)"),
+    "unrepeatable_step": ("unrepeatable_step is null or status <> 'completed'"),
+    "crashes": ("crashes >= 0 and (crashes = 0) = (crash_step is null)"),
+    "counters": ("retries >= 0 and lost_starts >= 0"),
+    "current_node": ("current_node is null or status = 'running'"),
+}
+
+# Rows of before, brought to what the rules want.
+_REPAIRS = (
+    "UPDATE executions SET status = 'cancelled' WHERE status = 'failed' AND error_kind = 'not_started'",
+    "UPDATE executions SET status = 'pending' WHERE status = 'running' AND attempt = 0",
+    "UPDATE executions SET error = '\"The run failed.\"' WHERE status = 'failed' AND error IS NULL",
+    "UPDATE executions SET error_kind = 'internal'"
+    " WHERE status = 'failed' AND coalesce(error_kind, 'cancelled') IN ('cancelled', 'closed', 'lease')",
+    "UPDATE executions SET error = '\"The run was cancelled.\"' WHERE status = 'cancelled' AND error IS NULL",
+    "UPDATE executions SET error_kind = 'cancelled'"
+    " WHERE status = 'cancelled' AND error_kind IS DISTINCT FROM 'not_started'",
+    "UPDATE executions SET error = NULL, error_kind = NULL, failed_at_node = NULL WHERE status = 'completed'"
+    " OR (status IN ('pending', 'running') AND next_attempt_at IS NULL)",
+    "UPDATE executions SET error = '\"It waits for its next attempt.\"'"
+    " WHERE status IN ('pending', 'running') AND error IS NULL AND error_kind IS NOT NULL",
+    "UPDATE executions SET error_kind = 'internal'"
+    " WHERE status IN ('pending', 'running') AND error IS NOT NULL AND error_kind IS NULL",
+    "UPDATE executions SET completed_at = coalesce(completed_at, started_at, created_at)"
+    " WHERE status IN ('completed', 'failed', 'cancelled')",
+    "UPDATE executions SET completed_at = NULL WHERE status IN ('pending', 'running')",
+    "UPDATE executions SET next_attempt_at = NULL, current_node = NULL"
+    " WHERE status NOT IN ('pending', 'running')",
+    "UPDATE executions SET current_node = NULL WHERE status = 'pending'",
+    "UPDATE executions SET started_at = created_at WHERE attempt > 0 AND started_at IS NULL",
+    "UPDATE executions SET started_at = NULL WHERE attempt = 0",
+    "UPDATE executions SET stepping = false, sandbox_id = NULL, unrepeatable_step = NULL, version_id = NULL"
+    " WHERE attempt = 0",
+    "UPDATE executions SET revoked = false WHERE status IN ('completed', 'failed')",
+    "UPDATE executions SET unrepeatable_step = NULL WHERE status = 'completed'",
+    "UPDATE executions SET crashes = 0 WHERE crash_step IS NULL",
+    "UPDATE executions SET crash_step = NULL WHERE crashes = 0",
+    "UPDATE executions SET lease_owner = NULL, lease_until = NULL WHERE lease_owner IS NULL"
+    " OR lease_until IS NULL OR error_kind = 'not_started'",
+)
+
 
 def upgrade() -> None:
     op.alter_column("executions", "guarded_step", new_column_name="unrepeatable_step")
+    op.add_column("executions", sa.Column("task_id", sa.Uuid(), nullable=True))
+    op.execute("UPDATE executions SET task_id = flow_run_id")
+    op.create_unique_constraint(op.f("uq_executions_task_id"), "executions", ["task_id"])
+    for repair in _REPAIRS:
+        op.execute(repair)
+    op.drop_constraint(op.f("ck_executions_status"), "executions")
+    for name, rule in _RULES.items():
+        op.create_check_constraint(op.f(f"ck_executions_{name}"), "executions", rule)
 
 
 def downgrade() -> None:
+    for name in _RULES:
+        op.drop_constraint(op.f(f"ck_executions_{name}"), "executions")
+    op.create_check_constraint(
+        op.f("ck_executions_status"),
+        "executions",
+        "status in ('pending', 'running', 'completed', 'failed', 'cancelled')",
+    )
+    op.drop_constraint(op.f("uq_executions_task_id"), "executions")
+    op.drop_column("executions", "task_id")
     op.alter_column("executions", "unrepeatable_step", new_column_name="guarded_step")
