@@ -1,39 +1,41 @@
-"""Executions: who may take a run over, and when it is closed; also when two come at the same moment."""
+"""An attempt of a run: how it begins, what it notes on the way, and how it ends."""
 
 from __future__ import annotations
 
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
-from flows.graphs.errors import ConflictError, ExecutionClosedError, InvalidInputError, NotFoundError
-from flows.store import chain, clients, creation, executions, metrics, transitions, values, workflows
-from flows.store.base import utcnow
-from flows.store.database import Database, make_engine
+from flows.graphs.errors import ExecutionClosedError, LeaseLostError
+from flows.graphs.lifecycle import CANCELLED, ErrorKind, Status, StepStatus
+from flows.store import chain, workflows
+from flows.store.chain import Step
+from flows.store.database import Database
+from flows.store.leases import Lease
 from flows.store.models import Execution, Workflow
-from flows.store.transitions import attempts, submissions
-from flows.store.values import Value
+from flows.store.transitions import attempts, interventions
 from tests.leasing import begin as start_run
 from tests.leasing import lease_of
-from tests.servers import wait_until
 from tests.store.racing import together
+from tests.store.rows import change, create, end, everything, expire, read, seconds_left, snapshot
 
-
-def create(
-    database: Database, workflow: Workflow, initial: dict[str, Value] | None = None, priority: str = "normal"
-) -> Execution:
-    """The row that the API makes before it asks Prefect."""
-    return database.run_sync(
-        lambda s: submissions.create(
-            s, workflow_id=workflow.id, client=None, priority=priority, initial=initial or {}
-        )
-    )
+COUNTED: dict[str, Any] = {
+    "retries": 2,
+    "crashes": 2,
+    "crash_step": 1,
+    "lost_starts": 3,
+    "unrepeatable_step": 1,
+}
+ENDS: dict[Status, Callable[[Session, Lease], None]] = {
+    Status.COMPLETED: attempts.complete,
+    Status.FAILED: lambda s, lease: attempts.fail(s, lease, "boom", ErrorKind.NODE, "mail"),
+    Status.CANCELLED: lambda s, lease: attempts.cancel(s, lease, "Somebody stopped it."),
+}
+"""How a run's own process closes it."""
 
 
 def begin(
@@ -41,103 +43,53 @@ def begin(
     workflow: Workflow,
     flow_run_id: uuid.UUID,
     public_id: uuid.UUID | None = None,
-    initial: dict[str, Value] | None = None,
-    *,
-    reopens: bool = False,
+    request: uuid.UUID | None = None,
 ) -> Execution:
     """What the flow does at its start."""
     return database.run_sync(
-        lambda s: start_run(
-            s,
+        partial(
+            start_run,
             flow_run_id=flow_run_id,
             public_id=public_id,
             workflow_id=workflow.id,
-            reopens=reopens,
-            client=None,
-            initial=initial or {},
+            request=request,
         )
     )
 
 
-def finish(database: Database, execution: Execution, status: str, **fields: Any) -> bool:
-    """What the flow does at its end."""
-    return database.run_sync(lambda s: transitions.finish(s, execution.id, status=status, **fields))
-
-
-def read(database: Database, execution: Execution) -> Execution:
-    """The row as it is now."""
-    return database.run_sync(lambda s: executions.get(s, execution.id))
-
-
-# -- from the API to the flow ------------------------------------------------------------------------
-
-
-def test_a_run_from_the_api_goes_from_pending_to_completed(database: Database, workflow: Workflow) -> None:
-    """Made pending with its context, confirmed, begun under its public id, finished."""
-    flow_run_id = uuid.uuid4()
-    made = create(database, workflow, {"a": Value(b"1")}, priority="high")
-    assert (made.status, made.attempt, made.version_id, made.priority) == ("pending", 0, None, "high")
-    database.run_sync(lambda s: submissions.confirm(s, made.id, flow_run_id))
-    found = database.run_sync(lambda s: executions.by_task(s, flow_run_id))
-    assert found is not None
-    assert found.id == made.id
-
-    running = begin(database, workflow, flow_run_id, made.public_id, {"ignored": Value(b"2")})
-    assert (running.id, running.status, running.attempt) == (made.id, "running", 1)
-    assert running.started_at is not None
-    assert running.version is not None
-    assert running.version.graph == workflow.current.graph
-    state = database.run_sync(lambda s: chain.state(s, made.id))
-    assert state == {"a": Value(b"1").digest}
-    assert database.run_sync(lambda s: values.load(s, made.id, state.values())) == {
-        Value(b"1").digest: Value(b"1")
-    }
-
-    database.run_sync(
-        lambda s: transitions.set_progress(s, lease_of(running), current_node="mail", sandbox_id="sbx")
-    )
-    database.run_sync(lambda s: transitions.set_progress(s, lease_of(running), current_node="pdf\0"))
-    assert (read(database, made).current_node, read(database, made).sandbox_id) == ("pdf\0", "sbx")
-
-    assert finish(database, made, "completed")
-    done = read(database, made)
-    assert (done.status, done.current_node, done.error) == ("completed", None, None)
-    assert done.completed_at is not None
-    assert done.completed_at >= running.started_at
-
-
-def test_a_flow_that_is_faster_than_the_confirmation(database: Database, workflow: Workflow) -> None:
-    """The flow notes its own id; the confirmation that comes later changes nothing."""
-    made, flow_run_id = create(database, workflow), uuid.uuid4()
-    begin(database, workflow, flow_run_id, made.public_id)
-    database.run_sync(lambda s: submissions.confirm(s, made.id, flow_run_id))
-    database.run_sync(lambda s: submissions.confirm(s, made.id, uuid.uuid4()))
-    assert read(database, made).flow_run_id == flow_run_id
-    assert read(database, made).status == "running"
-
-
-def test_a_run_from_elsewhere_makes_its_row(database: Database, workflow: Workflow) -> None:
-    """Started in the UI or by a schedule: the row is made once, with client and context, and found again."""
-    client = database.run_sync(lambda s: clients.create(s, slug="idom", name="Idom"))
-    flow_run_id, owner = uuid.uuid4(), uuid.uuid4()
-
-    def start(session: Session) -> Execution:
-        return start_run(
-            session,
-            owner=owner,
-            flow_run_id=flow_run_id,
-            public_id=None,
-            workflow_id=workflow.id,
-            client=client,
-            initial={"a": Value(b"1")},
-            priority="low",
+def begin_again(database: Database, execution: Execution) -> Execution:
+    """Start the next attempt, as somebody else."""
+    assert execution.flow_run_id is not None
+    return database.run_sync(
+        partial(
+            start_run,
+            flow_run_id=execution.flow_run_id,
+            public_id=execution.public_id,
+            workflow_id=execution.workflow_id,
         )
+    )
 
-    first = database.run_sync(start)
-    assert (first.client_slug, first.client_id, first.priority) == ("idom", client.id, "low")
-    assert first.initial == {"a": Value(b"1").digest}
-    again = database.run_sync(start)
-    assert (again.id, again.attempt, again.started_at) == (first.id, 2, first.started_at)
+
+def counters(database: Database, execution: Execution) -> dict[str, Any]:
+    """What a person's retry resets."""
+    row = read(database, execution)
+    return {name: getattr(row, name) for name in COUNTED}
+
+
+def schedule_retry(database: Database, execution: Execution, *, counted: bool = True) -> Any:
+    """Have the run begin again in ten minutes, and free its lease."""
+    lease = lease_of(execution)
+    write = attempts.schedule_retry if counted else attempts.wait_for_provider
+
+    def work(session: Session) -> Any:
+        due = write(session, lease, "E2B does not answer.", ErrorKind.INFRASTRUCTURE, "mail", 600)
+        assert attempts.release(session, lease)
+        return due
+
+    return database.run_sync(work)
+
+
+# -- begun -------------------------------------------------------------------------------------------
 
 
 def test_the_version_is_pinned_at_the_first_start(database: Database, workflow: Workflow) -> None:
@@ -151,365 +103,242 @@ def test_the_version_is_pinned_at_the_first_start(database: Database, workflow: 
     save("while it waits")
     first = begin(database, workflow, flow_run_id, made.public_id)
     save("while it runs")
-    finish(database, made, "failed", error="x", error_kind="node")
-    second = begin(database, workflow, flow_run_id, made.public_id, reopens=True)
+    end(database, made, Status.FAILED)
+    second = begin(database, workflow, flow_run_id, made.public_id, request=uuid.uuid4())
     for execution in (first, second):
         assert execution.version is not None
         assert execution.version.graph["note"] == "while it waits"
 
 
-# -- what is over is over ----------------------------------------------------------------------------
-
-
-def test_a_failed_run_is_opened_again(database: Database, workflow: Workflow) -> None:
+def test_a_failed_run_is_begun_again_where_a_person_asked(database: Database, workflow: Workflow) -> None:
     """By Retry in the UI alone: the error is cleared, the attempt counted, chain and first start stay."""
     flow_run_id = uuid.uuid4()
     first = begin(database, workflow, flow_run_id)
-    database.run_sync(
-        lambda s: chain.append(s, lease_of(first), chain.Step(0, 1, "start", "start", "success", stdout="hi"))
-    )
-    database.run_sync(lambda s: transitions.set_progress(s, lease_of(first), sandbox_id="sbx"))
-    assert finish(database, first, "failed", error="boom \ud800", error_kind="node", failed_at_node="mail")
+    lease = lease_of(first)
+    start = Step(0, 1, "start", "start", StepStatus.SUCCESS, stdout="hi")
+    database.run_sync(lambda s: chain.append(s, lease, start))
+    database.run_sync(lambda s: attempts.note_sandbox(s, lease, "sbx"))
+    end(database, first, Status.FAILED, "boom \ud800", ErrorKind.NODE, "mail")
     failed = read(database, first)
-    assert (failed.error, failed.error_kind, failed.failed_at_node) == ("boom \ud800", "node", "mail")
+    assert (failed.error, failed.error_kind, failed.failed_at_node) == ("boom \ud800", ErrorKind.NODE, "mail")
 
     with pytest.raises(ExecutionClosedError, match="failed"):
         begin(database, workflow, flow_run_id)
-    again = begin(database, workflow, flow_run_id, reopens=True)
-    assert (again.id, again.status, again.attempt) == (first.id, "running", 2)
+    again = begin(database, workflow, flow_run_id, request=uuid.uuid4())
+    assert (again.id, again.status, again.attempt) == (first.id, Status.RUNNING, 2)
     assert (again.error, again.error_kind, again.failed_at_node, again.completed_at) == (None,) * 4
     assert (again.started_at, again.sandbox_id) == (first.started_at, "sbx")
     assert database.run_sync(lambda s: chain.visits(s, first.id)) == [("start", None)]
 
 
 def test_a_run_that_succeeded_is_not_begun_again(database: Database, workflow: Workflow) -> None:
-    """Retrying it does nothing."""
+    """Retrying it does nothing, whoever asks."""
     flow_run_id = uuid.uuid4()
     first = begin(database, workflow, flow_run_id)
-    finish(database, first, "completed")
-    with pytest.raises(ExecutionClosedError, match="completed"):
-        begin(database, workflow, flow_run_id)
-    assert (read(database, first).status, read(database, first).attempt) == ("completed", 1)
+    end(database, first, Status.COMPLETED)
+    for request in (None, uuid.uuid4()):
+        with pytest.raises(ExecutionClosedError, match="completed"):
+            begin(database, workflow, flow_run_id, request=request)
+    assert (read(database, first).status, read(database, first).attempt) == (Status.COMPLETED, 1)
 
 
-def test_a_run_that_was_given_up_never_starts(database: Database, workflow: Workflow) -> None:
-    """503 was answered: a flow run that turns up later finds the door closed."""
-    made = create(database, workflow)
-    assert database.run_sync(lambda s: submissions.refuse(s, made.id, "Prefect does not answer."))
-    with pytest.raises(ExecutionClosedError, match="before it started"):
-        begin(database, workflow, uuid.uuid4(), made.public_id)
-    row = read(database, made)
-    assert (row.status, row.error_kind, row.error) == ("failed", "not_started", "Prefect does not answer.")
-    assert row.started_at is None
-    assert row.completed_at is not None
+def test_a_run_that_is_being_cancelled_is_not_begun(database: Database, execution: Execution) -> None:
+    """Somebody was told that it is cancelled: its process is gone, and nobody takes it up again."""
+    seen = snapshot(database, execution)
+    assert database.run_sync(lambda s: interventions.revoke(s, seen))
+    database.run_sync(lambda s: attempts.release(s, lease_of(execution)))
+    with pytest.raises(ExecutionClosedError, match="being cancelled"):
+        begin_again(database, execution)
+    assert read(database, execution).attempt == 1
 
 
-@pytest.mark.parametrize("committed", [True, False])
-def test_a_row_that_is_about_to_be_committed_is_waited_for(
-    database: Database, database_url: str, workflow: Workflow, committed: bool
+# -- on the way --------------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_done_names_the_next_node(database: Database, execution: Execution) -> None:
+    """What is shown of a run that goes on: the node that it is at; none is named, none is changed."""
+    lease = lease_of(execution)
+    for named, shown in (("mail", "mail"), ("pdf\0", "pdf\0"), (None, "pdf\0")):
+        database.run_sync(partial(attempts.step_done, lease=lease, succeeded=True, next_node=named))
+        assert read(database, execution).current_node == shown
+
+
+def test_a_sandbox_means_that_a_node_may_have_started(database: Database, execution: Execution) -> None:
+    """From its id on the attempt counts as one that stepped; starts that were lost before are forgotten."""
+    change(database, execution, **COUNTED)
+    lease = lease_of(execution)
+    database.run_sync(lambda s: attempts.step_done(s, lease, succeeded=False, next_node="mail"))
+    assert (read(database, execution).stepping, read(database, execution).lost_starts) == (False, 3)
+    database.run_sync(lambda s: attempts.note_sandbox(s, lease, "sbx"))
+    row = read(database, execution)
+    assert (row.stepping, row.lost_starts, row.sandbox_id, row.current_node) == (True, 0, "sbx", "mail")
+    assert (row.crashes, row.retries) == (2, 2)
+
+
+def test_an_unrepeatable_step_stays_so_until_it_succeeds(database: Database, execution: Execution) -> None:
+    """An attempt that fails, or dies, leaves it: a run that goes on sees that the node was started."""
+    lease = lease_of(execution)
+    failed, succeeded = (
+        Step(0, attempt, "mail", "action", status)
+        for attempt, status in ((1, StepStatus.FAILED), (2, StepStatus.SUCCESS))
+    )
+    database.run_sync(lambda s: attempts.mark_unrepeatable(s, lease, 0))
+    assert read(database, execution).unrepeatable_step == 0
+    database.run_sync(lambda s: chain.append(s, lease, failed, "mail"))
+    assert read(database, execution).unrepeatable_step == 0
+    expire(database, execution)
+    again = begin_again(database, execution)
+    assert again.unrepeatable_step == 0
+    database.run_sync(lambda s: chain.append(s, lease_of(again), succeeded, "end"))
+    row = read(database, execution)
+    assert (row.unrepeatable_step, row.current_node) == (None, "end")
+
+
+# -- to be tried again -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_retry_is_scheduled(database: Database, execution: Execution, counted: bool) -> None:
+    """The run stays running, says why and until when, and is free for whoever takes it then."""
+    due = schedule_retry(database, execution, counted=counted)
+    row = read(database, execution)
+    assert (row.status, row.retries, row.next_attempt_at) == (Status.RUNNING, int(counted), due)
+    assert (row.error, row.error_kind) == ("E2B does not answer.", ErrorKind.INFRASTRUCTURE)
+    assert (row.failed_at_node, row.completed_at) == ("mail", None)
+    assert 590 < seconds_left(database, execution, "next_attempt_at") <= 600
+
+    again = begin_again(database, execution)
+    assert (again.attempt, again.retries) == (2, int(counted))
+    assert (again.next_attempt_at, again.error, again.error_kind, again.failed_at_node) == (None,) * 4
+    assert schedule_retry(database, again) is not None
+    assert read(database, execution).retries == 1 + int(counted)
+
+
+@pytest.mark.parametrize("write", [attempts.schedule_retry, attempts.wait_for_provider])
+def test_the_lease_of_a_run_that_waits_stays_until_prefect_has_heard(
+    database: Database, execution: Execution, write: Callable[..., Any]
 ) -> None:
-    """Its connection is gone, its commit may still be under way: only afterwards it is known what stands."""
-    public_id = uuid.uuid4()
-
-    def look(session: Session) -> Execution | None:
-        creation.settle(session, public_id, workflow.id)
-        return executions.by_public_id(session, public_id)
-
-    def waits() -> bool:
-        blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
-        return bool(database.run_sync(lambda session: session.scalar(blocked)))
-
-    with ThreadPoolExecutor(1) as elsewhere, Session(make_engine(database_url)) as making:
-        submissions.create(
-            making, workflow_id=workflow.id, client=None, priority="normal", initial={}, public_id=public_id
-        )
-        looking = elsewhere.submit(database.run_sync, look)
-        wait_until(waits, 60, "the look to wait")
-        (making.commit if committed else making.rollback)()
-        found = looking.result()
-    assert (found is not None) == committed
-    assert database.run_sync(executions.list_)[1] == int(committed)
+    """The commit stood and its answer was lost: said again under the same lease it changes nothing."""
+    lease = lease_of(execution)
+    again = partial(write, lease=lease, error="x", kind=ErrorKind.INFRASTRUCTURE, node="a", seconds=60)
+    due = database.run_sync(again)
+    before = everything(database)
+    assert database.run_sync(again) == due
+    assert everything(database) == before
+    assert read(database, execution).lease_owner == lease.owner
 
 
-def test_what_has_begun_cannot_be_given_up(database: Database, workflow: Workflow) -> None:
-    """Prefect's answer was lost, but the flow runs: the rejection says so and changes nothing."""
-    made = create(database, workflow)
-    begin(database, workflow, uuid.uuid4(), made.public_id)
-    assert not database.run_sync(lambda s: submissions.refuse(s, made.id, "x"))
-    assert read(database, made).status == "running"
-
-
-def test_what_a_flow_run_has_is_not_given_up(database: Database, workflow: Workflow) -> None:
-    """Two requests with one key: the first answered 202, so the second gives nothing up."""
-    made = create(database, workflow)
-    assert database.run_sync(lambda s: submissions.confirm(s, made.id, uuid.uuid4()))
-    assert not database.run_sync(lambda s: submissions.refuse(s, made.id, "x"))
-    assert read(database, made).status == "pending"
-
-
-def test_what_was_given_up_is_not_confirmed(database: Database, workflow: Workflow) -> None:
-    """Two requests with one key: the first answered 503, so the second must not answer 202."""
-    made = create(database, workflow)
-    database.run_sync(lambda s: submissions.refuse(s, made.id, "x"))
-    assert not database.run_sync(lambda s: submissions.confirm(s, made.id, uuid.uuid4()))
-
-
-@pytest.mark.parametrize("status", ["completed", "failed"])
-def test_a_run_that_reads_cancelled_ends_as_that(
-    database: Database, execution: Execution, status: str
-) -> None:
-    """Somebody was told so before its last node had ended: no final state is taken back."""
-    assert database.run_sync(lambda s: transitions.revoke(s, execution.id, execution.attempt))
-    assert read(database, execution).status == "running"
-    assert finish(database, execution, status, lease=lease_of(execution))
-    assert read(database, execution).status == "cancelled"
-
-
-def test_a_run_that_is_over_is_not_revoked(database: Database, execution: Execution) -> None:
-    """Nor is an attempt that began since; a retried run may complete."""
-    assert not database.run_sync(lambda s: transitions.revoke(s, execution.id, execution.attempt - 1))
-    assert database.run_sync(lambda s: transitions.revoke(s, execution.id, execution.attempt))
-    finish(database, execution, "cancelled")
-    assert not database.run_sync(lambda s: transitions.revoke(s, execution.id, execution.attempt))
-    database.run_sync(lambda s: transitions.reopen(s, execution.id))
-    finish(database, execution, "completed")
-    assert read(database, execution).status == "completed"
-
-
-def test_who_saw_a_run_before_it_was_retried_neither_closes_nor_revokes_it(
+def test_cancelling_a_run_that_waits_takes_its_next_attempt_away(
     database: Database, execution: Execution
 ) -> None:
-    """A slow look at Prefect: the number of the attempt is the same when the row was opened again."""
-    seen, stands = read(database, execution), uuid.uuid4()
-    finish(database, execution, "failed")
-    database.run_sync(lambda s: transitions.reopen(s, execution.id, stands))
-    assert not finish(
-        database, execution, "cancelled", attempt=seen.attempt, reopened_from=seen.reopened_from
-    )
-    assert not database.run_sync(
-        lambda s: transitions.revoke(s, execution.id, seen.attempt, seen.reopened_from)
-    )
-    assert (read(database, execution).status, read(database, execution).revoked) == ("running", False)
-    assert finish(database, execution, "cancelled", attempt=seen.attempt, reopened_from=stands)
+    """Nothing is due any more, and it failed at no node."""
+    schedule_retry(database, execution)
+    assert database.run_sync(lambda s: interventions.cancel_stopped(s, execution.id, "No."))
+    row = read(database, execution)
+    assert (row.status, row.next_attempt_at, row.failed_at_node) == (Status.CANCELLED, None, None)
 
 
-def test_only_the_first_end_counts(database: Database, execution: Execution) -> None:
-    """Whoever closes a run second is told, and overwrites nothing."""
-    assert finish(database, execution, "cancelled", error_kind="cancelled")
-    assert not finish(database, execution, "completed")
-    assert read(database, execution).status == "cancelled"
+def test_an_attempt_after_a_crash_keeps_all_counters(database: Database, execution: Execution) -> None:
+    """Nobody closed the run: its lease ran out, and the machinery's patience goes on where it was."""
+    change(database, execution, **COUNTED, stepping=True)
+    expire(database, execution)
+    again = begin_again(database, execution)
+    assert (again.attempt, again.stepping) == (2, False)
+    assert counters(database, execution) == COUNTED
 
 
-def test_who_heard_of_an_earlier_attempts_end_closes_nothing(database: Database, workflow: Workflow) -> None:
-    """The run was retried since: the attempt that goes on now stays open, and is closed by its own number."""
-    flow_run_id = uuid.uuid4()
-    first = begin(database, workflow, flow_run_id)
-    database.run_sync(lambda s: attempts.release(s, lease_of(first)))
-    second = begin(database, workflow, flow_run_id)
-
-    assert not finish(database, first, "failed", attempt=first.attempt)
-    assert read(database, first).status == "running"
-    assert finish(database, first, "failed", attempt=second.attempt)
+# -- ended -------------------------------------------------------------------------------------------
 
 
-def test_a_poll_reads_what_there_is_to_tell(database: Database, workflow: Workflow) -> None:
-    """The row, the workflow's name and how many steps succeeded; None for an unknown task."""
-    flow_run_id = uuid.uuid4()
-    made = begin(database, workflow, flow_run_id)
-
-    def work(session: Session) -> None:
-        for step, status in ((0, "success"), (1, "failed")):
-            entry = chain.Step(step=step, attempt=1, node_id="a", node_type="action", status=status)
-            chain.append(session, lease_of(made), entry)
-        transitions.set_progress(session, lease_of(made), current_node="a")
-
-    database.run_sync(work)
-    found = database.run_sync(lambda s: executions.poll(s, flow_run_id))
-    assert found is not None
-    assert (found.id, found.status, found.attempt, found.nodes_done) == (made.id, "running", 1, 1)
-    assert (found.workflow_name, found.version_id) == ("Invoices", made.version_id)
-    assert (found.current_node, found.client_slug, found.error) == ("a", None, None)
-    assert database.run_sync(lambda s: executions.poll(s, uuid.uuid4())) is None
+@pytest.mark.parametrize("status", ENDS)
+def test_a_run_is_closed_by_its_own_process(database: Database, execution: Execution, status: Status) -> None:
+    """It says why, is at no node any more, and nobody else has it until Prefect has heard."""
+    lease = lease_of(execution)
+    database.run_sync(lambda s: attempts.step_done(s, lease, succeeded=False, next_node="mail"))
+    database.run_sync(lambda s: ENDS[status](s, lease))
+    row = read(database, execution)
+    assert (row.status, row.current_node, row.lease_owner) == (status, None, lease.owner)
+    assert row.completed_at is not None
+    assert (row.error, row.error_kind, row.failed_at_node) == {
+        Status.COMPLETED: (None, None, None),
+        Status.FAILED: ("boom", ErrorKind.NODE, "mail"),
+        Status.CANCELLED: ("Somebody stopped it.", ErrorKind.CANCELLED, None),
+    }[status]
 
 
-def test_a_poll_finds_the_run_whose_flow_run_was_not_noted(database: Database, workflow: Workflow) -> None:
-    """By the public id that Prefect was given; a row that has a flow run is no other one's."""
-    made, flow_run_id = create(database, workflow), uuid.uuid4()
-    assert database.run_sync(lambda s: executions.poll(s, flow_run_id)) is None
-    found = database.run_sync(lambda s: executions.poll(s, flow_run_id, made.public_id))
-    assert found is not None
-    assert (found.id, found.next_attempt_at, found.retries, found.revoked) == (made.id, None, 0, False)
-    database.run_sync(lambda s: submissions.confirm(s, made.id, flow_run_id))
-    assert database.run_sync(lambda s: executions.poll(s, uuid.uuid4(), made.public_id)) is None
-
-
-def test_a_pending_run_can_be_closed(database: Database, workflow: Workflow) -> None:
-    """Cancelled before it started: the reconciler closes the row."""
-    made = create(database, workflow)
-    assert finish(database, made, "cancelled")
-    assert read(database, made).status == "cancelled"
-
-
-# -- what does not belong together -------------------------------------------------------------------
-
-
-def test_a_copied_run_does_not_take_the_row_over(database: Database, workflow: Workflow) -> None:
-    """A run copied in the UI brings the first one's id along: refused, else one row would have two runs."""
-    made = create(database, workflow)
-    begin(database, workflow, uuid.uuid4(), made.public_id)
-    with pytest.raises(ConflictError, match="belongs to flow run"):
-        begin(database, workflow, uuid.uuid4(), made.public_id)
-    assert read(database, made).attempt == 1
-
-
-def test_an_id_that_is_unknown_or_of_another_workflow_is_refused(
-    database: Database, workflow: Workflow, graph: dict[str, Any]
+@pytest.mark.parametrize("status", ENDS)
+def test_a_run_that_reads_cancelled_ends_as_that(
+    database: Database, execution: Execution, status: Status
 ) -> None:
-    """A row that was deleted is not made anew: its context is gone."""
-    with pytest.raises(NotFoundError):
-        begin(database, workflow, uuid.uuid4(), uuid.uuid4())
-    other = database.run_sync(lambda s: workflows.create(s, name="Other", graph=graph))
-    made = create(database, other)
-    with pytest.raises(ConflictError):
-        begin(database, workflow, uuid.uuid4(), made.public_id)
-    assert read(database, made).status == "pending"
+    """Somebody was told so before its last node had ended: no final state is taken back."""
+    seen = snapshot(database, execution)
+    assert database.run_sync(lambda s: interventions.revoke(s, seen))
+    assert read(database, execution).status is Status.RUNNING
+    database.run_sync(lambda s: ENDS[status](s, lease_of(execution)))
+    row = read(database, execution)
+    assert (row.status, row.error_kind) == (Status.CANCELLED, ErrorKind.CANCELLED)
+    said = {Status.COMPLETED: CANCELLED, Status.FAILED: "boom", Status.CANCELLED: "Somebody stopped it."}
+    assert row.error == said[status]
 
 
-def test_a_workflow_or_a_client_that_is_gone(database: Database, workflow: Workflow) -> None:
-    """Deleted in between: NotFoundError, not the driver's."""
-    client = database.run_sync(lambda s: clients.create(s, slug="idom", name="Idom"))
-    database.run_sync(lambda s: clients.delete(s, "idom"))
-    make = partial(submissions.create, workflow_id=workflow.id, client=client, priority="normal", initial={})
-    with pytest.raises(NotFoundError, match="client"):
-        database.run_sync(make)
-    database.run_sync(lambda s: workflows.delete(s, workflow.id))
-    with pytest.raises(NotFoundError, match="workflow"):
-        create(database, workflow)
-    with pytest.raises(NotFoundError):
-        begin(database, workflow, uuid.uuid4())
-
-
-def test_priorities_are_checked(database: Database, workflow: Workflow) -> None:
-    """An unknown priority is the caller's mistake."""
-    with pytest.raises(InvalidInputError, match="priority"):
-        create(database, workflow, priority="urgent")
-
-
-# -- races -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("round_", range(5))
-def test_a_flow_run_begun_twice_at_once_has_one_row(
-    database: Database, workflow: Workflow, round_: int
+@pytest.mark.parametrize("first", ENDS)
+@pytest.mark.parametrize("second", ENDS)
+def test_only_the_first_end_counts(
+    database: Database, execution: Execution, first: Status, second: Status
 ) -> None:
-    """Without a row before: one makes it and begins it, the others find it leased."""
-    flow_run_id = uuid.uuid4()
-    start = partial(begin, database, workflow, flow_run_id, None, {"a": Value(b"1")})
-    outcomes = together(start, start, start)
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Execution", *["LeaseHeldError"] * 2]
-    rows, total = database.run_sync(executions.list_)
-    assert (total, rows[0].attempt, rows[0].status) == (1, 1, "running")
-
-
-@pytest.mark.parametrize("round_", range(5))
-def test_two_flow_runs_never_both_take_one_row(database: Database, workflow: Workflow, round_: int) -> None:
-    """Whoever is second is refused."""
-    made = create(database, workflow)
-    outcomes = together(*(partial(begin, database, workflow, uuid.uuid4(), made.public_id) for _ in range(2)))
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "Execution"]
-
-
-@pytest.mark.parametrize("round_", range(10))
-def test_giving_up_and_beginning_at_once(database: Database, workflow: Workflow, round_: int) -> None:
-    """Either the run was given up and does not start, or it started and was not given up."""
-    made = create(database, workflow)
-    rejected, begun = together(
-        lambda: database.run_sync(lambda s: submissions.refuse(s, made.id, "x")),
-        partial(begin, database, workflow, uuid.uuid4(), made.public_id),
+    """A last word may be said again, where its commit's answer was lost: the row stays as it is."""
+    lease = lease_of(execution)
+    database.run_sync(lambda s: ENDS[first](s, lease))
+    before = read(database, execution)
+    expire(database, execution)
+    database.run_sync(lambda s: ENDS[second](s, lease))
+    after = read(database, execution)
+    assert (after.status, after.error, after.completed_at) == (
+        before.status,
+        before.error,
+        before.completed_at,
     )
-    if rejected is True:
-        assert isinstance(begun, ExecutionClosedError)
-        assert read(database, made).status == "failed"
-    else:
-        assert isinstance(begun, Execution)
-        assert read(database, made).status == "running"
+    assert seconds_left(database, execution) > 20, "its lease lasts until Prefect has heard"
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+def test_a_run_that_never_began_is_closed_under_its_lease(
+    database: Database, workflow: Workflow, status: Status
+) -> None:
+    """Its client is gone, say: it becomes failed without an attempt, and is pending when it is retried."""
+    made = create(database, workflow)
+    change(database, made, flow_run_id=uuid.uuid4(), lease_owner=uuid.uuid4(), lease_until=made.created_at)
+    end(database, made, status)
+    row = read(database, made)
+    assert (row.status, row.attempt, row.started_at, row.lease_owner) == (status, 0, None, None)
+    reopened = database.run_sync(lambda s: interventions.reopen(s, made.id, None))
+    assert read(database, made).status is Status.PENDING
+    database.run_sync(lambda s: ENDS[status](s, reopened.lease))
+    assert read(database, made).status is status
 
 
 def test_finishing_at_once(database: Database, execution: Execution) -> None:
     """Of several ends one counts."""
-    ends = [partial(finish, database, execution, status) for status in ("completed", "failed", "cancelled")]
-    outcomes = together(*ends)
-    assert sorted(map(repr, outcomes)) == ["False", "False", "True"]
+    lease = lease_of(execution)
+
+    def close(status: Status) -> None:
+        database.run_sync(lambda s: ENDS[status](s, lease))
+
+    assert together(*(partial(close, status) for status in ENDS)) == [None, None, None]
+    row = read(database, execution)
+    errors = {Status.COMPLETED: None, Status.FAILED: "boom", Status.CANCELLED: "Somebody stopped it."}
+    assert row.error == errors[row.status]
 
 
-# -- lists and figures -------------------------------------------------------------------------------
+def test_who_lost_the_lease_says_nothing_more(database: Database, execution: Execution) -> None:
+    """Somebody looks after the run by now: it is theirs to tell Prefect how it ended."""
+    lease = lease_of(execution)
+    database.run_sync(lambda s: ENDS[Status.FAILED](s, lease))
+    change(database, execution, lease_owner=uuid.uuid4())
 
+    def close(session: Session, status: Status) -> None:
+        ENDS[status](session, lease)
 
-def test_lists_are_filtered_paged_and_newest_first(
-    database: Database, workflow: Workflow, graph: dict[str, Any]
-) -> None:
-    """By workflow, by status, by both; the total counts what matches."""
-    other = database.run_sync(lambda s: workflows.create(s, name="Other", graph=graph))
-    made = [create(database, one) for one in (workflow, other, workflow, workflow)]
-    finish(database, made[2], "completed")
-
-    def ids(**filters: Any) -> tuple[list[int], int]:
-        page, total = database.run_sync(lambda s: executions.list_(s, **filters))
-        return [made.index(next(m for m in made if m.id == row.id)) for row in page], total
-
-    assert ids() == ([3, 2, 1, 0], 4)
-    assert ids(skip=1, limit=2) == ([2, 1], 4)
-    assert ids(workflow_id=workflow.id) == ([3, 2, 0], 3)
-    assert ids(status="completed") == ([2], 1)
-    assert ids(workflow_id=workflow.id, status="pending") == ([3, 0], 2)
-    with pytest.raises(InvalidInputError, match="status"):
-        ids(status="done\0")
-
-    live = database.run_sync(lambda s: executions.live(s, workflow.id))
-    assert [row.id for row in live] == [made[0].id, made[3].id]
-    assert len(database.run_sync(executions.live)) == 3
-
-
-def test_an_unknown_task_has_no_execution(database: Database) -> None:
-    """An id that was never issued."""
-    assert database.run_sync(lambda s: executions.by_task(s, uuid.uuid4())) is None
-
-
-def test_metrics_of_nothing(database: Database) -> None:
-    """An empty database has rates of 0, and divides by nothing."""
-    assert database.run_sync(metrics.metrics) == {
-        "executions": {"total": 0, "completed": 0, "failed": 0, "pending": 0, "success_rate": 0.0},
-        "error_rate": {"period_hours": 1, "total_executions": 0, "failed_executions": 0, "error_rate": 0.0},
-        "workflows": {"total_workflows": 0, "active_workflows": 0},
-    }
-
-
-def test_metrics_count_the_last_day_and_the_last_hour(
-    database: Database, workflow: Workflow, graph: dict[str, Any]
-) -> None:
-    """Success is percent of what is over, errors of all."""
-    database.run_sync(lambda s: workflows.create(s, name="Idle", graph=graph))
-    kinds = ["infrastructure", None, "crashed", "infrastructure", "node"]
-    for kind in kinds:
-        made = create(database, workflow)
-        finish(database, made, "failed" if kind else "completed", **({"error_kind": kind} if kind else {}))
-    begin(database, workflow, uuid.uuid4())
-    hours_ago = create(database, workflow)
-    days_ago = create(database, workflow)
-
-    def age(session: Session) -> None:
-        for row, hours in ((hours_ago, 2), (days_ago, 25)):
-            then = utcnow() - timedelta(hours=hours)
-            session.execute(update(Execution).where(Execution.id == row.id).values(created_at=then))
-
-    database.run_sync(age)
-    assert database.run_sync(metrics.metrics) == {
-        "executions": {"total": 7, "completed": 1, "failed": 4, "pending": 2, "success_rate": 20.0},
-        "error_rate": {
-            "period_hours": 1,
-            "total_executions": 6,
-            "failed_executions": 4,
-            "error_rate": 66.67,
-        },
-        "workflows": {"total_workflows": 2, "active_workflows": 1},
-    }
+    for status in ENDS:
+        with pytest.raises(LeaseLostError, match="taken over"):
+            database.run_sync(partial(close, status=status))
