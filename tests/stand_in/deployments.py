@@ -20,10 +20,10 @@ FIELDS: JSON = {
     "parameters": {},
     "tags": [],
     "job_variables": {},
-    "parameter_openapi_schema": {"type": "object", "properties": {}},
+    "parameter_openapi_schema": {},
     "enforce_parameter_schema": True,
     "path": None,
-    "pull_steps": None,
+    "pull_steps": [],
     "entrypoint": None,
     "concurrency_options": None,
 }

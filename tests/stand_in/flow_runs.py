@@ -43,6 +43,7 @@ def create_from_deployment(
         },
         "queue_id": queue[0],
         "queue_name": queue[1],
+        "job_variables": body.get("job_variables", {}),
     }
     state = new_state(world, body.get("state") or {"type": SCHEDULED})
     return _create(world, body, fields, state)
@@ -65,6 +66,7 @@ def create(world: World, body: JSON) -> Answer:
         "labels": {**flow.labels, "prefect.flow.id": flow.id, **(body.get("labels") or {})},
         "queue_id": queue_id,
         "queue_name": queue_name,
+        "job_variables": body.get("job_variables"),
     }
     return _create(world, body, fields, new_state(world, body.get("state") or {"type": "PENDING"}))
 
@@ -83,7 +85,6 @@ def _create(world: World, body: JSON, fields: JSON, state: State) -> Answer:
         context=body.get("context") or {},
         flow_version=body.get("flow_version"),
         parent_task_run_id=body.get("parent_task_run_id"),
-        job_variables=body.get("job_variables"),
         idempotency_key=key or None,
         **fields,
     )
