@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import prefect
 from prefect.client.constants import SERVER_API_VERSION
 
-from tests.stand_in import answers, deployments, flow_runs, pools, task_runs
-from tests.stand_in.records import JSON, SCHEDULED, Flow
-from tests.stand_in.rules import LATE
-from tests.stand_in.transitions import new_state
-from tests.stand_in.world import Refusal, Tables, World
+from tests.stand_in import answers, deployments, flow_runs, pools, services, slots, task_runs
+from tests.stand_in.records import JSON, Flow
+from tests.stand_in.world import Refusal, Tables, World, conflict, failure
 
 Answer = tuple[int, Any]
 """Status code and body."""
-
-LATE_AFTER = timedelta(seconds=15)
-"""How long a run may be overdue before the server calls it Late (`…_LATE_RUNS_AFTER_SECONDS`)."""
 
 
 def real_time() -> datetime:
@@ -48,9 +43,7 @@ class StandIn:
         try:
             return self._route(method, path.strip("/").split("/"), query, body)
         except Refusal as refusal:
-            if refusal.status == 500:
-                return 500, {"exception_message": refusal.detail}
-            return refusal.status, {"detail": refusal.detail}
+            return refusal.status, refusal.body
 
     def lose_everything(self) -> None:
         """Empty the database."""
@@ -65,15 +58,20 @@ class StandIn:
         self.world.tables = pickle.loads(backup)
 
     def mark_late(self) -> None:
-        """Mark overdue runs Late, as a service of the server does every few seconds."""
-        before = self.world.now() - LATE_AFTER
-        for run in list(self.world.tables.flow_runs.values()):
-            due, state = run.next_scheduled_start_time, run.state
-            if state is None or state.type != SCHEDULED or state.name != "Scheduled":
-                continue
-            if due is not None and due <= before:
-                late = {"type": SCHEDULED, "name": "Late", "state_details": {"scheduled_time": due}}
-                flow_runs.orchestrate(self.world, run, new_state(self.world, late), LATE)
+        """Mark overdue runs Late."""
+        services.mark_late(self.world)
+
+    def fire_schedules(self) -> None:
+        """Make the next runs of all active schedules, as the scheduler does."""
+        services.schedule_all(self.world)
+
+    def run_services(self) -> None:
+        """Do all that the real server does by itself, once, as is due by its clock."""
+        services.mark_late(self.world)
+        services.schedule_all(self.world)
+        services.end_cancelling(self.world)
+        services.cancel_task_runs(self.world)
+        services.revoke_leases(self.world)
 
     def _route(self, method: str, parts: list[str], query: Mapping[str, str], body: Any) -> Answer:
         match parts[0]:
@@ -109,7 +107,7 @@ class StandIn:
             case "DELETE", one:
                 return flow_runs.delete(world, world.flow_run(_id(one)))
             case "POST", one, "set_state":
-                return flow_runs.set_state(world, world.flow_run(_id(one)), body)
+                return flow_runs.set_state(world, _id(one), body)
             case "POST", one, "resume":
                 return flow_runs.resume(world, world.flow_run(_id(one)))
             case "PATCH", one, "labels":
@@ -132,7 +130,7 @@ class StandIn:
             case "DELETE", one:
                 return task_runs.delete(world, task_runs.find(world, _id(one)))
             case "POST", one, "set_state":
-                return task_runs.set_state(world, task_runs.find(world, _id(one)), body)
+                return task_runs.set_state(world, _id(one), body)
         return _unknown(method, "task_runs", *parts)
 
     def _deployments(self, method: str, parts: list[str], body: Any) -> Answer:
@@ -152,6 +150,11 @@ class StandIn:
                 return deployments.delete(world, _id(one))
             case "POST", one, "create_flow_run":
                 return deployments.run(world, _id(one), body or {})
+            case "POST", one, ("pause_deployment" | "resume_deployment") as call:
+                return deployments.pause(world, _id(one), call == "pause_deployment")
+            case "POST", one, "schedule":
+                services.schedule(world, world.deployment(_id(one)), body or {})
+                return 200, None
             case "GET", one, "schedules":
                 return deployments.read_schedules(world, _id(one))
             case "POST", one, "schedules":
@@ -186,7 +189,7 @@ class StandIn:
             case "PATCH", name, "queues", queue:
                 return pools.change_queue(world, world.queue(world.pool(name), queue), body)
             case "DELETE", name, "queues", queue:
-                return pools.delete_queue(world, world.queue(world.pool(name), queue))
+                return pools.delete_queue(world, world.queue(world.pool(name), queue), failure())
             case "POST", name, "workers", "heartbeat":
                 return pools.heartbeat(world, world.pool(name), body)
             case "POST", name, "workers", "filter":
@@ -198,14 +201,15 @@ class StandIn:
     def _work_queues(self, method: str, parts: list[str], body: Any) -> Answer:
         queue = self.world.tables.queues.get(_id(parts[0]))
         if queue is None:
-            raise Refusal(404, f"Work Queue with id {parts[0]} not found")
+            changes = method == "PATCH"
+            raise Refusal(404, f"Work Queue {parts[0]} not found" if changes else "work queue not found")
         match method:
             case "GET":
                 return 200, answers.queue(self.world, queue)
             case "PATCH":
                 return pools.change_queue(self.world, queue, body)
             case "DELETE":
-                return pools.delete_queue(self.world, queue)
+                return pools.delete_queue(self.world, queue, conflict())
         return _unknown(method, "work_queues", *parts)
 
     def _flows(self, method: str, parts: list[str], body: Any) -> Answer:
@@ -223,7 +227,7 @@ class StandIn:
                 for flow in tables.flows.values():
                     if flow.name == name:
                         return 200, answers.flow(flow)
-                raise Refusal(404, f"Flow {name} not found")
+                raise Refusal(404, "Flow not found")
             case "GET", one:
                 if (found := tables.flows.get(_id(one))) is None:
                     raise Refusal(404, "Flow not found")
@@ -244,6 +248,9 @@ class StandIn:
                 return 200, "👋"
             case "GET", "csrf-token":
                 raise Refusal(422, "CSRF protection is disabled.")
+            case "POST", "v2", "concurrency_limits", "leases", lease, "renew":
+                slots.renew(self.world, _id(lease), (body or {}).get("lease_duration", 300))
+                return 204, None
             case "POST", "logs":
                 self.world.tables.logs += body
                 return 201, None

@@ -152,6 +152,14 @@ class Limit:
 
 
 @dataclass(slots=True)
+class Lease:
+    """A run's right to a slot of a deployment, until it expires."""
+
+    limit_id: str
+    expires: datetime
+
+
+@dataclass(slots=True)
 class Deployment:
     """A deployment. `fields` is what the client set and the server only keeps."""
 
