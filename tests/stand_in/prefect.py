@@ -8,6 +8,7 @@ or an order that it does not know is answered with 501, never with a guess.
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from uuid import UUID
 import prefect
 from prefect.client.constants import SERVER_API_VERSION
 
-from tests.stand_in import answers, deployments, flow_runs, pools, services, slots, task_runs
+from tests.stand_in import answers, deployments, events, flow_runs, pools, services, slots, task_runs
 from tests.stand_in.records import JSON, Flow
 from tests.stand_in.world import Refusal, Tables, World, conflict, failure
 
@@ -37,41 +38,45 @@ class StandIn:
 
     def __init__(self, now: Callable[[], datetime] = real_time, seed: int = 0) -> None:
         self.world = World(now, seed)
+        self._lock = threading.RLock()  # a test may act while a server's thread answers
 
     def answer(self, method: str, path: str, query: Mapping[str, str], body: Any) -> Answer:
         """Answer one request; `path` is without `/api`."""
         try:
-            return self._route(method, path.strip("/").split("/"), query, body)
+            with self._lock:
+                return self._route(method, path.strip("/").split("/"), query, body)
         except Refusal as refusal:
             return refusal.status, refusal.body
 
     def lose_everything(self) -> None:
         """Empty the database."""
-        self.world.tables = Tables()
+        with self._lock:
+            self.world.tables = Tables()
 
     def snapshot(self) -> bytes:
         """Return a backup of the database."""
-        return pickle.dumps(self.world.tables)
+        with self._lock:
+            return pickle.dumps(self.world.tables)
 
     def restore(self, backup: bytes) -> None:
         """Put a backup in the place of the database."""
-        self.world.tables = pickle.loads(backup)
+        with self._lock:
+            self.world.tables = pickle.loads(backup)
 
     def mark_late(self) -> None:
         """Mark overdue runs Late."""
-        services.mark_late(self.world)
+        with self._lock:
+            services.mark_late(self.world)
 
     def fire_schedules(self) -> None:
         """Make the next runs of all active schedules, as the scheduler does."""
-        services.schedule_all(self.world)
+        with self._lock:
+            services.schedule_all(self.world)
 
     def run_services(self) -> None:
         """Do all that the real server does by itself, once, as is due by its clock."""
-        services.mark_late(self.world)
-        services.schedule_all(self.world)
-        services.end_cancelling(self.world)
-        services.cancel_task_runs(self.world)
-        services.revoke_leases(self.world)
+        with self._lock:
+            services.run_all(self.world)
 
     def _route(self, method: str, parts: list[str], query: Mapping[str, str], body: Any) -> Answer:
         match parts[0]:
@@ -263,6 +268,8 @@ class StandIn:
     def receive(self, event: JSON) -> None:
         """Take an event that a client emitted."""
         self.world.emit(event)
+        if event["event"].startswith("prefect.task-run."):
+            events.record_task_run(self.world, event)
 
 
 def _id(text: str) -> str:

@@ -30,6 +30,12 @@ MIN_TIME, MAX_TIME = timedelta(hours=1), timedelta(days=100)
 """How many runs, and how far ahead, a schedule makes (`PREFECT_SERVER_SERVICES_SCHEDULER_…`)."""
 
 
+def run_all(world: World) -> None:
+    """Do all of it that is due."""
+    for service in (mark_late, schedule_all, end_cancelling, cancel_task_runs, revoke_leases):
+        service(world)
+
+
 def mark_late(world: World) -> None:
     """Mark overdue runs Late; those that wait for a retry or a slot keep their names."""
     before = world.now() - LATE_AFTER

@@ -24,7 +24,7 @@ async def runs_of(talk: Conversation, place: Place) -> list[JSON]:
 
 
 async def test_a_deployments_fields(real: Conversation, stand_in: Conversation) -> None:
-    """A second creation changes the deployment and replaces its schedules; an update changes what it names."""
+    """A second creation changes the deployment and replaces its schedules; an update only what it names."""
 
     async def story(talk: Conversation) -> None:
         place = await Place(talk).make(version="1", description="d", schedules=[{"schedule": NEVER}])

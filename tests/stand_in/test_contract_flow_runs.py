@@ -19,7 +19,7 @@ SCHEMA: JSON = {
 
 
 async def test_idempotency(real: Conversation, stand_in: Conversation) -> None:
-    """A key gives the run that has it, whatever else is asked for, within its flow and while the run is there."""
+    """A key gives the run of its flow that has it, whatever else is asked for, while that run is there."""
 
     async def story(talk: Conversation) -> None:
         place = await Place(talk).make()
