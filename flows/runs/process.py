@@ -26,4 +26,5 @@ def process(settings: Settings) -> Process:
     url = settings.sqlalchemy_url
     database = Database(url, settings.database_pool_size)
     keeper = LeaseKeeper(database, Database(url, 1), settings.lease_seconds)
+    keeper.start()
     return Process(database, Cipher(settings.encryption_key.get_secret_value()), keeper)
