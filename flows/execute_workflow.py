@@ -40,8 +40,6 @@ from flows.runs.prefect_task import MESSAGE_LIMIT, walk
 from flows.runs.process import process
 from flows.runs.retry_policy import retry_until_database, run_until_committed
 from flows.runs.sandbox_session import SandboxSession
-from flows.sandbox import prewarm
-from flows.sandbox.factory import provider
 from flows.sandbox.port import SandboxSpec
 from flows.store import executions
 from flows.store.transitions import attempts, interventions
@@ -55,8 +53,7 @@ async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State)
 
     Raises LeaseLostError where this process ran it and somebody else goes on with it.
     """
-    settings, message = get_settings(), state.message or CANCELLED
-    shared = process(settings)
+    shared, message = process(get_settings()), state.message or CANCELLED
     held = shared.leases.held(flow_run.id)
 
     def write(session: Session) -> str | None:
@@ -69,7 +66,7 @@ async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State)
         return row.sandbox_id if interventions.cancel_stopped(session, row.id, message) else None
 
     if sandbox_id := await shared.database.run(write):
-        await provider(settings).kill(sandbox_id)
+        await shared.sandboxes.provider.kill(sandbox_id)
 
 
 @flow(name="execute-workflow", persist_result=False, log_prints=False, on_cancellation=[close_cancelled])
@@ -107,10 +104,10 @@ async def execute_workflow(
 def begin_sandbox(flow_run: FlowRun) -> None:
     """Begin to make the sandbox of a run; a worker may call it before the flow does.
 
-    Whoever does must end it (`flows.sandbox.prewarm.end`): the flow may never come to its start.
+    Whoever does must end it (`Process.sandboxes`): the flow may never come to its start.
     """
     settings = get_settings()
-    prewarm.begin(provider(settings), _spec(settings, flow_run))
+    process(settings).sandboxes.begin(_spec(settings, flow_run))
 
 
 class _Attempt:
@@ -122,7 +119,8 @@ class _Attempt:
         self._request = request
         self._log = log
         shared = process(settings)
-        self._database, self._cipher, self._leases = shared.database, shared.cipher, shared.leases
+        self._database, self._cipher = shared.database, shared.cipher
+        self._leases, self._sandboxes = shared.leases, shared.sandboxes
         self._took_lease = False
 
     async def take(self) -> tuple[HeldLease | None, BreakerOpenError | None]:
@@ -151,7 +149,7 @@ class _Attempt:
 
         NOVA's worker keeps its lease until Prefect has heard how the run ended, which is after this.
         """
-        await prewarm.end(self._flow_run.id)
+        await self._sandboxes.end(self._flow_run.id)
         if self._took_lease:
             await self._leases.release(self._flow_run.id)
 
@@ -196,9 +194,8 @@ class _Attempt:
     async def _execute(self, run: LoadedRun, held: HeldLease, refusal: BreakerOpenError | None) -> State[Any]:
         """Walk the run to its end, or to where it breaks off."""
         settings = self._settings
-        place = SandboxSession(
-            settings, self._database, self._cipher, run, _spec(settings, self._flow_run), self._log
-        )
+        spec = _spec(settings, self._flow_run)
+        place = SandboxSession(settings, self._database, self._cipher, self._sandboxes, run, spec, self._log)
         nodes = NodeExecutor(settings, self._database, self._cipher, run, place, self._log)
         try:
             if refusal is not None:
@@ -258,7 +255,7 @@ class _Attempt:
         """Write the run's last word of this attempt, and end the sandbox meanwhile."""
         held.end()
         written, _ = await asyncio.gather(
-            run_until_committed(self._database, write), prewarm.end(self._flow_run.id)
+            run_until_committed(self._database, write), self._sandboxes.end(self._flow_run.id)
         )
         return written
 

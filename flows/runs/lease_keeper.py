@@ -71,7 +71,7 @@ class HeldLease:
 
         Asks the database only where the lease might have run out since it was last renewed.
         """
-        if time.monotonic() >= self._sure_until:
+        if self._keeper.clock() >= self._sure_until:
             await self.look()
         self.check()
 
@@ -139,11 +139,19 @@ class HeldLease:
 class LeaseKeeper:
     """Takes leases and renews all that are held, in one statement, every third of their time.
 
-    The renewals have a thread and a connection of their own: neither an event loop that hangs nor a pool
-    that is used up lets a lease run out.
+    Once started, the renewals have a thread and a connection of their own: neither an event loop that hangs
+    nor a pool that is used up lets a lease run out. `clock` counts seconds.
     """
 
-    def __init__(self, database: Database, renewals: Database, seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        renewals: Database,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
         self._database = database
         self._renewals = renewals
         self._seconds = seconds
@@ -151,6 +159,11 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, which renews until `close`."""
+        self._thread = threading.Thread(target=self._renew_for_ever, name="nova-leases", daemon=True)
+        self._thread.start()
 
     async def take_for(
         self, request: RunRequest, runs: FlowRuns, ask: AskRequest, *, ask_breaker: bool = False
@@ -194,7 +207,7 @@ class LeaseKeeper:
         claim = LeaseClaim(
             request.flow_run_id, request.public_id, request.workflow_id, uuid4(), self._seconds
         )
-        asked_at = time.monotonic()
+        asked_at = self.clock()
 
         def take(session: Session) -> Lease | None:
             lease = way(session, claim)
@@ -208,9 +221,6 @@ class LeaseKeeper:
         held = HeldLease(self, request.flow_run_id, lease, asked_at)
         with self._lock:
             self._held[request.flow_run_id] = held
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._renew_for_ever, name="nova-leases", daemon=True)
-                self._thread.start()
         return held
 
     def held(self, flow_run_id: UUID) -> HeldLease | None:
@@ -240,14 +250,14 @@ class LeaseKeeper:
 
     async def look_at(self, held: HeldLease) -> None:
         """Ask the database whether a lease is still ours; waits for as long as it does not answer."""
-        asked_at = time.monotonic()
+        asked_at = self.clock()
         ours = await run_until_committed(
             self._renewals, lambda session: leases.renew(session, [held.lease.owner], self._seconds)
         )
         held.note(held.lease.owner in ours, asked_at)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, if it was started."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -256,18 +266,19 @@ class LeaseKeeper:
         pause = self._seconds / 3
         while not self._closed.wait(pause):
             try:
-                self._renew()
+                self.renew()
                 pause = self._seconds / 3
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
                 log.warning("Leases could not be renewed: %s", error)
                 pause = self._seconds / 10
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Renew all that are held, and take note of those that are lost. Raises DatabaseUnavailableError."""
         with self._lock:
             holding = list(self._held.values())
         if not holding:
             return
-        asked_at = time.monotonic()
+        asked_at = self.clock()
         owners = [held.lease.owner for held in holding]
         ours = self._renewals.run_sync(lambda session: leases.renew(session, owners, self._seconds))
         for held in holding:

@@ -14,9 +14,8 @@ from flows.graphs.errors import SandboxError
 from flows.runs import retry_policy
 from flows.runs.loading import LoadedRun, open_context
 from flows.runs.retry_policy import run_until_committed
-from flows.sandbox import prewarm
-from flows.sandbox.factory import provider
 from flows.sandbox.port import NodeCall, NodeResult, Sandbox, SandboxSpec
+from flows.sandbox.prewarm import RunSandboxes
 from flows.store import circuit_breaker
 from flows.store.database import Database
 from flows.store.transitions import attempts
@@ -32,12 +31,13 @@ class SandboxSession:
         settings: Settings,
         database: Database,
         cipher: Cipher,
+        sandboxes: RunSandboxes,
         run: LoadedRun,
         spec: SandboxSpec,
         log: Log,
     ) -> None:
         self._settings = settings
-        self._provider = provider(settings)
+        self._sandboxes = sandboxes
         self._database = database
         self._cipher = cipher
         self._run = run
@@ -50,7 +50,7 @@ class SandboxSession:
     async def dispose_stale(self) -> None:
         """See to it that an earlier sandbox of the run is dead; raises SandboxError."""
         if self._stale is not None:
-            await self._provider.kill(self._stale)
+            await self._sandboxes.provider.kill(self._stale)
             self._stale = None
 
     async def open(self) -> None:
@@ -74,7 +74,7 @@ class SandboxSession:
         """Have another sandbox, after the death of the one that broke; raises what `_open` raises."""
         if self._sandbox is not None:
             self._stale, self._sandbox = self._sandbox.id, None
-            await prewarm.end(self._spec.flow_run)
+            await self._sandboxes.end(self._spec.flow_run)
         await self._open()
 
     async def run(self, call: NodeCall) -> NodeResult:
@@ -89,7 +89,7 @@ class SandboxSession:
 
     async def end(self) -> None:
         """End the sandbox, made or still in the making."""
-        await prewarm.end(self._spec.flow_run)
+        await self._sandboxes.end(self._spec.flow_run)
 
     async def _count(self, error: SandboxError) -> None:
         """Tell the circuit breaker of a failure, if it speaks of the provider."""
@@ -108,13 +108,13 @@ class SandboxSession:
             await self._prepare()
         except SandboxError as error:
             error.unused = True
-            await prewarm.end(self._spec.flow_run)
+            await self._sandboxes.end(self._spec.flow_run)
             await self._count(error)
             raise
 
     async def _prepare(self) -> None:
         """Wait for the sandbox, note it in the row before any node starts, and load the context."""
-        making = prewarm.begin(self._provider, self._spec)
+        making = self._sandboxes.begin(self._spec)
         await self.dispose_stale()
         sandbox = await making.ready()
         context = {**await self._take_context(), **self._run.overlay.fragments()}
