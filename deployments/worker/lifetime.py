@@ -72,10 +72,11 @@ async def _execute(
 
 def _begin_sandbox(run: Run) -> None:
     """Have a run's sandbox made while the run itself starts."""
-    from flows.execute_workflow import begin_sandbox  # imported by the catalog, in its own time
+    from flows.execute_workflow import sandbox_spec  # imported by the catalog, in its own time
 
     try:
-        begin_sandbox(run.flow_run)
+        settings = get_settings()
+        process(settings).sandboxes.begin(sandbox_spec(settings, run.flow_run))
     except NovaError as error:
         log.debug("The flow will say why no sandbox is made: %s", error)
 
