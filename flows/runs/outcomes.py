@@ -39,7 +39,7 @@ def schedule_retry(
     None when it is not worth another attempt, or had all that it may have; those do not count in which the
     circuit breaker says that E2B fails for everybody. Raises LeaseLostError.
     """
-    if not retry_policy.passes(error):
+    if not retry_policy.may_pass(error):
         return None
     pause = _breaker_pause(session) if settings.uses_e2b and _is_for_breaker(error) else None
     if pause is not None:
