@@ -22,7 +22,7 @@ TRIES = 3
 LONGEST_IN_PLACE = 30.0
 """Longest pause in place, in seconds: meanwhile the run holds a worker's slot."""
 JITTER = 0.2
-"""A pause is longer or shorter by up to this share, by chance: what failed together does not return together."""
+"""Each pause is longer or shorter by up to this share, by chance: runs that failed together return apart."""
 LASTING = frozenset({"authentication", "space"})
 """Reasons of a SandboxError that do not pass: another try would fail the same way."""
 WAITED_OUT = frozenset({"no_turn"})
@@ -33,7 +33,7 @@ PROVIDER = frozenset({"no_turn", "rate_limit", "busy", "unreachable", "unwell"})
 OWN = frozenset({"runner", "refused"})
 """Reasons that lie in what was asked for: a template that has no Python, or that E2B does not know."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-"""Seconds between two looks whether the database is back."""
+"""Shortest and longest pause between two tries while the database is away, in seconds."""
 
 
 def may_pass(error: Exception) -> bool:
