@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, func, or_, select, update
+from sqlalchemy import case, func, literal, or_, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from flows.graphs.errors import (
@@ -18,7 +18,7 @@ from flows.graphs.errors import (
 )
 from flows.graphs.lifecycle import CANCELLED, LIVE, Closure, ErrorKind, Status
 from flows.store import checks, leases, values
-from flows.store.base import utcnow
+from flows.store.base import AsciiJson, utcnow
 from flows.store.database import now
 from flows.store.executions import locked, with_workflow
 from flows.store.leases import Lease, LeaseClaim
@@ -136,7 +136,7 @@ def complete(session: Session, lease: Lease) -> None:
         session,
         lease,
         status=case((Execution.revoked, Status.CANCELLED), else_=Status.COMPLETED),
-        error=case((Execution.revoked, CANCELLED), else_=None),
+        error=case((Execution.revoked, literal(CANCELLED, AsciiJson)), else_=None),
         error_kind=case((Execution.revoked, ErrorKind.CANCELLED), else_=None),
         failed_at_node=None,
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import case, func, update
+from sqlalchemy import case, func, literal, update
 from sqlalchemy.orm import Session
 
 from flows.graphs.lifecycle import LIVE, Closure, ErrorKind, Status
 from flows.store import leases
+from flows.store.base import AsciiJson
 from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.models import Execution
@@ -73,7 +74,7 @@ def requeue(session: Session, lease: Lease, counts: dict[str, int | None], why: 
         began = Execution.status == Status.RUNNING
         changes |= {
             "next_attempt_at": case((began, now()), else_=Execution.next_attempt_at),
-            "error": case((began, why), else_=Execution.error),
+            "error": case((began, literal(why, AsciiJson)), else_=Execution.error),
             "error_kind": case((began, ErrorKind.CRASHED), else_=Execution.error_kind),
         }
     ours = update(Execution).where(lease.is_ours).values(changes).returning(Execution.id)
