@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg2
+from psycopg2 import extras
 from sqlalchemy import event, make_url
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import CommitUnknownError, DatabaseUnavailableError
 from flows.store.database import Database
-from tests.simulation.gates import Call, Gate, Process
+from tests.simulation.gates import Call, Gate, Process, role
 from tests.simulation.loop import VirtualLoop
 
 T = TypeVar("T")
@@ -37,9 +37,10 @@ class Tables:
         self.url = by_our_clock.render_as_string(hide_password=False)
         self.loop = loop
         self.database = Database(self.url, pool_size=1)
-        self.watched: Callable[[], None] = lambda: None
-        """Called after each transaction."""
+        self.watched: Callable[[Process, str], None] = lambda process, part: None
+        """Called after each transaction, with the process and the part of it (`role`) that did it."""
         self._connection = psycopg2.connect(url)
+        extras.register_uuid(conn_or_curs=self._connection)
         self._connection.autocommit = True
         self._cursor = self._connection.cursor()
         self._cursor.execute(_CLOCK)
@@ -55,10 +56,17 @@ class Tables:
         self._cursor.execute(statement, values)
         return self._cursor.fetchall() if self._cursor.description else []
 
+    def executions(self) -> dict[int, dict[str, Any]]:
+        """All executions as they are now: id → column → value; `steps` counts the rows of the chain."""
+        counted = "(SELECT count(*) FROM chain_entries c WHERE c.execution_id = e.id) AS steps"
+        self._cursor.execute(f"SELECT e.*, {counted} FROM executions e ORDER BY id")
+        names = [column.name for column in self._cursor.description or ()]
+        found = (dict(zip(names, row, strict=True)) for row in self._cursor.fetchall())
+        return {row["id"]: row for row in found}
+
     def empty(self) -> None:
-        """Delete everything."""
-        self._cursor.execute("DELETE FROM workflows")
-        self._cursor.execute("DELETE FROM circuit_breakers")
+        """Delete all executions."""
+        self._cursor.execute("DELETE FROM executions; DELETE FROM circuit_breakers")
 
     def close(self) -> None:
         """Close all connections."""
@@ -79,6 +87,8 @@ class GatedDatabase(Database):
         self._tables = tables
         self._gate = gate
         self._process = process
+        self.is_cut = False
+        """Whether renewals fail."""
 
     async def run(self, work: Callable[[Session], T]) -> T:
         """Do the work in one transaction when the simulation says so."""
@@ -90,19 +100,26 @@ class GatedDatabase(Database):
 
     def run_sync(self, work: Callable[[Session], T]) -> T:
         """Do the work at once: only renewals come this way, which have a thread of their own."""
-        with self._noted(work):
-            return self._tables.database.run_sync(work)
+        if self.is_cut:
+            raise _lost(False)
+        result = self._tables.database.run_sync(work)
+        self._tables.watched(self._process, role.get())
+        return result
 
     def close(self) -> None:
         """Leave the connections to the others."""
 
     async def _pass(self, work: Callable[[Session], T], do: Callable[[Callable[[Session], T]], T]) -> T:
-        def act() -> T:
-            with self._noted(work):
-                return do(work)
+        part = role.get()
 
-        name = f"{work.__module__}.{work.__qualname__}".replace(".<locals>", "")
-        call: Call[T] = self._gate.call(self._process, f"database: {name}", act, _lost)
+        def act() -> T:
+            result = do(work)
+            self._tables.watched(self._process, part)
+            return result
+
+        written: Any = getattr(work, "func", work)  # where it is a partial
+        name = f"{written.__module__}.{written.__qualname__}".replace(".<locals>", "")
+        call: Call[T] = self._gate.call(self._process, f"database: {name}", act, _lost, is_instant=True)
         try:
             await asyncio.wait({call.answer})
         except asyncio.CancelledError:
@@ -111,11 +128,6 @@ class GatedDatabase(Database):
                 await asyncio.wait({call.answer})
             raise
         return call.answer.result()
-
-    @contextmanager
-    def _noted(self, work: Callable[[Session], Any]) -> Iterator[None]:
-        yield
-        self._tables.watched()
 
 
 def _lost(has_arrived: bool) -> Exception:

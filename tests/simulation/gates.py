@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import ContextVar, copy_context
 from typing import Any, Generic, TypeVar
 
 from tests.simulation.loop import VirtualLoop
 
 T = TypeVar("T")
+
+
+role: ContextVar[str] = ContextVar("role", default="run")
+"""The part of a process that does something: run, reconciler, api."""
 
 
 class KilledError(BaseException):
@@ -22,7 +26,7 @@ class Process:
     def __init__(self, name: str, loop: VirtualLoop) -> None:
         self.name = name
         self.loop = loop
-        self.context = Context()
+        self.context = copy_context()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.is_alive = True
         self.is_paused = False
@@ -57,13 +61,14 @@ class Call(Step, Generic[T]):
         act: Callable[[], T | Later[T]],
         lost: Callable[[bool], Exception],
         *,
-        can_be_doubled: bool = False,
+        is_instant: bool = False,
     ) -> None:
         super().__init__(label, process, self._arrive)
         self._gate = gate
         self._act = act
         self._lost = lost
-        self.can_be_doubled = can_be_doubled
+        self.is_instant = is_instant
+        """Whether it is never long on its way, nor twice: a transaction."""
         self.is_sent = False
         """Whether it has left its process and may arrive whatever becomes of that."""
         self.has_arrived = False
@@ -86,10 +91,16 @@ class Call(Step, Generic[T]):
         again.answer.cancel()
         self._gate.add(again)
 
-    def kill(self) -> None:
-        """End the wait for it: its process is dead."""
+    def kill(self, arrives: bool) -> None:
+        """End the wait for it, since its process is dead; a request that was sent `arrives`, late perhaps."""
         if not self.answer.done():
             self.answer.set_exception(KilledError())
+        if self.has_arrived or not arrives:
+            self._gate.remove(self)
+        elif self.is_instant:
+            self.go()
+        else:
+            self.is_sent = True
 
     @property
     def _sender(self) -> Process:
@@ -171,11 +182,11 @@ class Gate:
         act: Callable[[], T | Later[T]],
         lost: Callable[[bool], Exception],
         *,
-        can_be_doubled: bool = False,
+        is_instant: bool = False,
     ) -> Call[T]:
         """Send a request of a process; `lost` says what the caller gets where request or answer is lost."""
         if not process.is_alive:
             raise KilledError
-        call = Call(self, process, label, act, lost, can_be_doubled=can_be_doubled)
+        call = Call(self, process, label, act, lost, is_instant=is_instant)
         self.add(call)
         return call

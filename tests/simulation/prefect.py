@@ -38,7 +38,6 @@ class GatedTransport(httpx.AsyncBaseTransport):
             _label(request, content),
             lambda: self._transport.handle_request(request),
             _lost,
-            can_be_doubled=request.method != "GET" and not request.url.path.endswith("/filter"),
         )
         timer = self._process.loop.call_later(PATIENCE, _give_up, call.answer)
         try:

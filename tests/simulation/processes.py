@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID
 
 import anyio
-from prefect.context import AsyncClientContext
+from prefect.client.orchestration import PrefectClient
+from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.events import Event
 
 from api import submission
 from api.services import Services
@@ -22,6 +26,7 @@ from deployments.worker.stop_requests import StopWatch
 from deployments.worker.worker import NovaWorker
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher
+from flows.graphs.errors import DatabaseUnavailableError, InfrastructureError
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery.reconciler import Reconciler
@@ -30,7 +35,7 @@ from flows.runs.process import Process as Shared
 from flows.runs.process import pretended
 from flows.sandbox.prewarm import RunSandboxes
 from tests.simulation.database import GatedDatabase, Tables
-from tests.simulation.gates import Gate, Process
+from tests.simulation.gates import Gate, Process, role
 from tests.simulation.loop import VirtualLoop, owner
 from tests.simulation.prefect import GatedTransport
 from tests.simulation.sandboxes import Cloud, CloudProvider
@@ -50,6 +55,10 @@ class Surroundings:
         self.cloud = cloud
         self.settings = settings
         self.cipher = Cipher(settings.encryption_key.get_secret_value())
+        self.note: Callable[[str], None] = print
+        """Writes down what is worth knowing."""
+        self.fault: Callable[[str], None] = print
+        """Takes a fault of NOVA's own."""
         self.catalog = Catalog()
         self.catalog.warm_up()
 
@@ -58,6 +67,8 @@ class NovaProcess(Process):
     """A process of NOVA's, with its own connections."""
 
     reconciler: Reconciler
+    looking: asyncio.Task[Any] | None = None
+    """The round of its reconciler that is under way, or was."""
 
     def __init__(self, name: str, around: Surroundings) -> None:
         super().__init__(name, around.loop)
@@ -67,22 +78,39 @@ class NovaProcess(Process):
         self.transport = GatedTransport(around.transport, around.gate, self)
         self.client = self.context.run(self._clients)
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Have it do something."""
-        return self.loop.create_task(work, context=self.context.copy())
+    def look(self) -> None:
+        """Have its reconciler make a round."""
 
-    def _clients(self) -> Any:
-        settings = httpx_settings(self.transport)
-        context = AsyncClientContext(httpx_settings=settings)
-        context._httpx_settings = None  # so that `get_client()` finds it
-        self._client_context = context
-        return context.client
+        async def look() -> None:
+            try:
+                await self.reconciler.once()
+            except InfrastructureError as error:
+                self.around.note(f"{self} could not look after runs: {error}")
+            except Exception as error:  # noqa: BLE001 - a fault of NOVA's own
+                self.around.fault(f"{self} fails to look after runs: {error!r}")
+
+        self.looking = self.spawn(look(), "reconciler")
+
+    def spawn(self, work: Coroutine[Any, Any, Any], part: str = "run") -> asyncio.Task[Any]:
+        """Have a part of it do something."""
+        context = self.context.copy()
+        context.run(role.set, part)
+        return self.loop.create_task(work, context=context)
+
+    def _clients(self) -> PrefectClient:
+        """The clients that all code below this context uses."""
+        self._async = AsyncClientContext(httpx_settings=httpx_settings(self.transport))
+        self._sync = SyncClientContext(httpx_settings=httpx_settings(self.around.transport))
+        # As if they had been made without settings: `get_client()` takes only such from the context.
+        self._async._httpx_settings = self._sync._httpx_settings = None
+        return self._async.client
 
     def open(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what comes before its first step, all at once."""
 
         async def enter() -> None:
-            await self._client_context.__aenter__()
+            await self._async.__aenter__()
+            self._sync.__enter__()
             await work
 
         task = self.loop.create_task(enter(), context=self.context)
@@ -104,10 +132,36 @@ class WorkerProcess(NovaProcess):
         runs = FlowRuns(self.client, settings.prefect_timeout)
         self.reconciler = Reconciler(self.database, runs, settings, clock=clock)
         self.open(self.worker.setup())
+        self.spawn(self.worker.watch_stops())
+        self.spawn(self._renew())
+        self.polling: asyncio.Task[Any] | None = None
+
+    def poll(self) -> None:
+        """Have it look for runs that are due."""
+
+        async def poll() -> None:
+            try:
+                await self.worker.get_and_submit_flow_runs()
+            except Exception as error:  # noqa: BLE001 - a fault of NOVA's own
+                self.around.fault(f"{self} fails to look for runs: {error!r}")
+
+        self.polling = self.spawn(poll())
+
+    def hear(self, event: str, flow_run_id: UUID) -> None:
+        """Have it hear of an event in Prefect."""
+        self.spawn(self.worker.hear(event, flow_run_id))
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self.around.settings.lease_seconds / 3)
+            with contextlib.suppress(DatabaseUnavailableError):
+                self.leases.renew()
 
 
 class Worker(NovaWorker):
     """NOVA's worker without threads of its own and without a stream of events."""
+
+    type = "simulated"
 
     def __init__(self, process: WorkerProcess) -> None:
         super().__init__(process.around.settings.work_pool, name=process.name, limit=3)
@@ -123,6 +177,19 @@ class Worker(NovaWorker):
         self._stops = StopWatch(
             self.client, held=self._held.keys, connected=lambda: True, stop=self._stop
         )
+
+    async def watch_stops(self) -> None:
+        """Look now and then which runs are to stop."""
+        await self._stops.poll()
+
+    async def hear(self, name: str, flow_run_id: UUID) -> None:
+        """Hear of an event."""
+        self._heard(cast(Event, SimpleNamespace(event=name)), flow_run_id)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no run."""
+        return not self._held
 
     def now(self) -> datetime:
         """The simulation's time."""
