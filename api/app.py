@@ -20,6 +20,8 @@ from api.responses import JsonResponse
 from api.routers import clients, executions, health, schedules, tasks, workflows
 from api.services import Services
 from api.version import VERSION
+from flows.code_check.checker import GraphChecker
+from flows.code_check.compiler_process import Limits
 from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
@@ -115,7 +117,8 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
         database = Database(chosen.sqlalchemy_url, chosen.database_pool_size)
         try:
             async with PrefectGateway(chosen) as gateway:
-                services = Services(chosen, database, gateway, cipher)
+                graphs = GraphChecker(Limits(chosen.node_code_limit))
+                services = Services(chosen, database, gateway, cipher, graphs)
                 app.state.services = services
                 async with _recovery(services):
                     yield

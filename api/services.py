@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from starlette.applications import Starlette
 
+from flows.code_check.checker import GraphChecker
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher
 from flows.prefect_gateway.gateway import PrefectGateway
@@ -57,12 +58,13 @@ class Background:
 
 @dataclass(frozen=True)
 class Services:
-    """The settings and the two connections of a running API."""
+    """The settings and the two connections of a running API, and what its requests share."""
 
     settings: Settings
     database: Database
     gateway: PrefectGateway
     cipher: Cipher
+    graphs: GraphChecker
     background: Background = field(default_factory=Background)
     submission_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     """Places for runs that are being handed to Prefect."""

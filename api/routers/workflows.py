@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, cast
@@ -19,7 +18,6 @@ from api.errors import NameTakenError
 from api.responses import JsonResponse
 from api.services import Services
 from flows.graphs.errors import ConflictError, Fault, InvalidGraphError, PrefectUnavailableError
-from flows.graphs.graph import validate_graph
 from flows.store import executions, workflows
 from flows.store.models import Workflow
 from flows.store.workflows import WorkflowFields
@@ -33,7 +31,7 @@ STOP_TIMEOUT = 60.0
 @router.post("", **documented(201, schemas.SavedWorkflow, 400, 413, 415, 422))
 async def create_workflow(services: ServicesDep, body: requests.WorkflowCreate) -> JsonResponse:
     """Make a workflow and its Prefect deployment. A graph with faults is refused, all of them named."""
-    warnings = await _check_graph(body.graph_definition)
+    warnings = await _check_graph(services, body.graph_definition)
 
     def write(session: Session) -> Workflow:
         with _name_taken():
@@ -78,7 +76,7 @@ async def update_workflow(
     """
     fields = _changes(body)
     await services.database.run(lambda session: workflows.get(session, workflow_id))
-    warnings = await _check_graph(fields["graph"]) if "graph" in fields else []
+    warnings = await _check_graph(services, fields["graph"]) if "graph" in fields else []
     if not await services.gateway.healthy():
         raise PrefectUnavailableError("Prefect's server cannot be reached; nothing was changed.")
 
@@ -151,10 +149,9 @@ async def execute_workflow(
     )
 
 
-async def _check_graph(graph: dict[str, Any]) -> list[Fault]:
+async def _check_graph(services: Services, graph: dict[str, Any]) -> list[Fault]:
     """The warnings of a graph; raises InvalidGraphError when it has faults."""
-    # Compiling the nodes' code takes its time: not on the event loop.
-    validation = await asyncio.to_thread(validate_graph, graph)
+    validation = await services.graphs.validate(graph)
     if validation.faults:
         raise InvalidGraphError(validation.faults)
     return validation.warnings

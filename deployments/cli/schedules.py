@@ -144,7 +144,7 @@ def _parameters(text: str | None, client: str | None) -> dict[str, Any]:
 
     try:
         parameters = json.loads(text) if text else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"--parameters is not JSON: {error}") from None
     if not isinstance(parameters, dict):
         raise InvalidInputError("--parameters must be a JSON object.")

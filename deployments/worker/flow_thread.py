@@ -11,15 +11,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient
-from prefect.flows import Flow
 
 from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
-from deployments.worker.claims import AWAY_PAUSE, GONE, Claim, claim
-from deployments.worker.flow_loader import Catalog, FlowNotLoadedError
-from flows.graphs.errors import NovaError
+from deployments.worker.claims import GONE, Claim
+from deployments.worker.flow_loader import Catalog
+from deployments.worker.lifetime import claim_and_execute
 from flows.graphs.lifecycle import Ending
-from flows.sandbox import prewarm
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -84,7 +82,11 @@ class FlowThread:
 
         async def live() -> None:
             try:
-                await self._claim_and_execute(run, lambda claim: self._to_main(answer, claim))
+                if self._client is None:
+                    raise RuntimeError("The thread of the flows is not ready.")
+                await claim_and_execute(
+                    run, self._client, self._catalog, lambda claim: self._to_main(answer, claim)
+                )
             finally:
                 self._to_main(answer, GONE)
                 self._to_main(ended)
@@ -99,56 +101,6 @@ class FlowThread:
     def stop_run(self, run: Run, ending: Ending) -> None:
         """Have a run end."""
         self._loop.call_soon_threadsafe(run.stop, ending)
-
-    async def _claim_and_execute(self, run: Run, answer: Callable[[Claim], None]) -> None:
-        client = self._client
-        if client is None:
-            raise RuntimeError("The thread of the flows is not ready.")
-        try:
-            flow = await self._find(run, client)
-            if flow is None:
-                answer(Claim(False, AWAY_PAUSE))
-                return
-            is_nova = self._catalog.knows_as_nova(run.flow_run)
-            claimed = await claim(run, client, has_execution=is_nova)
-            answer(claimed)
-            if claimed.ours:
-                await self._execute(run, flow, client, is_nova)
-        finally:
-            run.let_end()
-            await run.release_lease()
-            await prewarm.end(run.id)
-
-    async def _find(self, run: Run, client: PrefectClient) -> Flow[..., Any] | FlowNotLoadedError | None:
-        """The flow of a run, or why it cannot be run here; None while nobody can say."""
-        try:
-            return await self._catalog.find(run.flow_run, client)
-        except FlowNotLoadedError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - Prefect is out of reach
-            log.warning("Flow run %s is not taken, since its deployment cannot be read: %r", run.id, error)
-            return None
-
-    async def _execute(
-        self, run: Run, flow: Flow[..., Any] | FlowNotLoadedError, client: PrefectClient, is_nova: bool
-    ) -> None:
-        if isinstance(flow, FlowNotLoadedError):
-            log.error("Flow run %s cannot be run here: %s", run.id, flow)
-            await prefect_engine.refuse(client, run.flow_run, str(flow))
-            return
-        if is_nova:
-            self._begin_sandbox(run)
-        run.task = asyncio.current_task()
-        await prefect_engine.execute(run, flow, client)
-
-    def _begin_sandbox(self, run: Run) -> None:
-        """Have a run's sandbox made while the run itself starts."""
-        from flows.execute_workflow import begin_sandbox  # imported by the catalog, in its own time
-
-        try:
-            begin_sandbox(run.flow_run)
-        except NovaError as error:
-            log.debug("The flow will say why no sandbox is made: %s", error)
 
     def _to_main(self, call: Callable[..., None], *args: Any) -> None:
         try:

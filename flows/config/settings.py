@@ -79,6 +79,10 @@ class Settings(BaseSettings):
     breaker_pause: float = Field(default=60.0, gt=0, validation_alias="NOVA_BREAKER_PAUSE")
     """Seconds until one run tries whether E2B works again."""
 
+    node_code_limit: int = Field(
+        default=65_536, ge=1024, le=8 * 1024 * 1024, validation_alias="NOVA_NODE_CODE_LIMIT"
+    )
+    """Bytes of UTF-8 that a node's code, or its condition, may have when its workflow is saved."""
     max_body: int = Field(default=64 * 1024 * 1024, ge=1024, validation_alias="NOVA_MAX_BODY")
     """Bytes of the largest request that the API reads."""
     api_url: str = Field(

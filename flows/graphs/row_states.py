@@ -123,3 +123,19 @@ TRANSITIONS: Final = (
     Transition("undo_reopen", _OPEN, REOPENABLE, "Prefect refused the retry: all is as it was."),
 )
 """All the ways in which an execution's state changes."""
+
+
+def diagram() -> str:
+    """Draw the transitions as a Mermaid state diagram: it stands in the README.
+
+    An arrow is labelled with the functions that lead along it; those that leave the status are left out.
+    """
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for each in TRANSITIONS:
+        if each.origins == each.targets:
+            continue
+        for origin in each.origins or ("[*]",):
+            for target in each.targets:
+                arrows.setdefault((origin, target), []).append(each.name)
+    lines = [f"    {origin} --> {target}: {', '.join(names)}" for (origin, target), names in arrows.items()]
+    return "\n".join(["stateDiagram-v2", *lines])

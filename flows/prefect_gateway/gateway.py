@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -19,20 +21,23 @@ from flows.prefect_gateway.workflow_deployments import Deployments
 
 
 class PrefectGateway:
-    """One long-lived Prefect client and what NOVA does with it; use it as an async context manager."""
+    """One long-lived Prefect client and what NOVA does with it; use it as an async context manager.
 
-    def __init__(self, settings: Settings) -> None:
-        # Built by hand: `get_client()` would start a server of its own where PREFECT_API_URL is not set.
-        api = get_current_settings().api
-        self._client = PrefectClient(
-            settings.prefect_api_url,
-            auth_string=api.auth_string.get_secret_value() if api.auth_string else None,
-            api_key=api.key.get_secret_value() if api.key else None,
-        )
+    The client is made by the settings where none is given; `clock` counts seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: PrefectClient | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client or _client(settings)
         self._pool = settings.work_pool
         self._timeout = settings.prefect_timeout
         self.runs = FlowRuns(self._client, settings.prefect_timeout)
-        self.watch = RunWatch(self.runs)
+        self.watch = RunWatch(self.runs, clock=clock)
         self.deployments = Deployments(self._client, settings.work_pool, settings.prefect_timeout)
 
     async def __aenter__(self) -> Self:
@@ -62,3 +67,13 @@ class PrefectGateway:
                 return len(await self._client.read_workers_for_work_pool(self._pool, worker_filter=online))
         except NotFoundError:
             return 0
+
+
+def _client(settings: Settings) -> PrefectClient:
+    # Built by hand: `get_client()` would start a server of its own where PREFECT_API_URL is not set.
+    api = get_current_settings().api
+    return PrefectClient(
+        settings.prefect_api_url,
+        auth_string=api.auth_string.get_secret_value() if api.auth_string else None,
+        api_key=api.key.get_secret_value() if api.key else None,
+    )

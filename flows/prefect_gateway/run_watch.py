@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -40,11 +40,12 @@ class RunWatch:
     One look-up is under way at a time, and one a second, the round, reads every run that is watched. Only who
     asks for a run that is not watched yet has a look-up before that, for the new ones alone. A run is
     forgotten when nobody asks for it any more. An answer may be nearly two seconds old: good enough to tell a
-    client, not to act on. For that there is `fresh`.
+    client, not to act on. For that there is `fresh`. `clock` counts seconds.
     """
 
-    def __init__(self, runs: FlowRuns) -> None:
+    def __init__(self, runs: FlowRuns, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._runs = runs
+        self._clock = clock
         self._wanted: dict[UUID, float] = {}
         self._answers: dict[UUID, _Answer] = {}
         self._look_up: asyncio.Task[None] | None = None
@@ -53,7 +54,7 @@ class RunWatch:
 
     async def state(self, flow_run_id: UUID) -> FlowRunState | None:
         """What Prefect says of a flow run; None when it knows none. Raises PrefectUnavailableError."""
-        self._wanted[flow_run_id] = time.monotonic()
+        self._wanted[flow_run_id] = self._clock()
         if not self._is_younger(flow_run_id, self._pace):
             self._join()
         async with _patience():
@@ -63,7 +64,7 @@ class RunWatch:
 
     async def fresh(self, flow_run_id: UUID) -> FlowRunState | None:
         """Ask Prefect itself, now: for who is about to act on the answer. Raises PrefectUnavailableError."""
-        asked_at = time.monotonic()
+        asked_at = self._clock()
         async with _patience():
             state = await self._runs.find(flow_run_id)
         self._note(flow_run_id, state, asked_at)
@@ -71,7 +72,7 @@ class RunWatch:
 
     def expect(self, state: FlowRunState) -> None:
         """Take note of what Prefect has just said of a run that will be asked for."""
-        now = time.monotonic()
+        now = self._clock()
         self._forget(now)
         self._wanted[state.flow_run_id] = now
         self._note(state.flow_run_id, state, now)
@@ -84,16 +85,16 @@ class RunWatch:
 
     def _is_younger(self, flow_run_id: UUID, age: float) -> bool:
         answer = self._answers.get(flow_run_id)
-        return answer is not None and time.monotonic() < answer.came_at + age
+        return answer is not None and self._clock() < answer.came_at + age
 
     def _note(self, flow_run_id: UUID, state: FlowRunState | None, asked_at: float) -> None:
         known = self._answers.get(flow_run_id)
         if known is None or known.asked_at <= asked_at:
-            self._answers[flow_run_id] = _Answer(state, asked_at, time.monotonic())
+            self._answers[flow_run_id] = _Answer(state, asked_at, self._clock())
 
     def _join(self) -> asyncio.Task[None]:
         """The look-up that is under way, or the next one; for a moment also one that has failed."""
-        if self._look_up is None or (self._look_up.done() and time.monotonic() >= self._silent_until):
+        if self._look_up is None or (self._look_up.done() and self._clock() >= self._silent_until):
             self._look_up = asyncio.create_task(self._ask())
             # Where nobody waits for it a failure is seen by the next who asks.
             self._look_up.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -101,7 +102,7 @@ class RunWatch:
 
     async def _ask(self) -> None:
         await asyncio.sleep(_GATHERING)
-        began = time.monotonic()
+        began = self._clock()
         is_round = began >= self._next_round
         if is_round:
             self._forget(began)
@@ -110,15 +111,15 @@ class RunWatch:
             for start in range(0, len(asked), PAGE):
                 await self._read(asked[start : start + PAGE])
         except Exception:
-            self._silent_until = time.monotonic() + PACE
+            self._silent_until = self._clock() + PACE
             raise
         if is_round:
-            now = time.monotonic()
+            now = self._clock()
             self._pace = max(PACE, _SLOWER * (now - began))
             self._next_round = now + self._pace
 
     async def _read(self, page: list[UUID]) -> None:
-        asked_at = time.monotonic()
+        asked_at = self._clock()
         async with _patience():
             found = await self._runs.find_all(page)
         for flow_run_id in page:

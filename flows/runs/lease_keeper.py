@@ -33,7 +33,7 @@ AskRequest = Callable[[UUID], Awaitable[UUID | None]]
 
 
 class HeldLease:
-    """One lease of this process, until it is given back or lost."""
+    """One lease of this process, until it is released or lost."""
 
     def __init__(self, keeper: LeaseKeeper, flow_run_id: UUID, lease: Lease, asked_at: float) -> None:
         self.lease = lease
@@ -50,7 +50,7 @@ class HeldLease:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the run's last word of this attempt is written, or on its way: nothing is to stop that."""
+        """Whether the end of this attempt is written, or is being written: nothing may stop that."""
         return self._is_ending
 
     @property
@@ -59,19 +59,19 @@ class HeldLease:
         return self._is_leave_requested
 
     def request_leave(self) -> None:
-        """Have the run leave before its next node, where nothing of it gets lost."""
+        """Ask the run to leave before its next node: there nothing of it is lost."""
         self._is_leave_requested = True
 
     def end(self) -> None:
-        """Let what follows be the run's last word of this attempt."""
+        """Note that from here on the end of this attempt is written."""
         self._is_ending = True
 
     async def confirm(self) -> None:
-        """Raise LeaseLostError unless the execution is ours, or was until we gave it back ourselves.
+        """Raise LeaseLostError unless the execution is ours, or was until we released it ourselves.
 
         Asks the database only where the lease might have run out since it was last renewed.
         """
-        if time.monotonic() >= self._sure_until:
+        if self._keeper.clock() >= self._sure_until:
             await self.look()
         self.check()
 
@@ -86,7 +86,7 @@ class HeldLease:
         return await self._keeper.release(self._flow_run_id)
 
     def abandon(self) -> None:
-        """Leave it to run out: whoever looks after the run then sees how it stands."""
+        """Let it run out; the reconciler then sees how the run stands."""
         self._keeper.forget(self._flow_run_id)
 
     def check(self) -> None:
@@ -96,7 +96,7 @@ class HeldLease:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within it the task is cancelled as soon as the lease is lost, and LeaseLostError comes out."""
+        """Cancel the current task as soon as the lease is lost, and raise LeaseLostError then."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
 
         if task is None:
@@ -122,11 +122,11 @@ class HeldLease:
             self._on_loss = None
 
     def note_released(self) -> None:
-        """Take note that from now on its row may have no lease: that is no loss."""
+        """Note that the lease is being released: that it is gone is no loss then."""
         self._is_released = True
 
     def note(self, is_ours: bool, asked_at: float) -> None:
-        """Take note of what the database said; called in the keeper's thread, too."""
+        """Note what the database said about the lease; the keeper's thread calls this, too."""
         if is_ours:
             self._sure_until = max(self._sure_until, asked_at + self.lease.seconds)
         elif not self._is_released and not self._is_lost:
@@ -139,11 +139,19 @@ class HeldLease:
 class LeaseKeeper:
     """Takes leases and renews all that are held, in one statement, every third of their time.
 
-    The renewals have a thread and a connection of their own: neither an event loop that hangs nor a pool
-    that is used up lets a lease run out.
+    Once started, the renewals have a thread and a connection of their own: neither an event loop that hangs
+    nor a pool that is used up lets a lease run out. `clock` counts seconds.
     """
 
-    def __init__(self, database: Database, renewals: Database, seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        renewals: Database,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
         self._database = database
         self._renewals = renewals
         self._seconds = seconds
@@ -151,6 +159,11 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, which renews until `close`."""
+        self._thread = threading.Thread(target=self._renew_for_ever, name="nova-leases", daemon=True)
+        self._thread.start()
 
     async def take_for(
         self, request: RunRequest, runs: FlowRuns, ask: AskRequest, *, ask_breaker: bool = False
@@ -194,7 +207,7 @@ class LeaseKeeper:
         claim = LeaseClaim(
             request.flow_run_id, request.public_id, request.workflow_id, uuid4(), self._seconds
         )
-        asked_at = time.monotonic()
+        asked_at = self.clock()
 
         def take(session: Session) -> Lease | None:
             lease = way(session, claim)
@@ -208,9 +221,6 @@ class LeaseKeeper:
         held = HeldLease(self, request.flow_run_id, lease, asked_at)
         with self._lock:
             self._held[request.flow_run_id] = held
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._renew_for_ever, name="nova-leases", daemon=True)
-                self._thread.start()
         return held
 
     def held(self, flow_run_id: UUID) -> HeldLease | None:
@@ -220,7 +230,7 @@ class LeaseKeeper:
     async def release(self, flow_run_id: UUID) -> bool:
         """Free a run's lease for whoever goes on with it; without the database it runs out by itself.
 
-        False when it was not ours any more: lost, or given back before.
+        False when it was not ours any more: lost, or released before.
         """
         with self._lock:
             held = self._held.pop(flow_run_id, None)
@@ -234,20 +244,20 @@ class LeaseKeeper:
             return False
 
     def forget(self, flow_run_id: UUID) -> None:
-        """Renew a run's lease no more, and leave it to run out."""
+        """Stop renewing a run's lease, so that it runs out."""
         with self._lock:
             self._held.pop(flow_run_id, None)
 
     async def look_at(self, held: HeldLease) -> None:
         """Ask the database whether a lease is still ours; waits for as long as it does not answer."""
-        asked_at = time.monotonic()
+        asked_at = self.clock()
         ours = await run_until_committed(
             self._renewals, lambda session: leases.renew(session, [held.lease.owner], self._seconds)
         )
         held.note(held.lease.owner in ours, asked_at)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, if it was started."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -256,18 +266,19 @@ class LeaseKeeper:
         pause = self._seconds / 3
         while not self._closed.wait(pause):
             try:
-                self._renew()
+                self.renew()
                 pause = self._seconds / 3
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
                 log.warning("Leases could not be renewed: %s", error)
                 pause = self._seconds / 10
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Renew all that are held, and take note of those that are lost. Raises DatabaseUnavailableError."""
         with self._lock:
             holding = list(self._held.values())
         if not holding:
             return
-        asked_at = time.monotonic()
+        asked_at = self.clock()
         owners = [held.lease.owner for held in holding]
         ours = self._renewals.run_sync(lambda session: leases.renew(session, owners, self._seconds))
         for held in holding:
@@ -275,7 +286,7 @@ class LeaseKeeper:
 
 
 def check_breaker(session: Session) -> None:
-    """Raise BreakerOpenError unless a sandbox may be made now; who may reports what comes of it."""
+    """Raise BreakerOpenError unless a sandbox may be made now. The caller reports how it went."""
     admission = circuit_breaker.admit(session)
     if not admission.allowed:
         raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)

@@ -15,16 +15,38 @@ from flows.sandbox.port import Sandbox, SandboxProvider, SandboxSpec
 
 log = logging.getLogger(__name__)
 
-_of_runs: dict[UUID, RunSandbox] = {}
-"""The sandboxes of this process's runs, until their end begins."""
+
+class RunSandboxes:
+    """The sandboxes of one process's runs, by the flow runs' ids, until their end begins."""
+
+    def __init__(self, provider: SandboxProvider) -> None:
+        self.provider = provider
+        self._of_runs: dict[UUID, RunSandbox] = {}
+
+    def begin(self, spec: SandboxSpec) -> RunSandbox:
+        """Begin to make a run's sandbox, unless that has begun already."""
+        found = self._of_runs.get(spec.flow_run)
+        if found is None:
+            found = self._of_runs[spec.flow_run] = RunSandbox(self, spec)
+        return found
+
+    async def end(self, flow_run: UUID) -> None:
+        """End the sandbox of a run that did not do so itself; usually there is none."""
+        if (found := self._of_runs.get(flow_run)) is not None:
+            await found.end()
+
+    def forget(self, flow_run: UUID) -> None:
+        """Let the next `begin` make another one, before the one that there is has ended."""
+        del self._of_runs[flow_run]
 
 
 class RunSandbox:
-    """One run's sandbox; made by `begin`."""
+    """One run's sandbox; made by `RunSandboxes.begin`."""
 
-    def __init__(self, provider: SandboxProvider, spec: SandboxSpec) -> None:
+    def __init__(self, among: RunSandboxes, spec: SandboxSpec) -> None:
+        self._among = among
         self._flow_run = spec.flow_run
-        self._making = asyncio.create_task(provider.create(spec))
+        self._making = asyncio.create_task(among.provider.create(spec))
         self._making.add_done_callback(_note)
         self._ending: asyncio.Task[None] | None = None
 
@@ -35,7 +57,7 @@ class RunSandbox:
     async def end(self) -> None:
         """End it, made or still in the making; may be called twice."""
         if self._ending is None:
-            del _of_runs[self._flow_run]  # the run may be taken anew before this one is gone
+            self._among.forget(self._flow_run)  # the run may be taken anew before this one is gone
             self._ending = asyncio.create_task(self._end())
         await asyncio.shield(self._ending)
 
@@ -44,20 +66,6 @@ class RunSandbox:
         await asyncio.wait({self._making})
         if not self._making.cancelled() and self._making.exception() is None:
             await self._making.result().kill()
-
-
-def begin(provider: SandboxProvider, spec: SandboxSpec) -> RunSandbox:
-    """Begin to make a run's sandbox, unless that has begun already."""
-    found = _of_runs.get(spec.flow_run)
-    if found is None:
-        found = _of_runs[spec.flow_run] = RunSandbox(provider, spec)
-    return found
-
-
-async def end(flow_run: UUID) -> None:
-    """End the sandbox of a run that did not do so itself; usually there is none."""
-    if (found := _of_runs.get(flow_run)) is not None:
-        await found.end()
 
 
 def _note(making: asyncio.Task[Sandbox]) -> None:

@@ -161,7 +161,7 @@ class Answers:
                 del self._buffer[: at + 1]
                 if not line:
                     continue
-                self._head = json.loads(line)
+                self._head = _read_head(line)
                 self._size = sum(size for _, size in self._head.get("keys", ()))
             if len(self._buffer) < self._size:
                 return
@@ -170,3 +170,14 @@ class Answers:
             del self._buffer[: self._size]
             self._head = {}
             yield answer
+
+
+def _read_head(line: bytes) -> dict[str, Any]:
+    """Read a line of the runner's output; raises ValueError for what only a node can have written there."""
+    try:
+        head = json.loads(line)
+    except RecursionError:
+        raise ValueError("a line is nested too deep") from None
+    if not isinstance(head, dict):
+        raise ValueError("a line is no object")
+    return head

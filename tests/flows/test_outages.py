@@ -16,7 +16,7 @@ from prefect.exceptions import Abort
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import DatabaseUnavailableError
-from flows.runs.process import process
+from flows.runs.process import opened
 from flows.store import circuit_breaker, executions
 from flows.store.database import Database
 from flows.store.models import Execution
@@ -326,7 +326,7 @@ async def wire(nova: Nova, limits: Any, database_url: str) -> AsyncIterator[Rela
     async with to_database(database_url) as (relay, url):
         limits(DATABASE_URL=url)
         yield relay
-        process.cache_clear()
+        opened.cache_clear()
 
 
 async def test_what_a_node_did_is_written_when_the_database_is_back(

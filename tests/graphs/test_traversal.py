@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.graphs.errors import NodeError, NotFoundError, StepLimitError
-from flows.graphs.graph import Graph, parse_graph
+from flows.graphs.graph import Graph
 from flows.graphs.traversal import Visit, branch_label, next_node
 from tests.graphs.strategies import Json, invoice_graph, line_graph, sound_graphs
+from tests.graphs.validating import parse_graph
 
 
 @pytest.fixture

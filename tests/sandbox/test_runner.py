@@ -192,3 +192,10 @@ def test_the_packed_runner_is_the_same_everywhere() -> None:
         [sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == installed_runner()
+
+
+@pytest.mark.parametrize("line", [b"}", b"[" * 100_000, b"[1]", b"7", b"\xff", b"9" * 5000])
+def test_what_is_no_answer_is_garbage(line: bytes) -> None:
+    """A node that finds its way into the runner's pipe breaks its own sandbox, and not who listens."""
+    with pytest.raises(ValueError):  # noqa: PT011  (each decoder has its own words)
+        list(Answers().feed(line + b"\n"))
