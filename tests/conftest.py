@@ -21,6 +21,8 @@ from tests.servers import PrefectServer, postgres_server
 settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nova")
 
+pytest_plugins = ("tests.row_checks",)
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[str], str]]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -14,6 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, create_engine, text
 
 from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
+from flows.graphs.lifecycle import Status
 from flows.store import executions, migrations
 from flows.store.base import Base
 from flows.store.database import Database
@@ -107,8 +109,38 @@ def contents(url: str) -> dict[str, list[dict[str, object]]]:
         }
 
 
+REPAIRED: dict[str, dict[str, object]] = {
+    # It has begun, so it is not pending; an open run has no error unless it waits for its retry.
+    "pending": {"status": "running", "error": None},
+    "running": {"error": None},
+    "completed": {"error": None},
+    "failed": {"error_kind": "internal"},
+    "cancelled": {"error_kind": "cancelled"},
+}
+"""What the rules of the lifecycle change in the runs above."""
+
+
+def as_repaired(row: dict[str, object]) -> dict[str, object]:
+    """A run of before, as it is after the migrations."""
+    status = str(row["status"])
+    is_open = status in ("pending", "running")
+    end = {"completed_at": None if is_open else row["started_at"]}
+    return row | FRESH | dict.fromkeys(NOTHING) | end | REPAIRED[status] | {"task_id": row["flow_run_id"]}
+
+
+FRESH = {"stepping": False, "retries": 0, "crashes": 0, "lost_starts": 0, "revoked": False}
+NOTHING = (
+    "lease_owner",
+    "lease_until",
+    "unrepeatable_step",
+    "next_attempt_at",
+    "crash_step",
+    "reopened_from",
+)
+
+
 def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
-    """0001 to 0002 with runs of every status: all is as it was, nobody has a lease, and runs go on."""
+    """From 0001 with runs of every status: what was told of them stays, nobody has a lease, they go on."""
     migrations.upgrade(empty_database_url, "0001")
     with connect(empty_database_url) as connection:
         connection.execute(text(FIRST_ROWS))
@@ -116,16 +148,7 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
     migrations.upgrade(empty_database_url)
     after = contents(empty_database_url)
 
-    fresh = {"stepping": False, "retries": 0, "crashes": 0, "lost_starts": 0, "revoked": False}
-    nothing = (
-        "lease_owner",
-        "lease_until",
-        "unrepeatable_step",
-        "next_attempt_at",
-        "crash_step",
-        "reopened_from",
-    )
-    before["executions"] = [row | fresh | dict.fromkeys(nothing) for row in before["executions"]]
+    before["executions"] = [as_repaired(row) for row in before["executions"]]
     assert after == before
 
     database = Database(empty_database_url)
@@ -139,16 +162,16 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
                     flow_run_id=row.flow_run_id,
                     public_id=row.public_id,
                     workflow_id=1,
-                    reopens=True,
+                    request=uuid4(),
                 )
             )
-            assert (again.status, again.attempt, again.initial) == ("running", number + 1, {"a": "d"})
+            assert (again.status, again.attempt, again.initial) == (Status.RUNNING, number + 1, {"a": "d"})
     finally:
         database.close()
 
     migrations.downgrade(empty_database_url, "0001")
     assert [set(row) for row in contents(empty_database_url)["executions"]] == [
-        set(row) - fresh.keys() - set(nothing) for row in after["executions"]
+        set(row) - FRESH.keys() - set(NOTHING) - {"task_id"} for row in after["executions"]
     ]
 
 

@@ -51,7 +51,11 @@ class Scene:
 
     def undo_reopen(self, session: Session, closure: Closure) -> None:
         """Undo a retry of it, of which the lease is there: it was closed like this."""
-        before = {"status": closure.status, "error": closure.error, "error_kind": closure.kind}
+        before: dict[str, Any] = {
+            "status": closure.status,
+            "error": closure.error,
+            "error_kind": closure.kind,
+        }
         before |= {"completed_at": self.row.created_at, "next_attempt_at": None}
         interventions.undo_reopen(session, interventions.Reopened(self.lease, before))
 
