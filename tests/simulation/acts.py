@@ -136,7 +136,9 @@ class Acts:
         key = pick((None, None, *KEYS), keyed)
 
         async def ask(api: ApiProcess) -> None:
-            answer = await workflows_api.execute_workflow(api.services, self.world.site.workflow_id, None, key)
+            answer = await workflows_api.execute_workflow(
+                api.services, self.world.site.workflow_id, None, key
+            )
             self._know(UUID(_body(answer)["task_id"]))
 
         self._ask(which, f"execute (key {key})", ask)
@@ -185,7 +187,9 @@ class Acts:
             self._ask(
                 which,
                 f"skip step {row['steps']} of execution {row['id']}",
-                lambda api: executions_api.skip_node(api.services, found["id"], _next_step(self.world, found)),
+                lambda api: executions_api.skip_node(
+                    api.services, found["id"], _next_step(self.world, found)
+                ),
                 self.world.ledger.say("retry", found["flow_run_id"]),
             )
 
@@ -301,6 +305,8 @@ def _body(answer: Response) -> Any:
 
 async def _text(answer: Response) -> str:
     if isinstance(answer, StreamingResponse):
-        pieces = [piece if isinstance(piece, str) else bytes(piece).decode() async for piece in answer.body_iterator]
+        pieces = [
+            piece if isinstance(piece, str) else bytes(piece).decode() async for piece in answer.body_iterator
+        ]
         return "".join(pieces)
     return bytes(answer.body).decode()

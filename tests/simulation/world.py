@@ -118,7 +118,9 @@ class World:
         for number, call in enumerate(calls):
             call.kill(bool(arriving >> number & 1))
         process.is_alive = False
-        for step in [step for step in self.gate.steps if step.process is process and not isinstance(step, Call)]:
+        for step in [
+            step for step in self.gate.steps if step.process is process and not isinstance(step, Call)
+        ]:
             self.gate.remove(step)
         for living in (self.workers, self.apis):
             if process in living:
