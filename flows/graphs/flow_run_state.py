@@ -42,6 +42,8 @@ class FlowRunState:
     """Prefect's own word: Late, AwaitingRetry, Suspended, …"""
     state_message: str
     final: bool
+    by_nova: bool
+    """Whether NOVA set the state; told for those that put a run in its queue or claim it."""
     run_count: int
     """How often it was started."""
     next_attempt: datetime | None

@@ -165,7 +165,7 @@ class Reconciler:
             return None
         if state.kind is PrefectState.PENDING and (row is None or row.is_live):
             # NOVA's worker has the lease before that; Prefect's own take it when the flow starts.
-            return max(PROVISIONING, 2 * lease)
+            return 2 * lease if state.by_nova else max(PROVISIONING, 2 * lease)
         if state.kind in (PrefectState.CANCELLING, PrefectState.SCHEDULED) or not (
             row is None or row.is_live
         ):
