@@ -27,6 +27,9 @@ MOST_WORKERS = 3
 MOST_APIS = 2
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
+NODES_FAIL = 7
+"""One node of so many raises."""
+RANKS = 2
 KEYS = ("key-1", "key-2")
 
 
@@ -46,10 +49,21 @@ class Acts:
 
     # -- the normal way of things --------------------------------------------------------------------
 
-    def step(self, which: int) -> None:
-        """Let the next step of a process happen."""
+    def step(self, which: int, luck: int = 1) -> None:
+        """Let the next step of a process happen; where it is the end of a node's code, that may raise."""
         if (step := pick(self.world.gate.open, which)) is not None:
+            if isinstance(step, Node) and luck % NODES_FAIL == 0:
+                step.fails = True
+                step.label += " and raises"
             self.world.step(step)
+
+    def hurry(self, which: int, rank: int) -> None:
+        """A part of a process becomes faster or slower than the others."""
+        if (part := pick(self.world.gate.parts, which)) is not None:
+            process, name = part
+            chosen = rank % (2 * RANKS + 1) - RANKS
+            self.world.note(f"{process or ''} {name}: rank {chosen}")
+            self.world.gate.rank(part, chosen)
 
     def poll_for_runs(self, which: int) -> None:
         """A worker looks for runs that are due."""
@@ -106,13 +120,6 @@ class Acts:
         calls = [call for call in self._calls() if not call.is_instant and not call.has_arrived]
         if (call := pick(calls, which)) is not None:
             self.world.double(call)
-
-    def fail_node(self, which: int) -> None:
-        """The code of a node raises."""
-        if (node := pick(self._nodes(), which)) is not None:
-            node.fails = True
-            self.world.note("the code of the next raises")
-            self.world.step(node)
 
     def break_sandbox(self, which: int) -> None:
         """A sandbox breaks, and with it the node in it."""
@@ -289,9 +296,6 @@ class Acts:
 
     def _calls(self) -> list[Call[Any]]:
         return [step for step in self.world.gate.steps if isinstance(step, Call)]
-
-    def _nodes(self) -> list[Node]:
-        return [step for step in self.world.gate.steps if isinstance(step, Node)]
 
 
 def _next_step(world: World, row: dict[str, Any]) -> int:

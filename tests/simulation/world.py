@@ -117,6 +117,7 @@ class World:
         for number, call in enumerate(calls):
             call.kill(bool(arriving >> number & 1))
         process.is_alive = False
+        self.gate.forget(process)
         for step in [
             step for step in self.gate.steps if step.process is process and not isinstance(step, Call)
         ]:
