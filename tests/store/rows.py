@@ -26,9 +26,8 @@ def read(database: Database, execution: Execution) -> Execution:
 
 def snapshot(database: Database, execution: Execution) -> RunSnapshot:
     """The row as it is now, as far as decisions need it."""
-    found = database.run_sync(
-        lambda s: executions.poll(s, execution.flow_run_id or uuid.uuid4(), execution.public_id)
-    )
+    flow_run_id = read(database, execution).flow_run_id or uuid.uuid4()
+    found = database.run_sync(lambda s: executions.poll(s, flow_run_id, execution.public_id))
     assert found is not None
     return found.snapshot
 

@@ -74,8 +74,8 @@ def requeue(session: Session, lease: Lease, counts: dict[str, int | None], why: 
             "error": case((began, columns.text(why)), else_=Execution.error),
             "error_kind": case((began, ErrorKind.CRASHED), else_=Execution.error_kind),
         }
-    ours = update(Execution).where(lease.is_ours).values(changes).returning(Execution.id)
-    if session.scalar(ours) is None:
+    ours = update(Execution).where(lease.is_ours, Execution.status.in_(LIVE)).values(changes)
+    if session.scalar(ours.returning(Execution.id)) is None:
         raise leases.lost(session, lease)
 
 
@@ -84,6 +84,7 @@ def resubmit(session: Session, lease: Lease) -> None:
 
     From pending, running to pending, running. Its task id stays. Raises LeaseLostError.
     """
-    ours = update(Execution).where(lease.is_ours).values(flow_run_id=None, stepping=False)
+    ours = update(Execution).where(lease.is_ours, Execution.status.in_(LIVE))
+    ours = ours.values(flow_run_id=None, stepping=False)
     if session.scalar(ours.returning(Execution.id)) is None:
         raise leases.lost(session, lease)
