@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
@@ -159,6 +159,8 @@ class FlowRuns:
         ConflictError when the run can never be put back, as one whose deployment is gone.
         """
         state = to_state_create(AwaitingRetry(scheduled_time=at, message=_message(message)))
+        # By its id Prefect knows a change that it has made already, and whose answer was lost.
+        state.state_details.transition_id = uuid4()
         body = state.model_dump(mode="json", exclude_unset=True) | {"data": _BY_NOVA}
         async with prefect_call(self._timeout, "putting the flow run back"):
             # Not by `set_flow_run_state`, which leaves out the data of a state that is no result.
@@ -186,7 +188,7 @@ class FlowRuns:
         return _request_of(states) if states and states[-1].is_scheduled() else None
 
     async def request_of_start(self, flow_run_id: UUID) -> UUID | None:
-        """As `retry_request`, of a run that Prefect's own worker has started since."""
+        """As `retry_request`, of a run that Prefect's own worker may have claimed or started since."""
         return _request_of(await self._states(flow_run_id))
 
     async def _states(self, flow_run_id: UUID) -> list[State[Any]]:
