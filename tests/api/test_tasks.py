@@ -301,7 +301,7 @@ async def test_an_execution_cancelled_before_it_started_says_so_itself(
 async def test_a_flow_run_that_prefect_does_not_have_is_not_over_for_that(
     api: httpx.AsyncClient, start: Start, prefect: PrefectClient, reconciler: Reconciler
 ) -> None:
-    """Prefect may have lost it, with others: who looks after runs finds out, and what a poll says is final."""
+    """Prefect may have lost it with others: the reconciler finds out, for what a poll says is final."""
     task_id, _ = await start()
     await prefect.delete_flow_run(UUID(task_id))
     since = time.monotonic()

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from flows.graphs.lifecycle import ErrorKind, RunSnapshot, Status, StepStatus
 from flows.recovery.actions import Report, Resubmit
 from flows.recovery.reconciler import Reconciler
-from flows.store import chain, executions, orphans
+from flows.store import chain, executions
 from flows.store.database import now
 from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
@@ -184,8 +184,7 @@ class Scene:
 
     async def snapshot(self, flow_run_id: UUID) -> RunSnapshot:
         """The row of a flow run, as far as decisions need it."""
-        seen = await self.database.run(lambda session: orphans.match_flow_runs(session, {flow_run_id: None}))
-        return seen[flow_run_id]
+        return await self.site.snapshot(flow_run_id)
 
     async def ui_run(self, workflow: Workflow, **parameters: Any) -> UUID:
         """Start a run as the UI does: there is no row."""
