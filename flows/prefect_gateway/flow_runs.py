@@ -212,7 +212,7 @@ class FlowRuns:
         return _request_of(states) if states and states[-1].is_scheduled() else None
 
     async def request_of_start(self, flow_run_id: UUID) -> UUID | None:
-        """As `retry_request`, of a run that Prefect's own worker has started since."""
+        """As `retry_request`, of a run that Prefect's own worker may have claimed or started since."""
         return _request_of(await self._states(flow_run_id))
 
     async def _states(self, flow_run_id: UUID) -> list[State[Any]]:
