@@ -256,6 +256,9 @@ class StandIn:
             case "POST", "v2", "concurrency_limits", "leases", lease, "renew":
                 slots.renew(self.world, _id(lease), (body or {}).get("lease_duration", 300))
                 return 204, None
+            case "PATCH", "v2", "concurrency_limits", name:
+                slots.change_limit(self.world, name, body)
+                return 204, None
             case "POST", "logs":
                 self.world.tables.logs += body
                 return 201, None
