@@ -117,7 +117,7 @@ class StandIn:
                 return flow_runs.resume(world, world.flow_run(_id(one)))
             case "PATCH", one, "labels":
                 run = world.flow_run(_id(one))
-                run.labels = {**run.labels, **body}
+                run.labels = {**(run.labels or {}), **body}
                 return 204, None
         return _unknown(method, "flow_runs", *parts)
 
@@ -271,7 +271,8 @@ class StandIn:
     def receive(self, event: JSON) -> None:
         """Take an event that a client emitted."""
         self.world.emit(event)
-        if event["event"].startswith("prefect.task-run."):
+        by_client = event["resource"].get("prefect.orchestration") == "client"
+        if by_client and event["event"].startswith("prefect.task-run."):
             events.record_task_run(self.world, event)
 
 
