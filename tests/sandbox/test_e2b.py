@@ -162,7 +162,7 @@ async def test_an_answer_lost_on_the_way_is_given_again(e2b_server: E2BServer, t
     [
         (401, "authentication", "E2B_API_KEY was refused"),
         (429, "no_turn", "rate limit"),
-        (503, "no_turn", "no place free"),
+        (503, "no_turn", "no free capacity"),
         (500, "unwell", "500"),
         (502, "unwell", "502"),
         (504, "unwell", "504"),
@@ -175,7 +175,7 @@ async def test_a_refused_sandbox_says_why(
     """What E2B answers instead of a sandbox comes back in words, and as a reason that code can tell apart."""
     e2b_server.places.refuse_with = (status, "template or so")
     with pytest.raises(SandboxError, match=words) as caught:
-        await E2BProvider(turns=CreationThrottle(patience=0.5)).create(spec())
+        await E2BProvider(throttle=CreationThrottle(patience=0.5)).create(spec())
     assert caught.value.reason == reason
 
 
@@ -231,7 +231,7 @@ async def test_a_cancelled_creation_is_waited_for_as_long_as_it_takes(
     """E2B may take longer to make a sandbox than other requests may; one that comes then is killed, too."""
     e2b_server.hold()
     with monkeypatch.context() as patched:
-        patched.setattr(e2b_sandbox, "REQUEST", 0.1)
+        patched.setattr(e2b_sandbox, "REQUEST_TIMEOUT", 0.1)
         making = asyncio.create_task(E2BProvider().create(spec()))
         await asked_for(e2b_server)
         making.cancel()

@@ -70,7 +70,7 @@ async def test_an_exception_comes_back_with_the_node_s_lines(bench: Bench) -> No
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "NodeKilled", "killed by SIGKILL"),
         ("import ctypes; ctypes.string_at(0)", "NodeKilled", "killed by SIGSEGV"),
         ("import os; os.closerange(0, 100)", "NodeExited", "no result"),
-        ("import os; os.write(3, b'{\"keys\": []}\\n')", "NodeExited", "written over"),
+        ("import os; os.write(3, b'{\"keys\": []}\\n')", "NodeExited", "wrote to the result's pipe"),
         ("import sys; sys.stdout.close(); sys.stdout = None; 1 / 0", "ZeroDivisionError", "division"),
         ("import sys; sys.setrecursionlimit(60); raise LookupError('x')", "LookupError", "x"),
         (

@@ -27,7 +27,7 @@ def pins(file: Path) -> dict[str, str]:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at builds in quick succession."""
-    monkeypatch.setattr(template, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(template, "POLL_INTERVAL", 0.02)
 
 
 pytestmark = pytest.mark.usefixtures("_impatient")
@@ -152,5 +152,5 @@ async def test_a_build_that_is_lost_sight_of_is_a_sentence(e2b_server: E2BServer
         if "FROM python" in entry.message:
             e2b_server.builds.all.clear()
 
-    with pytest.raises(template.TemplateError, match="may go on, but cannot be followed any more: 400"):
+    with pytest.raises(template.TemplateError, match="may go on, but its state cannot be read any more: 400"):
         await template.build("nova-runner", tell=tell)

@@ -9,7 +9,7 @@ import pytest
 
 from flows.graphs.errors import SandboxError
 from flows.sandbox.e2b.provider import E2BProvider
-from flows.sandbox.e2b.throttle import REFUSAL, CreationThrottle
+from flows.sandbox.e2b.throttle import REFUSAL_TIME, CreationThrottle
 from flows.sandbox.port import Sandbox
 from tests.e2b_server.fixture import E2BServer
 from tests.sandbox.conftest import Bench, spec
@@ -39,7 +39,7 @@ async def test_a_known_rate_is_kept(e2b_server: E2BServer) -> None:
     """Where the rate is a setting, E2B never has to refuse."""
     e2b_server.places.creations_per_second = 5
     asked = datetime.now(UTC)
-    sandboxes = await create(E2BProvider(turns=CreationThrottle(per_second=5)), 9)
+    sandboxes = await create(E2BProvider(throttle=CreationThrottle(per_second=5)), 9)
     assert e2b_server.places.too_many == 0
     last = max(place.started for place in e2b_server.sandboxes)
     assert (last - asked).total_seconds() > 8 / 5 - 0.1
@@ -97,7 +97,7 @@ async def test_a_busy_e2b_is_waited_out(e2b_server: E2BServer) -> None:
 async def test_a_known_number_of_places_is_kept(e2b_server: E2BServer) -> None:
     """The one too many asks E2B for nothing until another has ended."""
     e2b_server.places.at_once = 2
-    provider = E2BProvider(turns=CreationThrottle(at_once=2))
+    provider = E2BProvider(throttle=CreationThrottle(at_once=2))
     first, second = await create(provider, 2)
     waiting = asyncio.create_task(provider.create(spec()))
     await Bench(second).run("pass")
@@ -121,7 +121,7 @@ async def test_an_unknown_number_of_places_is_waited_out(e2b_server: E2BServer) 
 
 async def test_however_a_sandbox_ends_its_place_is_free(e2b_server: E2BServer) -> None:
     """Vanished, never started, or killed twice: the next one gets the place, and only one does."""
-    provider = E2BProvider(turns=CreationThrottle(at_once=1, patience=20))
+    provider = E2BProvider(throttle=CreationThrottle(at_once=1, patience=20))
     vanished = await provider.create(spec())
     e2b_server.vanish(vanished.id)
     await kill(vanished, vanished)
@@ -141,11 +141,13 @@ async def test_however_a_sandbox_ends_its_place_is_free(e2b_server: E2BServer) -
     await kill(await waiting)
 
 
-@pytest.mark.parametrize("turns", [CreationThrottle(patience=0.4), CreationThrottle(at_once=1, patience=0.4)])
-async def test_patience_ends(e2b_server: E2BServer, turns: CreationThrottle) -> None:
+@pytest.mark.parametrize(
+    "throttle", [CreationThrottle(patience=0.4), CreationThrottle(at_once=1, patience=0.4)]
+)
+async def test_patience_ends(e2b_server: E2BServer, throttle: CreationThrottle) -> None:
     """A turn that does not come is a SandboxError of its own reason, after the time that was set."""
     e2b_server.places.at_once = 1
-    provider = E2BProvider(turns=turns)
+    provider = E2BProvider(throttle=throttle)
     first = await provider.create(spec())
     async with asyncio.timeout(60):
         with pytest.raises(SandboxError, match=r"waited 0\.4 s for its turn") as caught:
@@ -157,7 +159,7 @@ async def test_patience_ends(e2b_server: E2BServer, turns: CreationThrottle) -> 
 
 async def test_the_pace_tries_patience_too(e2b_server: E2BServer) -> None:
     """Of many at a slow pace those that would come too late are told so."""
-    provider = E2BProvider(turns=CreationThrottle(per_second=0.5, patience=1))
+    provider = E2BProvider(throttle=CreationThrottle(per_second=0.5, patience=1))
     made = await asyncio.gather(*(provider.create(spec()) for _ in range(3)), return_exceptions=True)
     errors = [each for each in made if isinstance(each, SandboxError)]
     assert [error.reason for error in errors] == ["no_turn", "no_turn"]
@@ -165,7 +167,7 @@ async def test_the_pace_tries_patience_too(e2b_server: E2BServer) -> None:
     await kill(*(each for each in made if not isinstance(each, BaseException)))
 
 
-@pytest.mark.parametrize("seconds", [0.0, 2 * REFUSAL])
+@pytest.mark.parametrize("seconds", [0.0, 2 * REFUSAL_TIME])
 async def test_a_sandbox_that_comes_as_its_run_is_stopped_is_ended(seconds: float) -> None:
     """In the very turn of the loop in which it is made, at once or after a while: it is not lost."""
     asked = 0
@@ -192,7 +194,7 @@ async def test_a_sandbox_that_comes_as_its_run_is_stopped_is_ended(seconds: floa
 
 async def test_who_stops_waiting_takes_no_place(e2b_server: E2BServer) -> None:
     """A cancelled wait, for a place, for the pace or after a refusal, ends at once and leaves nothing."""
-    provider = E2BProvider(turns=CreationThrottle(per_second=5, at_once=2))
+    provider = E2BProvider(throttle=CreationThrottle(per_second=5, at_once=2))
     e2b_server.places.at_once = 1
     first = await provider.create(spec())
     refused = asyncio.create_task(provider.create(spec()))
