@@ -85,10 +85,10 @@ async def test_sandboxes_of_runs_that_are_over_or_unknown_are_ended(
     ended = [(await run_of(nova_in_e2b, status))[0] for status in over]
     kept = {await sandbox_of(flow_run) for flow_run in (going_on, retried)}
     left = {await sandbox_of(flow_run) for flow_run in (*ended, uuid4())}
-    assert await tidied() == "4 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "4 sandboxes ended, 0 idempotency keys deleted"
     assert {place.id for place in e2b_server.sandboxes if place.killed} == left
     assert {place.id for place in e2b_server.sandboxes if not place.killed} == kept
-    assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 0 idempotency keys deleted"
 
 
 async def test_a_run_that_goes_on_keeps_the_sandbox_that_it_knows(
@@ -104,15 +104,15 @@ async def test_a_run_that_goes_on_keeps_the_sandbox_that_it_knows(
     for place in e2b_server.sandboxes:
         if place.id != coming:
             place.started -= UNNOTED
-    assert await tidied() == "2 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "2 sandboxes ended, 0 idempotency keys deleted"
     assert {place.id for place in e2b_server.sandboxes if place.killed} == {lost, forgotten}
-    assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 0 idempotency keys deleted"
 
 
 async def test_sandboxes_of_others_are_left_alone(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
     """Another installation of NOVA may share the key of E2B: its runs are unknown here, and none of ours."""
     await E2BProvider(installation="another").create(SandboxSpec(uuid4(), "theirs", 600))
-    assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 0 idempotency keys deleted"
     assert not [place for place in e2b_server.sandboxes if place.killed]
 
 
@@ -138,6 +138,6 @@ async def test_keys_are_forgotten_after_a_day(nova: Nova) -> None:
     aged = update(IdempotencyKey).where(IdempotencyKey.key == "old")
     created = aged.values(created_at=IdempotencyKey.created_at - timedelta(hours=24))
     await nova.database.run(lambda session: session.execute(created))
-    assert await tidied() == "0 sandboxes ended, 1 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 1 idempotency keys deleted"
     keys = await nova.database.run(lambda session: session.scalars(select(IdempotencyKey.key)).all())
     assert keys == ["young"]
