@@ -20,8 +20,8 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
-from flows.orchestration.deployments import Deployments, DeploymentSpec
-from flows.orchestration.runs import Runs
+from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.prefect_gateway.workflow_deployments import Deployments, DeploymentSpec
 from tests.stand_in.prefect import StandIn
 from tests.stand_in.transport import API, Transport, client, httpx_settings
 
@@ -122,7 +122,7 @@ async def test_late_runs(site: Site) -> None:
     """Fifteen seconds after its time a run that nobody took is late; one that waits for a retry is not."""
     waiting, retrying = await site.run(), await site.run()
     await site.prefect.set_flow_run_state(retrying.id, Running())
-    await Runs(site.prefect, 5).requeue(retrying.id, "again", site.clock.time)
+    await FlowRuns(site.prefect, 5).requeue(retrying.id, "again", site.clock.time)
 
     site.clock.advance(seconds=14)
     site.stand_in.mark_late()
