@@ -23,6 +23,7 @@ from api import submission
 from api.services import Services
 from flows.graphs.errors import (
     ConflictError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     LeaseLostError,
     NotFoundError,
@@ -148,7 +149,7 @@ async def _look(services: Services, task_id: UUID) -> _Seen:
     if state is None and seen.flow_run_id != task_id:  # Prefect lost the first one, and has another
         seen = _Seen(task_id, row, await services.gateway.runs.find(seen.flow_run_id))
     if needs_request(seen.row, seen.state):
-        request = await services.gateway.runs.retry_request(seen.flow_run_id)
+        request = await services.gateway.runs.request_of_start(seen.flow_run_id)
         seen = _Seen(task_id, seen.row, seen.state, request)
     return seen
 
@@ -333,5 +334,5 @@ async def _undo(services: Services, reopened: Reopened) -> None:
 
 async def _release(services: Services, reopened: Reopened | None) -> None:
     if reopened is not None:
-        with contextlib.suppress(DatabaseUnavailableError):
+        with contextlib.suppress(DatabaseUnavailableError, DatabaseRefusedError):
             await services.database.run(lambda session: attempts.release(session, reopened.lease))

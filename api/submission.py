@@ -13,11 +13,13 @@ from uuid import UUID, uuid4
 from sqlalchemy.orm import Session
 
 from api import idempotent_requests
+from api.errors import UnknownOutcomeError
 from api.services import Services
 from flows.credentials import vault
 from flows.graphs.errors import (
     CommitUnknownError,
     ConflictError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     InfrastructureError,
     NotFoundError,
@@ -51,8 +53,8 @@ class Pending:
     deployment_id: UUID | None
     client_slug: str | None
     priority: str
-    flow_run_id: UUID | None
-    """The one that Prefect has made, where that is known already."""
+    task_id: UUID | None
+    """The id under which clients were told of the run: that of the flow run that Prefect made first."""
 
     @classmethod
     def of(cls, row: Execution, workflow: Workflow) -> Self:
@@ -66,7 +68,7 @@ class Pending:
             deployment_id=workflow.deployment_id,
             client_slug=row.client_slug,
             priority=row.priority,
-            flow_run_id=row.flow_run_id,
+            task_id=row.task_id,
         )
 
     @property
@@ -95,8 +97,9 @@ async def execute(
     reached it, made anew where it was never started.
 
     Raises NotFoundError (workflow; client unknown or not active), InvalidValueError (context), ConflictError
-    (the key stands for another request), and PrefectUnavailableError or DatabaseUnavailableError: then the
-    run was not, and will not be, started, unless with the same key.
+    (the key stands for another request), and PrefectUnavailableError, DatabaseUnavailableError or
+    DatabaseRefusedError: then the run was not, and will not be, started, unless with the same key. Raises
+    UnknownOutcomeError where that cannot be promised.
     """
     public_id = uuid4()
 
@@ -128,8 +131,8 @@ async def execute(
         if started is None:
             raise
         return started
-    if pending.flow_run_id is not None:
-        return pending, pending.flow_run_id
+    if pending.task_id is not None:
+        return pending, pending.task_id
     # From here on it comes to an end even if the client hangs up or the server stops.
     return pending, await services.background.finish(_submit(services, pending, key is not None))
 
@@ -171,7 +174,7 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
             if has_key
             else services.database.run(confirm)
         )
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
         log.warning("Execution %d is confirmed by Prefect but not noted: %s", pending.execution_id, error)
         return flow_run_id
@@ -262,11 +265,12 @@ async def _reject(
 
     Where the database is away this waits until it is back, however long that takes: until the row is closed
     a worker may start it, or the reconciler hand it to Prefect, and a 503 said that it never runs. Whoever
-    waits in vain, because the client's patience or the API's life ends, was promised nothing.
+    waits in vain, because the client's patience or the API's life ends, was promised nothing. Raises
+    UnknownOutcomeError where the database refuses it: that does not pass.
     """
     reason = (
         f"The run was never started: {error}"
-        if isinstance(error, InfrastructureError)
+        if isinstance(error, InfrastructureError | DatabaseRefusedError)
         else ("The run was never started: something went wrong in NOVA.")
     )
 
@@ -277,8 +281,14 @@ async def _reject(
             return None
         session.expire_all()  # somebody was faster
         row = executions.by_public_id(session, public_id)
-        if row is None or row.flow_run_id is None or row.error_kind is ErrorKind.NOT_STARTED:
+        if row is None or row.task_id is None or row.error_kind is ErrorKind.NOT_STARTED:
             return None
-        return Pending.of(row, row.workflow), row.flow_run_id
+        return Pending.of(row, row.workflow), row.task_id
 
-    return await retry_policy.run_until_committed(services.database, close)
+    try:
+        return await retry_policy.run_until_committed(services.database, close)
+    except DatabaseRefusedError as refusal:
+        raise UnknownOutcomeError(
+            "It is not known whether the run will start: the database refuses to give it up. "
+            "Look for it in GET /executions."
+        ) from refusal

@@ -60,7 +60,9 @@ class Sample:
         clients.put_credential(api, CLIENT, "email", "invoices", True, self.email_fields)
         clients.put_credential(api, CLIENT, "database", "invoices", True, self.database_fields)
         data = files.load(file)
-        existing = next((w for w in api.pages("/workflows", "workflows") if w["name"] == data["name"]), None)
+        listed = api.pages("/workflows", "workflows", graphs="none")
+        number = next((w["id"] for w in listed if w["name"] == data["name"]), None)
+        existing = api.get(f"/workflows/{number}") if number is not None else None
         return workflows.apply_one(api, data, existing)[1]
 
     @property

@@ -1,1 +1,1 @@
-"""Whether a graph can be saved: the pure look at it, and its nodes' code compiled in child processes."""
+"""Check whether a graph can be saved: validate it, and compile its nodes' code in child processes."""

@@ -1,4 +1,4 @@
-"""Graphs as callers sent them, looked at as a whole; the one way by which API and command line do that."""
+"""Validate a graph completely. API and command line both use this."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from flows.graphs.validation.inspection import inspect_graph
 
 
 class GraphChecker:
-    """Validates graphs beside an event loop; of the child processes that compile, `at_once` run at a time."""
+    """Validates graphs without blocking the event loop; at most `at_once` compiler processes run at once."""
 
     def __init__(self, limits: Limits, at_once: int = 2) -> None:
         self._limits = limits
         self._turns = asyncio.Semaphore(at_once)
 
     async def validate(self, graph: object) -> Validation:
-        """Look at a graph and name everything that is wrong.
+        """Check a graph and return every fault.
 
-        Raises InfrastructureError where no child process could be had.
+        Raises InfrastructureError if no compiler process could be started, or none became free in time.
         """
         inspection = await asyncio.to_thread(inspect_graph, graph, self._limits.code)
         verdicts = []

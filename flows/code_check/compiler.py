@@ -1,9 +1,9 @@
-"""Compiles programs that a caller sent: a child process, run from this file and the standard library alone.
+"""Compile programs that a caller sent, in a child process of this file and the standard library alone.
 
-Arguments: the bytes of address space that the process may have, and the seconds of processor time that each
-program may take. In: a line of JSON per program, `[mode, source]`. Out: a line of JSON per program, as soon
-as it is known: null where it is sound, else `[problem, line, column]`. Nothing is run. A program that is too
-much for the compiler ends the process, and the exit status says how.
+Arguments: bytes of address space for the process, seconds of processor time for each program. In: one line of
+JSON per program, `[mode, source]`. Out: one line of JSON per program, as soon as it is compiled: null if it
+compiles, else `[problem, line, column]`. No program is run. A program that exceeds a limit or crashes the
+compiler ends the process; the exit status says how.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import time
 from typing import Final
 
 OUT_OF_MEMORY: Final = 3
-"""The exit status of a process whose memory did not suffice."""
+"""Exit status of a process that ran out of memory."""
 
 Problem = tuple[str, int | None, int | None]
 
-_TOO_DEEP: Final[Problem] = ("it is nested too deep for the compiler", None, None)
+_TOO_DEEP: Final[Problem] = ("it is nested too deeply for the compiler", None, None)
 _MESSAGE: Final = 500
-"""Characters that are told of what Python says: it may repeat the program."""
+"""Characters of Python's message that are kept: it may repeat the program."""
 
 
 def find_problem(mode: str, source: str) -> Problem | None:
-    """Return what the compiler says of a program, with line and column from 1; None when it is sound.
+    """Return the compiler's error with line and column, both from 1; None if the program compiles.
 
-    `mode` is exec for code, eval for an expression.
+    `mode` is `exec` for code, `eval` for an expression.
     """
     try:
-        compile(source, "<node>", mode, dont_inherit=True)  # without the futures of this module
+        compile(source, "<node>", mode, dont_inherit=True)  # else this module's `from __future__` would apply
     except SyntaxError as error:
         return (
             (error.msg or "invalid syntax")[:_MESSAGE],
@@ -46,32 +46,32 @@ def find_problem(mode: str, source: str) -> Problem | None:
 
 
 def main() -> None:
-    """Compile what stdin has."""
+    """Compile every program from stdin."""
     memory, seconds = map(int, sys.argv[1:])
-    _bound(memory)
+    _limit_memory(memory)
     for line in sys.stdin.buffer:
-        _allow(seconds)
+        _limit_time(seconds)
         problem = find_problem(*json.loads(line))
-        # The parser, too, calls it a MemoryError where a program is nested too deep for it.
+        # Python's parser raises MemoryError for deep nesting, too: the memory used tells which it was.
         if problem is _TOO_DEEP and _peak() > memory // 2:
             os._exit(OUT_OF_MEMORY)
         sys.stdout.write(json.dumps(problem) + "\n")
         sys.stdout.flush()
 
 
-def _bound(memory: int) -> None:
-    """Bound the memory of this process, and let it be the first to go where the machine has none left."""
+def _limit_memory(memory: int) -> None:
+    """Limit this process's memory, and make it the first to be killed if the machine runs out."""
     _lower(resource.RLIMIT_CORE, 0)
     try:
         _lower(resource.RLIMIT_AS, memory)
         with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123  (pathlib takes long to import)
             file.write("1000")
     except (OSError, ValueError):
-        pass  # not on Linux: what is left is the bound of time
+        pass  # not Linux: only the time is limited
 
 
-def _allow(seconds: int) -> None:
-    """Give the next program so many seconds of processor time, and up to one more; SIGXCPU ends it then."""
+def _limit_time(seconds: int) -> None:
+    """Allow the next program so many seconds of processor time, plus up to one; then SIGXCPU ends it."""
     _lower(resource.RLIMIT_CPU, int(time.process_time()) + 1 + seconds)
 
 
@@ -81,7 +81,7 @@ def _lower(what: int, limit: int) -> None:
 
 
 def _peak() -> int:
-    """Return the most bytes of address space that this process had; 0 where the system does not say."""
+    """Return this process's peak address space in bytes; 0 if the system does not report it."""
     try:
         with open("/proc/self/status") as file:  # noqa: PTH123
             lines = (line.split() for line in file)

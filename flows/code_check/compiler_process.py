@@ -1,4 +1,4 @@
-"""Child processes that compile nodes' programs, within limits, and what is said where one did not survive."""
+"""Run the compiler in child processes within limits, and report the programs that end them."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ _MODES: Final = {"code": "exec", "condition": "eval"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a node's code may be, and what looking at it may take.
+    """How large a node's code may be, and what compiling it may cost.
 
-    Ordinary code of 64 KiB takes a twentieth of a second and 20 MB, the oddest that is no attack some 50 MB;
-    700 bytes of nested `finally` take a gigabyte.
+    Measured: ordinary code of 64 KiB takes 0.05 s and 20 MB, the oddest harmless code some 50 MB; 700 bytes
+    of nested `finally` take a gigabyte.
     """
 
     code: int
-    """Bytes of UTF-8 that a node's code, or its condition, may have."""
+    """Bytes of UTF-8 that a node's code or condition may have."""
     memory: int = 512 * 1024 * 1024
-    """Bytes of address space that a child process may have."""
+    """Bytes of address space of a child process."""
     seconds: int = 5
     """Seconds of processor time that one program may take."""
     patience: float = 30.0
-    """Seconds by the clock that all programs of a graph may take together, once it is their turn."""
+    """Seconds of wall-clock time for all programs of a graph together; also for the wait before them."""
 
 
 async def compile_programs(programs: Sequence[Program], limits: Limits) -> list[Fault | None]:
-    """Compile programs in a child process; returns for each its fault, or None where it is sound.
+    """Compile programs in a child process; return for each its fault, or None if it compiles.
 
-    A program that ends the process is named, and another process goes on behind it. Raises
-    InfrastructureError where none can be started.
+    A program that ends the process gets a fault, and a new process compiles the rest. Raises
+    InfrastructureError if no process can be started.
     """
     verdicts: list[Fault | None] = []
     died_at = -1
@@ -60,7 +60,7 @@ async def compile_programs(programs: Sequence[Program], limits: Limits) -> list[
                 reason = _cause_of(status, limits)
                 if reason is None:
                     log.warning("The process that compiles nodes' code ended with status %s.", status)
-                    # Ended from outside, perhaps: once that is not the program's fault.
+                    # Something else may have killed it, so the program gets a second try.
                     reason = f"the process that compiles it ended twice, with status {status}"
                     if died_at != at:
                         died_at = at
@@ -73,7 +73,7 @@ async def compile_programs(programs: Sequence[Program], limits: Limits) -> list[
 
 
 async def _compile_on(programs: Sequence[Program], verdicts: list[Fault | None], limits: Limits) -> int:
-    """Compile the programs that have no verdict yet, and add theirs; returns how the process ended."""
+    """Compile the programs without a verdict and append their verdicts; return the exit status."""
     process = await _start(limits)
     feeding = asyncio.create_task(_feed(process, programs[len(verdicts) :]))
     try:
@@ -81,7 +81,7 @@ async def _compile_on(programs: Sequence[Program], verdicts: list[Fault | None],
         async for line in process.stdout:
             answer = json.loads(line)
             verdicts.append(compile_fault(programs[len(verdicts)], *answer) if answer else None)
-            await asyncio.sleep(0)  # lines that are there already come without a pause for other requests
+            await asyncio.sleep(0)  # buffered lines come without a pause: let other requests run
         return await process.wait()
     finally:
         feeding.cancel()
@@ -93,7 +93,7 @@ async def _compile_on(programs: Sequence[Program], verdicts: list[Fault | None],
 async def _start(limits: Limits) -> Process:
     try:
         return await asyncio.create_subprocess_exec(
-            # Isolated: it sees no variable of ours, and imports nothing but the standard library.
+            # Isolated: no environment variables, and no imports but the standard library.
             *(sys.executable, "-I", "-S", "-W", "ignore", str(_SCRIPT)),
             *(str(limits.memory), str(limits.seconds)),
             stdin=PIPE,
@@ -110,7 +110,7 @@ async def _start(limits: Limits) -> Process:
 
 async def _feed(process: Process, programs: Sequence[Program]) -> None:
     assert process.stdin is not None
-    # A process that ended takes no more; why it did is told by its status.
+    # The process may have ended already; its exit status tells why.
     with contextlib.suppress(OSError, RuntimeError):
         for program in programs:
             text = json.dumps([_MODES[program.field], program.source], ensure_ascii=False)
@@ -121,7 +121,7 @@ async def _feed(process: Process, programs: Sequence[Program]) -> None:
 
 
 def _cause_of(status: int, limits: Limits) -> str | None:
-    """Say why a process ended before its work was done, where the program alone can have done that."""
+    """Return why the program ended the process; None if something else may have ended it."""
     if status == compiler.OUT_OF_MEMORY:
         return f"it needs more than {limits.memory // 1024**2} MB"
     if status == -signal.SIGXCPU:

@@ -269,7 +269,7 @@ def prefect_case(
 
     `state` is None where Prefect does not know it, and then `lost` tells whether Prefect lost other data too.
     `request` is the state by which a person asks for the run to go on, and has it waiting or started: see
-    `FlowRuns.retry_request`.
+    `FlowRuns.request_of_start`.
     """
     if state is None:
         return PrefectCase.LOST if lost else PrefectCase.DELETED
@@ -288,10 +288,12 @@ def is_new_request(row: RunSnapshot | None, request: UUID | None) -> bool:
 
 
 def needs_request(row: RunSnapshot | None, state: FlowRunState | None) -> bool:
-    """Whether `decide` has to know the person's request, which costs a question to Prefect."""
-    return (
-        row is not None and row.may_be_reopened and state is not None and state.kind is PrefectState.SCHEDULED
-    )
+    """Whether `decide` has to know the person's request, which costs a question to Prefect.
+
+    A run that a worker of Prefect's own has claimed by it is Pending until its flow starts.
+    """
+    waits = state is not None and state.kind in (PrefectState.SCHEDULED, PrefectState.PENDING)
+    return waits and row is not None and row.may_be_reopened
 
 
 _UNKNOWN: Final = (PrefectCase.DELETED, PrefectCase.LOST)

@@ -89,7 +89,7 @@ class RecoveryActions:
         somebody else looks after it.
         """
         row = found.snapshot
-        request = await self._runs.retry_request(flow_run_id) if needs_request(row, state) else None
+        request = await self._runs.request_of_start(flow_run_id) if needs_request(row, state) else None
         action = decide(row, state, Asker.RECONCILER, request=request, lost=lost)
         if action is Action.CLOSE:
             await self._close(found, flow_run_id, state, closure_for(row, state))

@@ -10,7 +10,7 @@ from tests.chaos import leftovers, scenarios
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
 
-SHORT = Size(runs=12, guarded=4, posts=4, kills=2, poll=0.2, patience=60)
+SHORT = Size(runs=12, unrepeatable=4, posts=4, kills=2, poll=0.2, patience=60)
 
 pytestmark = pytest.mark.timeout(400)  # what a scenario waits for is bounded by itself
 
@@ -32,5 +32,5 @@ async def test_whatever_dies_nothing_is_lost_and_nothing_twice(stack: Stack, nam
 
 def test_nothing_is_left_over(stack: Stack) -> None:
     """After all of it: no open run, no sandbox, no slot; once it is stopped, no process, no connection."""
-    left = scenarios.left_over(stack) | leftovers.after_it_stopped(stack)
+    left = scenarios.left_over(stack) | leftovers.in_stopped_stack(stack)
     assert {kind: found for kind, found in left.items() if found} == {}

@@ -40,7 +40,7 @@ def server(
     [
         ("NOVA_ENCRYPTION_KEY", "NOVA_ENCRYPTION_KEY is not set"),
         ("DATABASE_URL", "DATABASE_URL is not set"),
-        ("NOVA_LOG_LEVEL", "Settings are wrong: NOVA_LOG_LEVEL"),
+        ("NOVA_LOG_LEVEL", "in .env: NOVA_LOG_LEVEL"),
     ],
 )
 def test_it_refuses_to_start_with_a_sentence(

@@ -1,4 +1,4 @@
-"""The child processes of this one that compile."""
+"""A fixture that finds this process's compiler processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.servers import living
 
 @pytest.fixture
 def compilers() -> Callable[[], Sequence[psutil.Process]]:
-    """Find the processes that compile for this one at this moment."""
+    """The function that returns this process's running compiler processes."""
 
     def find() -> list[psutil.Process]:
         children = living(psutil.Process().children())

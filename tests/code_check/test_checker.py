@@ -1,4 +1,4 @@
-"""Checking graphs with real child processes: what they say, what they may take, and what outlives them."""
+"""Check graphs with real compiler processes: their answers, their limits and their end."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ MB = 1024 * 1024
 
 
 def limits(**changes: Any) -> Limits:
-    """Return limits like the API's, for larger code."""
+    """Return limits like the API's, but for code up to 1 MiB."""
     return Limits(**{"code": MB, **changes})
 
 
 async def check(*codes: str, **changes: Any) -> list[Fault]:
-    """Check a line of nodes n0, n1, … with these codes; returns the faults."""
+    """Check a line of nodes n0, n1, … with these codes and return the faults."""
     graph = line(*(action(f"n{number}", code) for number, code in enumerate(codes)))
     return (await GraphChecker(limits(**changes)).validate(graph)).faults
 
 
 async def test_a_sound_graph_is_read() -> None:
-    """Code and conditions compile in the child; what comes back is the graph, without a fault."""
+    """A valid graph comes back without faults; its code and conditions compile in the child."""
     graph = fork(
         action("read", "context['total'] = 5"),
         expression("big", " context['total'] > 3\n"),
@@ -70,15 +70,15 @@ async def test_a_sound_graph_is_read() -> None:
         "x: (y := 1) = 2",
     ],
 )
-async def test_a_child_says_what_python_says(code: str) -> None:
-    """The same faults, by node, line and column, as compiling here would give."""
+async def test_a_child_reports_what_python_reports(code: str) -> None:
+    """The child's faults have the same node, line and column as compiling in this process."""
     here = validate_graph(line(action("n0", code), action("n1", "def")), code_limit=MB).faults
     assert await check(code, "def") == here
     assert here[-1].node == "n1"
 
 
 async def test_a_condition_is_compiled_as_an_expression() -> None:
-    """A statement is none, and is told as such."""
+    """A statement as a condition is a fault that says so."""
     graph = fork(
         action("read", "pass"),
         expression("big", "x = 1"),
@@ -91,8 +91,8 @@ async def test_a_condition_is_compiled_as_an_expression() -> None:
 
 
 @pytest.mark.parametrize("code", [MANY_FORS, MANY_PARTS, nested_finally(19)])
-async def test_a_program_that_is_too_much_is_named_and_the_others_are_checked(code: str) -> None:
-    """It takes its process with it, or meets a limit; nodes before and behind it get their own faults."""
+async def test_a_program_that_ends_its_process_is_named_and_the_others_are_checked(code: str) -> None:
+    """A program that crashes the process or exceeds a limit gets a fault; all other nodes are checked."""
     faults = await check("pass", "def", code, "x = (", "pass", memory=128 * MB)
     assert [(fault.code, fault.node) for fault in faults] == [
         ("invalid-code", "n1"),
@@ -103,26 +103,26 @@ async def test_a_program_that_is_too_much_is_named_and_the_others_are_checked(co
     assert faults[1].message.endswith(". Make it smaller.")
 
 
-async def test_a_program_that_takes_too_much_memory_is_told_so() -> None:
-    """With the limit, so that the sentence can be judged."""
+async def test_a_program_that_needs_too_much_memory_is_refused() -> None:
+    """The fault names the limit of memory."""
     (fault,) = await check(nested_finally(19), memory=64 * MB)
     assert "it needs more than 64 MB" in fault.message
 
 
-async def test_a_program_that_takes_too_long_is_told_so() -> None:
-    """Processor time counts, not the clock: a busy machine accuses nobody."""
+async def test_a_program_that_takes_too_long_is_refused() -> None:
+    """A program is refused for its processor time, not for the wall clock, so load does not matter."""
     (fault,) = await check(nested_finally(19), memory=4096 * MB, seconds=1)
     assert (fault.code, fault.node) == ("unchecked-code", "n0")
     assert "it needs longer than 1 s" in fault.message
 
 
 async def test_each_program_has_its_own_time() -> None:
-    """Many that take a little are not taken for one that takes too much."""
+    """The time limit is for each program, not for all together."""
     assert await check(*[nested_finally(14)] * 12, seconds=1) == []
 
 
-async def test_what_is_left_when_patience_ends_is_named() -> None:
-    """All programs of a graph have a bound of time together; the first that did not come to it is named."""
+async def test_programs_left_at_the_end_of_patience_are_named() -> None:
+    """When the time for the graph ends, a fault names the first unchecked program and counts the rest."""
     faults = await check("def", nested_finally(19), "pass", "x = (", memory=4096 * MB, patience=0.5)
     assert [(fault.code, fault.node) for fault in faults] == [
         ("invalid-code", "n0"),
@@ -132,7 +132,7 @@ async def test_what_is_left_when_patience_ends_is_named() -> None:
 
 
 async def test_a_child_that_was_killed_from_outside_is_replaced(compilers: Compilers) -> None:
-    """Once is no fault of the program."""
+    """When something kills the process once, the program is compiled again without a fault."""
     checking = asyncio.create_task(check("pass", nested_finally(16), "pass"))
     await kill_one(compilers)
     assert await checking == []
@@ -141,7 +141,7 @@ async def test_a_child_that_was_killed_from_outside_is_replaced(compilers: Compi
 async def test_a_program_whose_child_is_killed_twice_is_refused(
     compilers: Compilers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The machine may lack the memory for it; the log has it, and nothing waits for ever."""
+    """A program whose process is killed twice gets a fault, and both kills are logged."""
     checking = asyncio.create_task(check("pass", nested_finally(19), "def", memory=4096 * MB))
     killed = await kill_one(compilers)
     await kill_one(compilers, other_than=killed)
@@ -155,7 +155,7 @@ async def test_a_program_whose_child_is_killed_twice_is_refused(
 
 
 async def kill_one(compilers: Compilers, other_than: int = 0) -> int:
-    """Kill a process that compiles, in the middle of it; returns its id."""
+    """Kill a compiler process while it compiles and return its id."""
 
     async def working() -> list[psutil.Process]:
         return [one for one in compilers() if one.pid != other_than and one.cpu_times().user > 0.05]
@@ -165,15 +165,15 @@ async def kill_one(compilers: Compilers, other_than: int = 0) -> int:
     return process.pid
 
 
-async def test_a_child_has_no_variables_and_its_limits(compilers: Compilers) -> None:
-    """Nothing of the API's environment: no key, no address of the database."""
+async def test_a_child_has_limits_and_no_environment(compilers: Compilers) -> None:
+    """A compiler process has its limits set, and no environment variable of the API."""
     checking = asyncio.create_task(check(nested_finally(19), memory=4096 * MB, seconds=7))
 
     async def working() -> Sequence[psutil.Process]:
         return [one for one in compilers() if one.cpu_times().user > 0.05]
 
     (process,) = await eventually(working, bool)
-    assert set(process.environ()) <= {"LC_CTYPE"}  # which Python itself sets
+    assert set(process.environ()) <= {"LC_CTYPE"}  # Python sets it itself
     assert process.rlimit(psutil.RLIMIT_AS)[0] == 4096 * MB
     assert process.rlimit(psutil.RLIMIT_CPU)[0] == 8
     assert process.rlimit(psutil.RLIMIT_CORE)[0] == 0
@@ -182,8 +182,8 @@ async def test_a_child_has_no_variables_and_its_limits(compilers: Compilers) -> 
         await checking
 
 
-async def test_a_check_that_is_given_up_leaves_no_process(compilers: Compilers) -> None:
-    """Whoever cancels it, as the API's end does, need not wait for the compiler."""
+async def test_a_cancelled_check_leaves_no_process(compilers: Compilers) -> None:
+    """A cancelled check kills its compiler process at once."""
     checking = asyncio.create_task(check(nested_finally(19), memory=4096 * MB))
     await eventually(lambda: asyncio.to_thread(compilers), bool)
     checking.cancel()
@@ -192,8 +192,8 @@ async def test_a_check_that_is_given_up_leaves_no_process(compilers: Compilers) 
     assert compilers() == []
 
 
-async def test_so_many_children_at_once_and_no_more(compilers: Compilers) -> None:
-    """Who comes later waits for its turn."""
+async def test_the_number_of_children_is_limited(compilers: Compilers) -> None:
+    """Checks beyond `at_once` wait for their turn."""
     checker = GraphChecker(limits(), at_once=1)
     graphs = [
         line(action(f"n{number}", nested_finally(14) + code)) for number, code in enumerate(["", "x = ("])
@@ -207,32 +207,32 @@ async def test_so_many_children_at_once_and_no_more(compilers: Compilers) -> Non
     assert [[fault.node for fault in check.faults] for check in checks.result()] == [[], ["n1"]] * 2
 
 
-async def test_a_turn_that_does_not_come_is_no_fault_of_the_graph() -> None:
-    """Whoever sent it is told to come again, and not kept for ever."""
+async def test_a_check_that_waits_too_long_is_an_infrastructure_error() -> None:
+    """A check that gets no turn in time raises InfrastructureError, which says to send the graph again."""
     checker = GraphChecker(limits(patience=0.1), at_once=0)
     with pytest.raises(InfrastructureError, match="Send this one again later"):
         await checker.validate(line(action("n0", "pass")))
 
 
-async def test_a_child_that_cannot_be_started_is_no_fault_of_the_graph(
+async def test_a_child_that_cannot_be_started_is_an_infrastructure_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is told as what it is, and may be tried again."""
+    """When no compiler process can be started, InfrastructureError says so."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(InfrastructureError, match="cannot be started"):
         await check("pass")
 
 
 async def test_a_graph_without_programs_needs_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong with it is known without one."""
+    """A graph without code is checked without a compiler process."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert [fault.code for fault in (await GraphChecker(limits()).validate([])).faults] == ["not-an-object"]
 
 
-async def test_warnings_of_the_compiler_are_kept_quiet(
+async def test_the_compiler_s_warnings_are_not_shown(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Code with `1 is 1` prints nothing on the server, and is not refused where warnings are errors."""
+    """Code with warnings prints nothing, and is accepted even if warnings are errors."""
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -241,7 +241,7 @@ async def test_warnings_of_the_compiler_are_kept_quiet(
 
 
 async def test_the_event_loop_goes_on_meanwhile() -> None:
-    """The largest graph is looked at without keeping other requests from being served."""
+    """Checking the largest graph never blocks the event loop for 0.1 s."""
     graph = line_graph(*(f"n{number}" for number in range(MAX_NODES - 2)))
     for step in graph["nodes"][1:-1]:
         step["code"] = "context['total'] = sum(context.get('amounts', []))  # " + "x" * 1000
@@ -256,6 +256,6 @@ async def test_the_event_loop_goes_on_meanwhile() -> None:
 
 
 def test_the_child_needs_the_standard_library_alone() -> None:
-    """It is started without site-packages, so that it is there in the twentieth of a second."""
+    """The compiler imports only the standard library: it starts without site-packages, in 0.05 s."""
     imported = {name for name in vars(compiler) if type(getattr(compiler, name)).__name__ == "module"}
     assert imported <= set(sys.stdlib_module_names)

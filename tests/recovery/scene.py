@@ -11,17 +11,17 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Pending, Running
 from sqlalchemy import update
 from sqlalchemy.orm import Session
-from tests.endings import end
 
 from flows.graphs.lifecycle import ErrorKind, RunSnapshot, Status, StepStatus
 from flows.recovery.actions import Report, Resubmit
 from flows.recovery.reconciler import Reconciler
-from flows.store import chain, executions, orphans
+from flows.store import chain, executions
 from flows.store.database import now
 from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
 from flows.store.transitions import attempts, interventions
 from tests.builders import action, line
+from tests.endings import end
 from tests.leasing import SECONDS, begin, lease_of
 from tests.worker.site import Site
 
@@ -132,11 +132,11 @@ class Scene:
         step = chain.Step(step=number, attempt=1, node_id=node, node_type="action", status=StepStatus.SUCCESS)
         await self.database.run(lambda session: chain.append(session, lease, step, current_node=node))
 
-    async def ended(self, lease: Lease, status: str = "completed") -> None:
+    async def ended(self, lease: Lease, status: Status = Status.COMPLETED) -> None:
         """Close the row, as the flow does before Prefect is told; its lease stays."""
-        await self.database.run(lambda session: end(session, lease, Status(status)))
+        await self.database.run(lambda session: end(session, lease, status))
 
-    async def finished(self, lease: Lease, status: str = "completed") -> None:
+    async def finished(self, lease: Lease, status: Status = Status.COMPLETED) -> None:
         """Close the row and release its lease, as a worker does that Prefect has heard."""
         await self.ended(lease, status)
         await self.released(lease)
@@ -184,8 +184,7 @@ class Scene:
 
     async def snapshot(self, flow_run_id: UUID) -> RunSnapshot:
         """The row of a flow run, as far as decisions need it."""
-        seen = await self.database.run(lambda session: orphans.match_flow_runs(session, {flow_run_id: None}))
-        return seen[flow_run_id]
+        return await self.site.snapshot(flow_run_id)
 
     async def ui_run(self, workflow: Workflow, **parameters: Any) -> UUID:
         """Start a run as the UI does: there is no row."""

@@ -19,6 +19,7 @@ from prefect.states import (
 )
 from sqlalchemy import delete, update
 
+from flows.graphs.lifecycle import Status
 from flows.recovery.actions import Report
 from flows.store import executions
 from flows.store.models import Execution, Workflow
@@ -109,10 +110,11 @@ async def test_a_cancellation_that_nobody_takes_up(scene: Scene) -> None:
 
 @pytest.mark.parametrize("state", [Running(), Cancelling()])
 @pytest.mark.parametrize(
-    ("status", "name"), [("completed", "Completed"), ("failed", "Failed"), ("cancelled", "Cancelled")]
+    ("status", "name"),
+    [(Status.COMPLETED, "Completed"), (Status.FAILED, "Failed"), (Status.CANCELLED, "Cancelled")],
 )
 async def test_a_run_that_is_over_is_over_in_prefect_too(
-    scene: Scene, state: State[Any], status: str, name: str
+    scene: Scene, state: State[Any], status: Status, name: str
 ) -> None:
     """Its worker died between closing the row and telling Prefect: the row decides."""
     flow_run_id = await scene.submitted()
@@ -135,7 +137,7 @@ async def test_a_run_that_is_over_is_over_in_prefect_too(
 async def test_a_worker_that_died_over_its_last_word_leaves_a_lease_that_runs_out(scene: Scene) -> None:
     """Until then nobody says in Prefect what it may be about to say; then the row decides, at once."""
     flow_run_id = await scene.submitted()
-    await scene.ended(await scene.stepping(flow_run_id), "failed")
+    await scene.ended(await scene.stepping(flow_run_id), Status.FAILED)
     assert await scene.look_again_after(1000) == NOTHING
     await scene.died(flow_run_id)
     assert await scene.look() == Report(ended=1)
@@ -144,8 +146,8 @@ async def test_a_worker_that_died_over_its_last_word_leaves_a_lease_that_runs_ou
     assert (row.status, row.lease_owner) == ("failed", None)
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-async def test_a_run_that_is_retried_in_the_ui_is_open_again(scene: Scene, status: str) -> None:
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+async def test_a_run_that_is_retried_in_the_ui_is_open_again(scene: Scene, status: Status) -> None:
     """Who polls it is told so while it waits in its queue, and it has all its attempts again."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
@@ -162,8 +164,8 @@ async def test_a_run_that_is_retried_in_the_ui_is_open_again(scene: Scene, statu
     await scene.stepping(flow_run_id)
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-async def test_a_retry_that_prefect_did_not_hear_of(scene: Scene, status: str) -> None:
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+async def test_a_retry_that_prefect_did_not_hear_of(scene: Scene, status: Status) -> None:
     """The API died between opening the row and telling Prefect: the run goes on, it is not closed again."""
     flow_run_id = await scene.submitted()
     await scene.finished(await scene.stepping(flow_run_id), status)
@@ -182,7 +184,7 @@ async def test_a_retry_that_prefect_did_not_hear_of(scene: Scene, status: str) -
 async def test_a_retry_that_is_cancelled_before_it_begins(scene: Scene) -> None:
     """What is done in Prefect after the retry counts: the row is closed."""
     flow_run_id = await scene.submitted()
-    await scene.finished(await scene.stepping(flow_run_id), "failed")
+    await scene.finished(await scene.stepping(flow_run_id), Status.FAILED)
     await scene.set_state(flow_run_id, Failed())
     await scene.released(await scene.reopened(flow_run_id))
     assert await scene.look() == Report(reopened=1)
@@ -211,7 +213,7 @@ async def test_what_cannot_be_retried_stays_closed(scene: Scene) -> None:
 async def test_a_retry_that_dies_before_it_begins_can_be_made_again(scene: Scene) -> None:
     """The worker that had taken it died before Prefect gave it: the row is open, and the run waits again."""
     flow_run_id = await scene.submitted()
-    await scene.finished(await scene.stepping(flow_run_id), "failed")
+    await scene.finished(await scene.stepping(flow_run_id), Status.FAILED)
     await scene.set_state(flow_run_id, Failed())
     await scene.set_state(flow_run_id, Scheduled(), force=True)
     await scene.taken(flow_run_id, await scene.runs.retry_request(flow_run_id))

@@ -27,6 +27,9 @@ MOST_WORKERS = 3
 MOST_APIS = 2
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
+NODES_FAIL = 7
+"""One node of so many raises."""
+RANKS = 2
 KEYS = ("key-1", "key-2")
 
 
@@ -46,10 +49,21 @@ class Acts:
 
     # -- the normal way of things --------------------------------------------------------------------
 
-    def step(self, which: int) -> None:
-        """Let the next step of a process happen."""
+    def step(self, which: int, luck: int = 1) -> None:
+        """Let the next step of a process happen; where it is the end of a node's code, that may raise."""
         if (step := pick(self.world.gate.open, which)) is not None:
+            if isinstance(step, Node) and luck % NODES_FAIL == 0:
+                step.fails = True
+                step.label += " and raises"
             self.world.step(step)
+
+    def hurry(self, which: int, rank: int) -> None:
+        """A part of a process becomes faster or slower than the others."""
+        if (part := pick(self.world.gate.parts, which)) is not None:
+            process, name = part
+            chosen = rank % (2 * RANKS + 1) - RANKS
+            self.world.note(f"{process or ''} {name}: rank {chosen}")
+            self.world.gate.rank(part, chosen)
 
     def poll_for_runs(self, which: int) -> None:
         """A worker looks for runs that are due."""
@@ -107,13 +121,6 @@ class Acts:
         if (call := pick(calls, which)) is not None:
             self.world.double(call)
 
-    def fail_node(self, which: int) -> None:
-        """The code of a node raises."""
-        if (node := pick(self._nodes(), which)) is not None:
-            node.fails = True
-            self.world.note("the code of the next raises")
-            self.world.step(node)
-
     def break_sandbox(self, which: int) -> None:
         """A sandbox breaks, and with it the node in it."""
         living = [place for place in self.world.cloud.places.values() if place.is_alive]
@@ -136,7 +143,9 @@ class Acts:
         key = pick((None, None, *KEYS), keyed)
 
         async def ask(api: ApiProcess) -> None:
-            answer = await workflows_api.execute_workflow(api.services, self.world.site.workflow_id, None, key)
+            answer = await workflows_api.execute_workflow(
+                api.services, self.world.site.workflow_id, None, key
+            )
             self._know(UUID(_body(answer)["task_id"]))
 
         self._ask(which, f"execute (key {key})", ask)
@@ -185,7 +194,9 @@ class Acts:
             self._ask(
                 which,
                 f"skip step {row['steps']} of execution {row['id']}",
-                lambda api: executions_api.skip_node(api.services, found["id"], _next_step(self.world, found)),
+                lambda api: executions_api.skip_node(
+                    api.services, found["id"], _next_step(self.world, found)
+                ),
                 self.world.ledger.say("retry", found["flow_run_id"]),
             )
 
@@ -286,9 +297,6 @@ class Acts:
     def _calls(self) -> list[Call[Any]]:
         return [step for step in self.world.gate.steps if isinstance(step, Call)]
 
-    def _nodes(self) -> list[Node]:
-        return [step for step in self.world.gate.steps if isinstance(step, Node)]
-
 
 def _next_step(world: World, row: dict[str, Any]) -> int:
     done = "SELECT count(*) FROM chain_entries WHERE execution_id = %s AND status = 'success'"
@@ -301,6 +309,8 @@ def _body(answer: Response) -> Any:
 
 async def _text(answer: Response) -> str:
     if isinstance(answer, StreamingResponse):
-        pieces = [piece if isinstance(piece, str) else bytes(piece).decode() async for piece in answer.body_iterator]
+        pieces = [
+            piece if isinstance(piece, str) else bytes(piece).decode() async for piece in answer.body_iterator
+        ]
         return "".join(pieces)
     return bytes(answer.body).decode()

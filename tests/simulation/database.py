@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import psycopg2
 from psycopg2 import extras
-from sqlalchemy import event, make_url
+from sqlalchemy import Engine, event, make_url
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import CommitUnknownError, DatabaseUnavailableError
@@ -33,18 +33,17 @@ class Tables:
     """The tables of one simulation, and its time for PostgreSQL's clock."""
 
     def __init__(self, url: str, loop: VirtualLoop) -> None:
-        by_our_clock = make_url(url).update_query_dict({"options": "-csearch_path=public,pg_catalog"})
-        self.url = by_our_clock.render_as_string(hide_password=False)
         self.loop = loop
-        self.database = Database(self.url, pool_size=1)
         self.watched: Callable[[Process, str], None] = lambda process, part: None
-        """Called after each transaction, with the process and the part of it (`role`) that did it."""
+        """Called after each transaction that wrote, with the process and the part of it (`role`) that did."""
+        by_our_clock = make_url(url).update_query_dict({"options": "-csearch_path=public,pg_catalog"})
+        self.database = Database(by_our_clock.render_as_string(hide_password=False), pool_size=1)
+        self.trips = Trips(self.database._engine, lambda: self.now)
         self._connection = psycopg2.connect(url)
         extras.register_uuid(conn_or_curs=self._connection)
         self._connection.autocommit = True
         self._cursor = self._connection.cursor()
         self._cursor.execute(_CLOCK)
-        event.listen(self.database._engine, "begin", self._tell_time)
 
     @property
     def now(self) -> datetime:
@@ -73,10 +72,48 @@ class Tables:
         self.database.close()
         self._connection.close()
 
-    def _tell_time(self, connection: Any) -> None:
-        cursor = connection.connection.cursor()
-        cursor.execute("SELECT set_config('nova.now', %s, false)", (self.now.isoformat(),))
-        cursor.close()
+
+class Trips:
+    """Spares an engine's connection half its round trips, which are most of what a simulation waits for.
+
+    PostgreSQL gets BEGIN, and the time, with the first statement of each transaction.
+    """
+
+    def __init__(self, engine: Engine, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._begun = False
+        self.wrote = False
+        """Whether the last transaction wrote anything."""
+        event.listen(engine, "connect", self._connect)
+        event.listen(engine, "begin", self._begin)
+        event.listen(engine, "before_cursor_execute", self._execute, retval=True)
+        event.listen(engine, "commit", lambda connection: self._end(connection, "COMMIT"))
+        event.listen(engine, "rollback", lambda connection: self._end(connection, "ROLLBACK"))
+
+    def _connect(self, connection: Any, record: Any) -> None:
+        connection.autocommit = True  # it sends no BEGIN and no COMMIT of its own
+
+    def _begin(self, connection: Any) -> None:
+        self._begun = self.wrote = False
+
+    def _execute(
+        self, connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> tuple[str, Any]:
+        if not statement.startswith("SELECT"):
+            self.wrote = True
+        if self._begun:
+            return statement, parameters
+        self._begun = True
+        first = f"BEGIN; SET nova.now TO '{self._now().isoformat()}'"
+        if many:
+            cursor.execute(first)
+            return statement, parameters
+        return f"{first}; {statement}", parameters
+
+    def _end(self, connection: Any, word: str) -> None:
+        if self._begun:
+            with connection.connection.cursor() as cursor:
+                cursor.execute(word)
 
 
 class GatedDatabase(Database):
@@ -103,8 +140,13 @@ class GatedDatabase(Database):
         if self.is_cut:
             raise _lost(False)
         result = self._tables.database.run_sync(work)
-        self._tables.watched(self._process, role.get())
+        self._watch(role.get())
         return result
+
+    def _watch(self, part: str) -> None:
+        if self._tables.trips.wrote:
+            self._tables.trips.wrote = False
+            self._tables.watched(self._process, part)
 
     def close(self) -> None:
         """Leave the connections to the others."""
@@ -114,7 +156,7 @@ class GatedDatabase(Database):
 
         def act() -> T:
             result = do(work)
-            self._tables.watched(self._process, part)
+            self._watch(part)
             return result
 
         written: Any = getattr(work, "func", work)  # where it is a partial

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import UUID
 
 from tests.simulation.acts import Acts
 from tests.simulation.healing import Healing
-from tests.simulation.ledger import LIVE
 from tests.simulation.site import Site
 from tests.simulation.world import World
 
 LENGTH = 500
 """Choices that are made before everything is let come to rest."""
 BITS = 16
+IN_ORDER = 0.8
+"""Share of the steps that are the first of those that may happen."""
 
 WEIGHTS: dict[str, float] = {
     "step": 700,
+    "hurry": 30,
     "poll_for_runs": 40,
     "reconcile": 25,
     "pass_time": 25,
@@ -27,7 +28,6 @@ WEIGHTS: dict[str, float] = {
     "resume": 14,
     "lose": 8,
     "double": 6,
-    "fail_node": 4,
     "break_sandbox": 3,
     "cut_renewals": 2,
     "execute": 12,
@@ -70,7 +70,10 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
         for _ in range(length):
             name = chance.choices(names, weights)[0]
             act: Callable[..., None] = getattr(acts, name)
-            act(*(chance.getrandbits(BITS) for _ in range(_numbers_of(name))))
+            numbers = [chance.getrandbits(BITS) for _ in range(_numbers_of(name))]
+            if name == "step" and chance.random() < IN_ORDER:
+                numbers[0] = 0
+            act(*numbers)
             world.check()
             if world.ledger.violations:
                 break
@@ -84,3 +87,15 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
 def _numbers_of(name: str) -> int:
     code = getattr(Acts, name).__code__
     return int(code.co_argcount) - 1
+
+
+def find(site: Site, seed: int, most: int) -> tuple[int, Result | None]:
+    """Simulate with one seed after the other until something is found; how many steps that took, and what."""
+    steps = 0
+    while steps < most:
+        result = simulate(site, seed)
+        steps += result.steps
+        if result.violations:
+            return steps, result
+        seed += 1
+    return steps, None

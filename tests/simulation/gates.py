@@ -42,6 +42,7 @@ class Step:
         self.label = label
         self.process = process
         """Whose step it is; None: it happens by itself."""
+        self.part = role.get() if process is not None else label
         self.go = go
 
     @property
@@ -157,6 +158,8 @@ class Gate:
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self._ranks: dict[tuple[Process | None, str], int] = {}
+        """Of parts of processes that are slower or faster than others at the moment."""
 
     def add(self, step: Step) -> None:
         """Have a step wait."""
@@ -168,8 +171,27 @@ class Gate:
 
     @property
     def open(self) -> list[Step]:
-        """The steps that may happen now."""
-        return [step for step in self.steps if step.may_go]
+        """The steps that may happen now, those of faster parts of processes first."""
+        may = [step for step in self.steps if step.may_go]
+        return sorted(may, key=lambda step: self._ranks.get((step.process, step.part), 0))
+
+    @property
+    def parts(self) -> list[tuple[Process | None, str]]:
+        """The parts of processes that have a step to make, or a rank."""
+        return list(dict.fromkeys([*((step.process, step.part) for step in self.steps), *self._ranks]))
+
+    def rank(self, part: tuple[Process | None, str], rank: int) -> None:
+        """Make a part of a process faster or slower than those of other ranks; 0 is usual, and less is faster."""
+        if rank:
+            self._ranks[part] = rank
+        else:
+            self._ranks.pop(part, None)
+
+    def forget(self, process: Process | None = None) -> None:
+        """Forget the ranks of a process, or all."""
+        self._ranks = {
+            key: rank for key, rank in self._ranks.items() if process is not None and key[0] is not process
+        }
 
     def of(self, process: Process) -> list[Call[Any]]:
         """What a process has under way."""

@@ -30,6 +30,7 @@ class Healing:
         """Let everything come to rest; return what is wrong then."""
         world = self._world
         world.note("nothing breaks any more")
+        world.gate.forget()
         for process in world.processes:
             process.database.is_cut = False
             if process.is_paused:

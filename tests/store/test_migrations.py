@@ -16,7 +16,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 
 from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
 from flows.graphs.lifecycle import Status
-from flows.store import executions, migrations
+from flows.store import chain, executions, migrations
 from flows.store.base import Base
 from flows.store.database import Database
 from tests.leasing import begin
@@ -38,6 +38,8 @@ DEFINITIONS = """
     SELECT table_name, column_name, concat_ws(' ', data_type, character_maximum_length, is_nullable,
                                               column_default)
     FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    UNION ALL
+    SELECT sequencename::text, data_type::text, max_value::text FROM pg_sequences WHERE schemaname = 'public'
     ORDER BY 1, 2, 3
 """
 UNINDEXED_FOREIGN_KEYS = """
@@ -173,6 +175,47 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
     assert [set(row) for row in contents(empty_database_url)["executions"]] == [
         set(row) - FRESH.keys() - set(NOTHING) - {"task_id"} for row in after["executions"]
     ]
+
+
+def chain_ids(url: str) -> list[object]:
+    """The ids of all chain entries."""
+    return [row[0] for row in rows(url, "SELECT id FROM chain_entries ORDER BY id")]
+
+
+ANOTHER_ENTRY = """
+    INSERT INTO chain_entries (execution_id, step, attempt, node_id, node_type, status, timestamp,
+                               execution_time, changes, stdout, stderr)
+        VALUES (2, (SELECT max(step) + 1 FROM chain_entries), 1, '"a"', 'action', 'success', now(), 0, '{}',
+                '""', '""')
+"""
+
+
+def test_chains_outgrow_32_bits(empty_database_url: str) -> None:
+    """The entries that there are keep their ids, up and down; behind the last of 32 bits it goes on."""
+    last = 2**31 - 1
+    migrations.upgrade(empty_database_url, "0001")
+    with connect(empty_database_url) as connection:
+        connection.execute(text(FIRST_ROWS))
+    migrations.upgrade(empty_database_url, "0002")
+    with connect(empty_database_url) as connection:
+        connection.execute(text("SELECT setval('chain_entries_id_seq', 7)"))
+    migrations.upgrade(empty_database_url, "0003")
+    with connect(empty_database_url) as connection:
+        connection.execute(text(ANOTHER_ENTRY))
+    migrations.downgrade(empty_database_url, "0002")
+    assert chain_ids(empty_database_url) == [1, 8]
+
+    migrations.upgrade(empty_database_url)
+    with connect(empty_database_url) as connection:
+        connection.execute(text("SELECT setval('chain_entries_id_seq', :last)"), {"last": last})
+        connection.execute(text(ANOTHER_ENTRY))
+    assert chain_ids(empty_database_url) == [1, 8, last + 1]
+    database = Database(empty_database_url)
+    try:
+        entries = database.run_sync(partial(chain.entries, execution_id=2))
+        assert [entry.id for entry in entries] == [1, 8, last + 1]
+    finally:
+        database.close()
 
 
 def test_an_upgrade_of_what_is_up_to_date_changes_nothing(migrated_database_url: str) -> None:

@@ -120,7 +120,7 @@ async def test_the_cleanup_runs_there_too(site: Site, folder: Path) -> None:
     with site.worker(folder):
         run = await site.until_state(flow_run_id, "Completed")
     assert run.state is not None
-    assert run.state.message == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert run.state.message == "0 sandboxes ended, 0 idempotency keys deleted"
 
 
 async def test_the_stock_process_worker_runs_the_same_deployment(site: Site, folder: Path) -> None:

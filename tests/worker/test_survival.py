@@ -166,7 +166,7 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
 ) -> None:
     """E2B fails longer than is waited for in place: AwaitingRetry under either worker, and no crash."""
     workflow = await site.workflow(ONE_ACTION)
-    e2b_server.places.refuse_with = (500, "oops")
+    e2b_server.cloud.refuse_with = (500, "oops")
     delay = "8" if kind == "nova" else "25"  # see flows.runs.outcomes.LEAST_PAUSE
     settings = {"NOVA_NODE_RETRY_DELAY": "0.05", "NOVA_RETRY_DELAY": delay}
     with site.worker(folder, kind=kind, limit=2, **settings, **e2b_server.environment) as worker:
@@ -174,7 +174,7 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
         await site.until_state(flow_run_id, "AwaitingRetry")
         row = await site.execution(flow_run_id)
         assert (row.status, row.retries, row.error_kind) == ("running", 1, "infrastructure")
-        e2b_server.places.refuse_with = None
+        e2b_server.cloud.refuse_with = None
         await site.until_state(flow_run_id, "Completed")
         assert "Crash" not in worker.log.read_text()
     assert (await site.execution(flow_run_id)).attempt == 2

@@ -98,10 +98,10 @@ def begin(
     if lease is None or execution.lease_owner != lease.owner:
         raise LeaseLostError(f"Execution {execution.id} is not this process's to begin.")
     if public_id is None and execution.attempt == 0:
+        execution.initial = values.put(session, execution.id, initial)
         execution.client_id = client.id if client else None
         execution.client_slug = client.slug if client else None
         execution.priority = checks.one_of("priority", priority, checks.PRIORITIES)
-        execution.initial = values.put(session, execution.id, initial)
     return _start(session, execution)
 
 
@@ -228,11 +228,12 @@ def _check_startable(execution: Execution, flow_run_id: uuid.UUID, workflow_id: 
 
 def _start(session: Session, execution: Execution) -> Execution:
     if execution.version_id is None:
-        execution.version_id = session.scalars(
-            select(WorkflowVersion.id)
-            .join(Workflow, Workflow.id == WorkflowVersion.workflow_id)
-            .where(Workflow.id == execution.workflow_id, WorkflowVersion.number == Workflow.version)
-        ).one()
+        with session.no_autoflush:  # the client may be gone: `columns.flush` says so
+            execution.version_id = session.scalars(
+                select(WorkflowVersion.id)
+                .join(Workflow, Workflow.id == WorkflowVersion.workflow_id)
+                .where(Workflow.id == execution.workflow_id, WorkflowVersion.number == Workflow.version)
+            ).one()
     execution.status = Status.RUNNING
     execution.attempt += 1
     execution.started_at = execution.started_at or utcnow()
