@@ -65,7 +65,7 @@ BREACHES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "revoked": [("completed", {"revoked": True}), ("failed", {"revoked": True})],
     "not_started": [
         ("cancelled", {"error_kind": ErrorKind.NOT_STARTED}),
-        ("refused", {"lease_owner": uuid.uuid4(), "lease_until": NOW}),
+        ("pending", {"error": "x", "error_kind": ErrorKind.NOT_STARTED, "next_attempt_at": NOW}),
         ("refused", {"attempt": 1, "started_at": NOW}),
     ],
     "unrepeatable_step": [("completed", {"unrepeatable_step": 1})],

@@ -88,8 +88,7 @@ _REPAIRS = (
     "retries = greatest(retries, 0), lost_starts = greatest(lost_starts, 0)"
     " WHERE retries < 0 OR lost_starts < 0",
     # Who has it.
-    "lease_owner = NULL, lease_until = NULL"
-    " WHERE lease_owner IS NULL OR lease_until IS NULL OR error_kind = 'not_started'",
+    "lease_owner = NULL, lease_until = NULL WHERE lease_owner IS NULL OR lease_until IS NULL",
 )
 
 
