@@ -16,11 +16,17 @@ from tests.statements import recorded
 
 ROWS = """
     INSERT INTO executions (public_id, flow_run_id, workflow_id, priority, status, initial, attempt, stepping,
-                            retries, crashes, lost_starts, revoked, created_at, completed_at)
+                            retries, crashes, lost_starts, revoked, created_at, started_at, version_id,
+                            completed_at, error, error_kind)
     SELECT gen_random_uuid(), CASE WHEN n % 50 > 0 THEN gen_random_uuid() END, :workflow, 'normal',
-           (CAST(:statuses AS text[]))[1 + n % cardinality(CAST(:statuses AS text[]))], '{}', 1, false,
-           0, 0, 0, false, now() - n * interval '1 second', now()
-    FROM generate_series(1, :number) AS n
+           status, '{}', begun, false, 0, 0, 0, false, now() - n * interval '1 second', CASE WHEN begun = 1 THEN now() END,
+           CASE WHEN begun = 1 THEN (SELECT id FROM workflow_versions LIMIT 1) END,
+           CASE WHEN status NOT IN ('pending', 'running') THEN now() END,
+           CASE WHEN status IN ('failed', 'cancelled') THEN '"Why."' END,
+           CASE status WHEN 'failed' THEN 'node' WHEN 'cancelled' THEN 'cancelled' END
+    FROM (SELECT n, (CAST(:statuses AS text[]))[1 + n % cardinality(CAST(:statuses AS text[]))] AS status
+          FROM generate_series(1, :number) AS n) AS each,
+         LATERAL (SELECT CASE WHEN status = 'pending' THEN 0 ELSE 1 END AS begun) AS attempts
 """
 CLOSED, OPEN = 50_000, 50
 """The plans are the same with 200,000, which take longer to make."""
