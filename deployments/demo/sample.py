@@ -88,7 +88,7 @@ class Sample:
         }
 
     def stored(self, number: str) -> tuple[Any, ...] | None:
-        """Return an invoice's row in the client's database (number, sender, amount, currency), if any; blocks."""
+        """Return an invoice's row in the client's database: number, sender, amount, currency; blocks."""
         with _closing(self._connect()) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT number, sender, amount, currency FROM invoices WHERE number = %s", (number,)

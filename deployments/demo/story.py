@@ -28,9 +28,7 @@ class Demo:
 
     def __init__(self, stack: Stack, mail: MailServers, console: Console) -> None:
         if stack.postgres is None:
-            raise InfrastructureError(
-                "The demo needs the embedded PostgreSQL for the client's own database. Unset DATABASE_URL."
-            )
+            raise InfrastructureError("The demo needs the embedded PostgreSQL for the client's own database.")
         self._stack = stack
         self._mail = mail
         self._console = console
