@@ -148,7 +148,7 @@ async def _look(services: Services, task_id: UUID) -> _Seen:
     if state is None and seen.flow_run_id != task_id:  # Prefect lost the first one, and has another
         seen = _Seen(task_id, row, await services.gateway.runs.find(seen.flow_run_id))
     if needs_request(seen.row, seen.state):
-        request = await services.gateway.runs.retry_request(seen.flow_run_id)
+        request = await services.gateway.runs.request_of_start(seen.flow_run_id)
         seen = _Seen(task_id, seen.row, seen.state, request)
     return seen
 

@@ -51,8 +51,8 @@ class Pending:
     deployment_id: UUID | None
     client_slug: str | None
     priority: str
-    flow_run_id: UUID | None
-    """The one that Prefect has made, where that is known already."""
+    task_id: UUID | None
+    """The id under which clients were told of the run: that of the flow run that Prefect made first."""
 
     @classmethod
     def of(cls, row: Execution, workflow: Workflow) -> Self:
@@ -66,7 +66,7 @@ class Pending:
             deployment_id=workflow.deployment_id,
             client_slug=row.client_slug,
             priority=row.priority,
-            flow_run_id=row.flow_run_id,
+            task_id=row.task_id,
         )
 
     @property
@@ -128,8 +128,8 @@ async def execute(
         if started is None:
             raise
         return started
-    if pending.flow_run_id is not None:
-        return pending, pending.flow_run_id
+    if pending.task_id is not None:
+        return pending, pending.task_id
     # From here on it comes to an end even if the client hangs up or the server stops.
     return pending, await services.background.finish(_submit(services, pending, key is not None))
 
@@ -277,8 +277,8 @@ async def _reject(
             return None
         session.expire_all()  # somebody was faster
         row = executions.by_public_id(session, public_id)
-        if row is None or row.flow_run_id is None or row.error_kind is ErrorKind.NOT_STARTED:
+        if row is None or row.task_id is None or row.error_kind is ErrorKind.NOT_STARTED:
             return None
-        return Pending.of(row, row.workflow), row.flow_run_id
+        return Pending.of(row, row.workflow), row.task_id
 
     return await retry_policy.run_until_committed(services.database, close)

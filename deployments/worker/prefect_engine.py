@@ -11,7 +11,7 @@ test_private.py` checks that every name used here is still what it was in Prefec
 - `prefect._flow_run_suspension`: the stock observer opens a thread and a websocket per run (130 ms); here one
   subscription feeds all runs.
 - `AsyncClientContext`, `SyncClientContext`: one client per process, not one per run and task.
-- `prefect.utilities.engine.propose_state`: claims a run (Pending) as Prefect's own workers do.
+- `prefect.utilities.engine.propose_state`: fails a run that cannot be started, as Prefect's own workers do.
 - `prefect.utilities.callables`: a flow run's parameters as its function's arguments, as the engine does it.
 - `PrefectClient.__dict__` with `_context_stack`: a client for one run on the connections of the process.
 - `PrefectClient.request`: the look-up of due runs with a `limit`, which the public method lacks.
@@ -40,7 +40,7 @@ from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow
-from prefect.states import AwaitingRetry, Cancelled, Cancelling, Failed, Pending
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Failed
 from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
 from prefect.utilities.engine import propose_state
 
@@ -88,10 +88,9 @@ async def claim(client: PrefectClient, flow_run: FlowRun) -> bool:
 
     One whose deployment is gone is closed as Failed: Prefect would show it for ever, and let nobody have it.
     """
-    try:
-        state = await propose_state(client, Pending(), flow_run_id=flow_run.id)
-    except (Abort, Pause) as refusal:
-        log.debug("Flow run %s was not to be had: %s", flow_run.id, refusal)
+    state = await FlowRuns(client, get_settings().prefect_timeout).claim(flow_run.id)
+    if state is None:
+        log.debug("Prefect does not give flow run %s.", flow_run.id)
         if await _is_adrift(client, flow_run):
             log.error("Flow run %s is closed: %s", flow_run.id, DEPLOYMENT_GONE)
             await refuse(client, flow_run, DEPLOYMENT_GONE)

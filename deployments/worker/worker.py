@@ -170,6 +170,10 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         """Refuse: only ad-hoc submissions get here, which bring code along instead of a deployment."""
         raise RuntimeError("Worker type nova runs deployments only.")
 
+    def now(self) -> datetime:
+        """The time by which a run is due."""
+        return datetime.now(UTC)
+
     async def _take(self) -> list[FlowRun]:
         """Take what is due while there is room; one at a time, so that pool and queue limits are true."""
         async with self._taking:
@@ -202,7 +206,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         try:
             async with asyncio.timeout(LOOK_UP):
                 found = await prefect_engine.due_runs(
-                    self.client, self._pool_name, self._queue_names, datetime.now(UTC), room
+                    self.client, self._pool_name, self._queue_names, self.now(), room
                 )
         except ObjectNotFound:
             return []  # the pool was deleted: the next heartbeat makes it, or says why not

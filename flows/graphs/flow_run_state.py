@@ -50,6 +50,8 @@ class FlowRunState:
     """The parameter of that name; None for a flow run that is not of a workflow."""
     public_id: UUID | None
     """The execution that the API made it for; None where it was started elsewhere."""
+    by_nova: bool = False
+    """Whether NOVA put the run in its queue, or claimed it, by this state."""
 
     @property
     def is_over_limit(self) -> bool:

@@ -240,6 +240,9 @@ _CASES_OF_STATE: Final[Mapping[PrefectState, PrefectCase]] = MappingProxyType(
     }
 )
 
+_ASKABLE: Final = (PrefectState.SCHEDULED, PrefectState.PENDING, PrefectState.RUNNING)
+"""The states of a flow run that waits or starts; only there a person's request is followed."""
+
 
 def row_case(row: RunSnapshot | None) -> RowCase:
     """Say how a row stands."""
@@ -266,7 +269,7 @@ def prefect_case(
 
     `state` is None where Prefect does not know it, and then `lost` tells whether Prefect lost other data too.
     `request` is the state by which a person asks for the run to go on, and has it waiting or started: see
-    `FlowRuns.retry_request`.
+    `FlowRuns.request_of_start`.
     """
     if state is None:
         return PrefectCase.LOST if lost else PrefectCase.DELETED
@@ -274,7 +277,7 @@ def prefect_case(
         return PrefectCase.UNHEARD
     if row is not None and row.attempt > 0 and state.is_over_limit:
         return PrefectCase.FULL
-    if not state.final and is_new_request(row, request):
+    if state.kind in _ASKABLE and is_new_request(row, request):
         return PrefectCase.ASKED
     return _CASES_OF_STATE[state.kind]
 
@@ -285,10 +288,12 @@ def is_new_request(row: RunSnapshot | None, request: UUID | None) -> bool:
 
 
 def needs_request(row: RunSnapshot | None, state: FlowRunState | None) -> bool:
-    """Whether `decide` has to know the person's request, which costs a question to Prefect."""
-    return (
-        row is not None and row.may_be_reopened and state is not None and state.kind is PrefectState.SCHEDULED
-    )
+    """Whether `decide` has to know the person's request, which costs a question to Prefect.
+
+    A run that a worker of Prefect's own has claimed by it is Pending until its flow starts.
+    """
+    waits = state is not None and state.kind in (PrefectState.SCHEDULED, PrefectState.PENDING)
+    return waits and row is not None and row.may_be_reopened
 
 
 _UNKNOWN: Final = (PrefectCase.DELETED, PrefectCase.LOST)
@@ -354,10 +359,11 @@ TABLE: Final[Mapping[Asker, Rows]] = MappingProxyType(
         Asker.CANCEL_TOLD: _rows(
             Action.WAIT,
             (
-                tuple(RowCase),
+                (RowCase.HELD, RowCase.ORPHANED, RowCase.STOPPING),
                 _cells(
                     Action.WAIT,
-                    ((PrefectCase.CANCELLING,), Action.REVOKE),
+                    # Where Prefect has ended a run that goes on in its row, it takes no Cancelling.
+                    ((PrefectCase.CANCELLING, PrefectCase.CRASHED, PrefectCase.FULL), Action.REVOKE),
                     ((*_UNKNOWN, *_BY_HAND), Action.CLOSE),
                 ),
             ),
@@ -413,9 +419,10 @@ def decide(
 
 def closure_for(row: RunSnapshot, state: FlowRunState | None) -> Closure:
     """Say how a row is closed (`Action.CLOSE`), by what its flow run says."""
-    if row.revoked or (state is not None and state.status == "REVOKED"):
-        message = state.state_message if state is not None else ""
-        return Closure(Status.CANCELLED, message or CANCELLED, ErrorKind.CANCELLED)
+    if state is not None and state.status == "REVOKED" and not (row.revoked and state.is_over_limit):
+        return Closure(Status.CANCELLED, state.state_message or CANCELLED, ErrorKind.CANCELLED)
+    if row.revoked:  # a person's cancellation is why, not what Prefect says of another state
+        return Closure(Status.CANCELLED, CANCELLED, ErrorKind.CANCELLED)
     if state is None:
         return Closure(Status.CANCELLED, DELETED, ErrorKind.CANCELLED)
     if state.kind is PrefectState.COMPLETED:

@@ -49,7 +49,7 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         "revoked": f"not revoked or status in {_in((*LIVE, Status.CANCELLED))}",
         # A run whose request was refused never begins, whoever comes for it.
         "not_started": f"error_kind is distinct from '{ErrorKind.NOT_STARTED}'"
-        " or (attempt = 0 and lease_owner is null)",
+        f" or (status = '{Status.CANCELLED}' and attempt = 0)",
         # A run that came to its end left no node whose end is unknown.
         "unrepeatable_step": f"unrepeatable_step is null or status <> '{Status.COMPLETED}'",
         # Crashes are counted at a step.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
@@ -23,7 +23,16 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, to_state_create
+from prefect.states import (
+    AwaitingRetry,
+    Cancelled,
+    Cancelling,
+    Completed,
+    Crashed,
+    Failed,
+    Pending,
+    to_state_create,
+)
 
 from flows.graphs.errors import ConflictError, NotFoundError
 from flows.graphs.flow_run_state import FlowRunState, PrefectState, TaskStatus
@@ -43,7 +52,7 @@ MESSAGE_LIMIT = 2000
 """Characters of a state's message."""
 
 _BY_NOVA = {"by": "nova"}
-"""The data of the states by which NOVA itself puts a run in its queue: see `FlowRuns.retry_request`."""
+"""The data of the states by which NOVA itself claims a run, or puts it in its queue."""
 _BY_PREFECT = frozenset({"AwaitingConcurrencySlot", "Late"})
 """Names of the states by which Prefect lets a run wait on: they say nothing of who put it in its queue."""
 
@@ -75,6 +84,7 @@ def state_of(flow_run: FlowRun) -> FlowRunState:
         state_name=name,
         state_message=message,
         final=bool(state and state.is_final()),
+        by_nova=state is not None and state.data == _BY_NOVA,
         run_count=flow_run.run_count,
         next_attempt=state.state_details.scheduled_time if state else None,
         workflow_id=workflow_id if isinstance(workflow_id, int) else None,
@@ -158,9 +168,30 @@ class FlowRuns:
         retry already is well: an answer that was lost has the client ask twice. Raises NotFoundError, and
         ConflictError when the run can never be put back, as one whose deployment is gone.
         """
-        state = to_state_create(AwaitingRetry(scheduled_time=at, message=_message(message)))
-        body = state.model_dump(mode="json", exclude_unset=True) | {"data": _BY_NOVA}
-        async with prefect_call(self._timeout, "putting the flow run back"):
+        state: State[Any] = AwaitingRetry(scheduled_time=at, message=_message(message))
+        result = await self._propose(flow_run_id, state, "putting the flow run back")
+        if result.status == SetStateStatus.ABORT:
+            reason = getattr(result.details, "reason", None) or "it does not say why"
+            raise ConflictError(f"Prefect refuses to put the flow run back: {reason}")
+        waits = result.state is not None and result.state.name == "AwaitingRetry"
+        return result.status == SetStateStatus.ACCEPT or waits
+
+    async def claim(self, flow_run_id: UUID) -> State[Any] | None:
+        """Move a run that waits to Pending, which works for one worker only; return its state then.
+
+        None when Prefect refuses and keeps the state that the run has. Raises NotFoundError.
+        """
+        result = await self._propose(flow_run_id, Pending(), "claiming the flow run")
+        accepted = result.status in (SetStateStatus.ACCEPT, SetStateStatus.REJECT)
+        return result.state if accepted else None
+
+    async def _propose(self, flow_run_id: UUID, state: State[Any], what: str) -> OrchestrationResult[Any]:
+        """Propose a state that carries NOVA's mark."""
+        proposed = to_state_create(state)
+        # As Prefect's client does: where an answer is lost and it asks again, the server knows it.
+        proposed.state_details.transition_id = uuid4()
+        body = proposed.model_dump(mode="json", exclude_unset=True) | {"data": _BY_NOVA}
+        async with prefect_call(self._timeout, what):
             # Not by `set_flow_run_state`, which leaves out the data of a state that is no result.
             response = await self._client.request(
                 "POST",
@@ -168,12 +199,7 @@ class FlowRuns:
                 path_params={"id": flow_run_id},
                 json={"state": body, "force": False},
             )
-        result = OrchestrationResult[Any].model_validate(response.json())
-        if result.status == SetStateStatus.ABORT:
-            reason = getattr(result.details, "reason", None) or "it does not say why"
-            raise ConflictError(f"Prefect refuses to put the flow run back: {reason}")
-        waits = result.state is not None and result.state.name == "AwaitingRetry"
-        return result.status == SetStateStatus.ACCEPT or waits
+        return OrchestrationResult[Any].model_validate(response.json())
 
     async def retry_request(self, flow_run_id: UUID) -> UUID | None:
         """Return the state by which a person asks in Prefect for an ended run to go on; None: nobody does.
@@ -186,7 +212,7 @@ class FlowRuns:
         return _request_of(states) if states and states[-1].is_scheduled() else None
 
     async def request_of_start(self, flow_run_id: UUID) -> UUID | None:
-        """As `retry_request`, of a run that Prefect's own worker has started since."""
+        """As `retry_request`, of a run that Prefect's own worker may have claimed or started since."""
         return _request_of(await self._states(flow_run_id))
 
     async def _states(self, flow_run_id: UUID) -> list[State[Any]]:

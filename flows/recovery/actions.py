@@ -1,4 +1,4 @@
-"""What is done about an execution that nobody runs: requeued, closed, opened, or handed on again."""
+"""What is done about an execution that nobody runs: it is requeued, closed, reopened or resubmitted."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class RecoveryActions:
         somebody else looks after it.
         """
         row = found.snapshot
-        request = await self._runs.retry_request(flow_run_id) if needs_request(row, state) else None
+        request = await self._runs.request_of_start(flow_run_id) if needs_request(row, state) else None
         action = decide(row, state, Asker.RECONCILER, request=request, lost=lost)
         if action is Action.CLOSE:
             await self._close(found, flow_run_id, state, closure_for(row, state))
@@ -125,7 +125,7 @@ class RecoveryActions:
 
         await self._database.run(note)
         self._report.resubmitted += 1
-        log.warning("Prefect did not have execution %d, and has it now.", found.row.id)
+        log.warning("Execution %d was missing in Prefect and was handed to it.", found.row.id)
 
     async def _requeue(self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState) -> None:
         """Put a run back in its queue, unless that was done too often or cannot be done."""
@@ -135,13 +135,13 @@ class RecoveryActions:
         attempt = found.lost_attempt
         given_up = attempt.why_given_up(self._crash_limit) if attempt is not None else None
         if given_up is None and state.kind is not PrefectState.SCHEDULED:
-            # A last look: a run that somebody else has taken meanwhile is not ours to requeue.
+            # Look once more: somebody else may have taken the run meanwhile.
             await self._confirm(found)
             try:
                 await self._crash_task_runs(found, flow_run_id)
                 if not await self._runs.requeue(flow_run_id, f"{DIED} Another one goes on.", found.due):
                     await self._put_down(found)
-                    return  # something was done to it in Prefect at this moment: the next round sees what
+                    return  # a person did something to it in Prefect at this moment: the next round sees what
             except ConflictError as error:
                 given_up = f"{DIED} {error}"
         if given_up is not None:
@@ -154,12 +154,14 @@ class RecoveryActions:
         log.warning("Execution %d lost its worker and is in its queue again.", found.row.id)
 
     async def _let_wait(self, found: RecoveryLease, flow_run_id: UUID) -> None:
-        """Put a run back in its queue that Prefect cancelled since too many of its workflow go on."""
+        """Requeue a run that had begun and that Prefect cancelled because too many of its workflow go on."""
         await self._confirm(found)
         due = datetime.now(UTC) + timedelta(seconds=FULL_SECONDS)
         if await self._runs.requeue(flow_run_id, FULL, due):
             self._report.requeued += 1
-            log.info("Execution %d waits: %s", found.row.id, FULL)
+            log.info(
+                "Execution %d was cancelled by Prefect and is in its queue again: %s", found.row.id, FULL
+            )
         await self._release(found)
 
     async def _tell_retry(self, found: RecoveryLease, flow_run_id: UUID) -> None:
@@ -230,5 +232,5 @@ class RecoveryActions:
         await self._database.run(lambda session: attempts.release(session, found.lease))
 
     async def _put_down(self, found: RecoveryLease) -> None:
-        """Leave a run as it was found, its lost lease included."""
+        """Leave a run as it was found; a lease that had run out has run out again."""
         await self._database.run(lambda session: orphans.release(session, found))

@@ -1,4 +1,4 @@
-"""Whether Prefect lost its data, or a person deleted the run that it does not know."""
+"""Tells runs that Prefect lost from runs that a person deleted there."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 NEWEST = 50
 """How many of the newest runs Prefect is asked for."""
 MANY = 3
-"""Runs that are missing one behind the other, up to the newest, from which Prefect has lost them."""
+"""If at least so many of the newest runs are missing without a gap, Prefect lost them."""
 
 
 class Losses:
-    """What Prefect has lost, found out once, when the first missing run asks.
+    """The runs that Prefect lost; it is asked once, when the first missing run is met.
 
     Prefect's database was restored, or PREFECT_API_URL names another server, where the newest runs are
     missing without a gap, or where the run's deployment is missing as well. A person who deletes runs leaves
@@ -31,7 +31,7 @@ class Losses:
         self._lost_from: float | None = None
 
     async def include(self, execution_id: int) -> bool:
-        """Whether this execution's flow run, which Prefect does not know, went with others.
+        """Whether Prefect lost this execution's flow run, which it does not know.
 
         Raises PrefectUnavailableError and DatabaseUnavailableError.
         """

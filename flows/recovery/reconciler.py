@@ -1,8 +1,8 @@
-"""The reconciler: whatever dies, a run goes on or ends, and its row and Prefect say the same in the end.
+"""The reconciler: whatever dies, a run goes on or ends, and in the end its row and Prefect agree.
 
 It runs in every NOVA worker and in the API. Each round looks for leases that ran out, for what Prefect has
 beside the rows, for rows that Prefect knows better, and for runs that Prefect was never told of. Before it
-acts it takes the execution's lease and looks again: what it saw may be old, and others look, too.
+acts it takes the execution's lease and looks again: what it saw may be old, and others look as well.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ AT_ONCE = 50
 
 
 class Reconciler:
-    """Looks after the executions that nobody runs; what it knows from round to round is when it saw what.
+    """Looks after the executions that nobody runs. From round to round it remembers when it first saw what.
 
     `resubmit` is given by the API, which knows the deployments; without it rows that Prefect was never told
     of are left alone. `clock` counts seconds. How long something may stand as it is does not depend on any
@@ -87,7 +87,7 @@ class Reconciler:
                 await self.once()
             except InfrastructureError as error:
                 if isinstance(error, DatabaseUnavailableError):
-                    # No lease could be renewed: those that live get time for it before they count as dead.
+                    # No lease could be renewed meanwhile: give living workers the time for it.
                     self._calm_until = self._clock() + self._settings.lease_seconds / 2
                 if not away:
                     log.warning("Runs are not looked after at the moment: %s", error)
@@ -100,7 +100,7 @@ class Reconciler:
                 away = False
 
     async def once(self) -> Report:
-        """Look once and set right what can be; calling it again changes nothing.
+        """Do one round. A second round at once changes nothing.
 
         Raises PrefectUnavailableError and DatabaseUnavailableError; the next round goes on where it ended.
         """
@@ -120,7 +120,7 @@ class Reconciler:
         return report
 
     async def _recover(self, actions: RecoveryActions) -> None:
-        """Look after the executions whose worker gives no sign of life any more."""
+        """Look after the executions whose lease ran out: their worker died."""
         done: list[int] = []
         while True:
             found = await self._database.run(lambda session: orphans.take_expired(session, done))
@@ -131,7 +131,7 @@ class Reconciler:
 
     async def _recover_one(self, actions: RecoveryActions, found: RecoveryLease) -> None:
         flow_run_id = found.row.flow_run_id
-        if flow_run_id is None:  # whoever handed it to Prefect died at it
+        if flow_run_id is None:  # the API died while it handed the run to Prefect
             await self._database.run(lambda session: attempts.release(session, found.lease))
             return
         state = await self._runs.find(flow_run_id)
@@ -139,7 +139,7 @@ class Reconciler:
         await actions.act(found, flow_run_id, state, lost)
 
     async def _compare(self, actions: RecoveryActions, active: Collection[FlowRunState]) -> None:
-        """Hold what Prefect takes for active against the rows."""
+        """Compare the runs that are active in Prefect with their rows."""
         runs = {state.flow_run_id: state.public_id for state in active}
         rows = (
             await self._database.run(lambda session: orphans.match_flow_runs(session, runs)) if runs else {}
@@ -154,7 +154,7 @@ class Reconciler:
                 await self._take_up(actions, row, state.flow_run_id, state)
 
     def _patience(self, state: FlowRunState, row: RunSnapshot | None) -> float | None:
-        """How many seconds a run and its row may stand like this; None: as long as they like."""
+        """Return for how many seconds a run and its row may stand like this; None: without limit."""
         lease = self._settings.lease_seconds
         if row is None and state.workflow_id is None and state.kind is PrefectState.RUNNING:
             return self._settings.run_timeout  # the cleanup, which has neither row nor lease
@@ -165,7 +165,7 @@ class Reconciler:
             return None
         if state.kind is PrefectState.PENDING and (row is None or row.is_live):
             # NOVA's worker has the lease before that; Prefect's own take it when the flow starts.
-            return max(PROVISIONING, 2 * lease)
+            return 2 * lease if state.by_nova else max(PROVISIONING, 2 * lease)
         if state.kind in (PrefectState.CANCELLING, PrefectState.SCHEDULED) or not (
             row is None or row.is_live
         ):
@@ -173,7 +173,7 @@ class Reconciler:
         return lease
 
     async def _adopt(self, state: FlowRunState) -> RunSnapshot | None:
-        """Make the row of a run that was started in Prefect and died before it had one, to look after it."""
+        """Make the row of a run that was started in Prefect and whose worker died before it made one."""
         flow_run_id, workflow_id = state.flow_run_id, state.workflow_id
         if workflow_id is not None and state.public_id is None:
             row = await self._database.run(lambda session: orphans.adopt(session, flow_run_id, workflow_id))
@@ -191,7 +191,7 @@ class Reconciler:
         return None
 
     async def _walk(self, actions: RecoveryActions, known: Collection[UUID]) -> None:
-        """Ask Prefect for the next page of runs that wait: some may be over, and nobody said so."""
+        """Ask Prefect about the next page of runs that wait: some may have ended there unnoticed."""
         page = await self._database.run(lambda session: orphans.waiting(session, self._cursor, PAGE))
         self._cursor = page[-1].id if len(page) == PAGE else 0
         asked = {row.flow_run_id: row for row in page if row.flow_run_id and row.flow_run_id not in known}
@@ -233,15 +233,15 @@ class Reconciler:
                 await self._attend(found, actions.resubmit(found))
 
     async def _end_stray_task_runs(self, report: Report) -> None:
-        """End the task runs whose end nobody told: their flow run does not run any more."""
+        """End the task runs that stay open in Prefect though their flow run does not run any more."""
         late = [one for one in await self._runs.stray_task_runs() if self._lasted(one, STRAY)]
         await self._runs.crash_task_runs(late, "Its run ended, or goes on, without it.")
         report.task_runs += len(late)
 
     async def _attend(self, found: RecoveryLease, work: Awaitable[None]) -> None:
-        """Do the work on an execution in bounded time; where it fails the execution stands as before.
+        """Do the work on an execution in bounded time; where it fails, leave the execution as it was.
 
-        What is wrong with one must not keep the others waiting; with two in a row, Prefect is what is wrong.
+        One execution that fails must not stop the others. When two in a row fail, Prefect is at fault.
         """
         try:
             async with asyncio.timeout(PATIENCE):
@@ -266,7 +266,7 @@ class Reconciler:
         await self._database.run(lambda session: orphans.release(session, found))
 
     def _lasted(self, what: Hashable, seconds: float) -> bool:
-        """Whether this was seen for so long, in every round."""
+        """Whether every round of so many seconds has seen this."""
         now = self._clock()
         first = self._seen_now[what] = self._first_seen.get(what, now)
         return now - first >= seconds

@@ -1,6 +1,6 @@
-"""One attempt of a run, from its lease to whatever ends it; how it walks its nodes is given to it.
+"""One attempt of a run, from its lease to its end.
 
-It knows no Prefect but the gateway: `flows/execute_workflow.py` says what its end is there.
+Only the gateway speaks to Prefect here; `flows/execute_workflow.py` says what the end is there.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Attempt:
     async def make(
         self, held: HeldLease | None, refusal: BreakerOpenError | None, tags: Iterable[str]
     ) -> AttemptEnd:
-        """Load the run, walk it, and end it in its row; return how it ended. `tags` are the flow run's.
+        """Load the run, run its nodes, and end it in its row; return how it ended. `tags` are the flow run's.
 
         Raises LeaseError.
         """
@@ -147,7 +147,7 @@ class Attempt:
         return AttemptEnd(Ending.COMPLETED if is_completed else Ending.FAILED, message)
 
     async def _execute(self, run: LoadedRun, held: HeldLease, refusal: BreakerOpenError | None) -> AttemptEnd:
-        """Walk the run to its end, or to where it breaks off."""
+        """Run node after node to the end, or to the node that fails."""
         shared, log = self._shared, self._log
         sandbox = SandboxSession(
             self._settings, shared.database, shared.cipher, shared.sandboxes, run, self._spec, log
@@ -163,7 +163,7 @@ class Attempt:
         except NovaError as error:
             return await self._break_off(run, held, error, nodes.at)
         except Exception as error:
-            # A fault of NOVA's own must not leave an open row either; Prefect's log has its traceback.
+            # A fault of NOVA's own must not leave the row open. Prefect's log has its traceback.
             log.exception("NOVA itself failed")
             fault = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
             return await self._break_off(run, held, fault, None)
@@ -193,7 +193,7 @@ class Attempt:
             if await self._runs.requeue(self._spec.flow_run, message, due):
                 return AttemptEnd(Ending.RETRY_SCHEDULED, message)
         except NovaError as error:  # the row says when it is due: the reconciler tells Prefect
-            self._log.warning("The run could not be put back in its queue yet: %s", error)
+            self._log.warning("The next attempt is scheduled, but Prefect has not heard of it yet: %s", error)
             return AttemptEnd(Ending.RETRY_SCHEDULED, message)
         await run_until_committed(
             self._database, lambda session: attempts.cancel(session, held.lease, CANCELLED)
@@ -209,7 +209,7 @@ class Attempt:
         return written
 
     async def _walk_in_time(self, run: LoadedRun, nodes: NodeExecutor, held: HeldLease) -> int:
-        """Walk within the time that a run may take; return how many steps the whole run has."""
+        """Run the nodes within the time that a run may take; return how many steps the whole run has."""
         limit, warning = self._settings.run_timeout, self._settings.run_warning
         said = "The run has taken %g s; at %g s it is stopped."
         watch = asyncio.get_running_loop().call_later(warning, self._log.warning, said, warning, limit)
@@ -228,7 +228,9 @@ class Attempt:
         try:
             await self._runs.label(self._spec.flow_run, name=run.name, tags=sorted({*tags, *run.tags}))
         except NovaError as error:
-            self._log.warning("The flow run could not be named: %s", error)
+            self._log.warning(
+                "The flow run keeps its name, since Prefect did not take the new one: %s", error
+            )
 
 
 def _failed(error: NovaError) -> AttemptEnd:

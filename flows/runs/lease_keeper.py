@@ -33,7 +33,7 @@ AskRequest = Callable[[UUID], Awaitable[UUID | None]]
 
 
 class HeldLease:
-    """One lease of this process, until it is given back or lost."""
+    """One lease of this process, until it is released or lost."""
 
     def __init__(self, keeper: LeaseKeeper, flow_run_id: UUID, lease: Lease, asked_at: float) -> None:
         self.lease = lease
@@ -50,7 +50,7 @@ class HeldLease:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the run's last word of this attempt is written, or on its way: nothing is to stop that."""
+        """Whether the end of this attempt is written, or is being written: nothing may stop that."""
         return self._is_ending
 
     @property
@@ -59,15 +59,15 @@ class HeldLease:
         return self._is_leave_requested
 
     def request_leave(self) -> None:
-        """Have the run leave before its next node, where nothing of it gets lost."""
+        """Ask the run to leave before its next node: there nothing of it is lost."""
         self._is_leave_requested = True
 
     def end(self) -> None:
-        """Let what follows be the run's last word of this attempt."""
+        """Note that from here on the end of this attempt is written."""
         self._is_ending = True
 
     async def confirm(self) -> None:
-        """Raise LeaseLostError unless the execution is ours, or was until we gave it back ourselves.
+        """Raise LeaseLostError unless the execution is ours, or was until we released it ourselves.
 
         Asks the database only where the lease might have run out since it was last renewed.
         """
@@ -86,7 +86,7 @@ class HeldLease:
         return await self._keeper.release(self._flow_run_id)
 
     def abandon(self) -> None:
-        """Leave it to run out: whoever looks after the run then sees how it stands."""
+        """Let it run out; the reconciler then sees how the run stands."""
         self._keeper.forget(self._flow_run_id)
 
     def check(self) -> None:
@@ -96,7 +96,7 @@ class HeldLease:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within it the task is cancelled as soon as the lease is lost, and LeaseLostError comes out."""
+        """Cancel the current task as soon as the lease is lost, and raise LeaseLostError then."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
 
         if task is None:
@@ -122,11 +122,11 @@ class HeldLease:
             self._on_loss = None
 
     def note_released(self) -> None:
-        """Take note that from now on its row may have no lease: that is no loss."""
+        """Note that the lease is being released: that it is gone is no loss then."""
         self._is_released = True
 
     def note(self, is_ours: bool, asked_at: float) -> None:
-        """Take note of what the database said; called in the keeper's thread, too."""
+        """Note what the database said about the lease; the keeper's thread calls this, too."""
         if is_ours:
             self._sure_until = max(self._sure_until, asked_at + self.lease.seconds)
         elif not self._is_released and not self._is_lost:
@@ -230,7 +230,7 @@ class LeaseKeeper:
     async def release(self, flow_run_id: UUID) -> bool:
         """Free a run's lease for whoever goes on with it; without the database it runs out by itself.
 
-        False when it was not ours any more: lost, or given back before.
+        False when it was not ours any more: lost, or released before.
         """
         with self._lock:
             held = self._held.pop(flow_run_id, None)
@@ -244,7 +244,7 @@ class LeaseKeeper:
             return False
 
     def forget(self, flow_run_id: UUID) -> None:
-        """Renew a run's lease no more, and leave it to run out."""
+        """Stop renewing a run's lease, so that it runs out."""
         with self._lock:
             self._held.pop(flow_run_id, None)
 
@@ -286,7 +286,7 @@ class LeaseKeeper:
 
 
 def check_breaker(session: Session) -> None:
-    """Raise BreakerOpenError unless a sandbox may be made now; who may reports what comes of it."""
+    """Raise BreakerOpenError unless a sandbox may be made now. The caller reports how it went."""
     admission = circuit_breaker.admit(session)
     if not admission.allowed:
         raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)

@@ -45,7 +45,7 @@ class LoadedRun:
     public_id: UUID
     attempt: int
     retries: int
-    """How often it was put off because infrastructure broke."""
+    """How many retries it has used because infrastructure broke."""
     tries: int
     """Rows that its next step has already, of tries that failed."""
     unrepeatable_step: int | None
@@ -91,7 +91,7 @@ def load_run(
     initial context that is not JSON.
     """
     if request.public_id is None:
-        workflows.get(session, request.workflow_id)  # says which one there is not
+        workflows.get(session, request.workflow_id)  # raises NotFoundError with the workflow's id
     client = clients.active(session, request.client_slug) if request.client_slug else None
     row = attempts.begin(
         session,
@@ -109,7 +109,7 @@ def load_run(
     overlay = vault.overlay(cipher, client, extra_secrets=vault.secrets_of(opened))
     if row.attempt == 1:
         _store_overlay(session, row, overlay)
-    # begin pins every run and wants a lease; without them there is nothing to walk.
+    # `begin` pins every run and wants a lease: this cannot be.
     if lease is None or row.version is None:
         raise InvalidInputError(f"Execution {row.id} is not pinned to a version of its workflow.")
     graph = load_graph(row.version.graph)
@@ -141,7 +141,7 @@ def open_context(session: Session, execution_id: int, cipher: Cipher) -> dict[st
 
 
 def check_size(sizes: Iterable[int], limit: int) -> None:
-    """Raise LimitError when the keys of a context, by `size_of`, have more bytes together than they may."""
+    """Raise LimitError when the sizes of a context's keys, by `size_of`, come to more than `limit` bytes."""
     if (total := sum(sizes)) > limit:
         raise LimitError(
             f"The context has {total:,} bytes; a run's may have {limit:,} (NOVA_CONTEXT_LIMIT). "
@@ -156,7 +156,7 @@ def _fragments(initial_context: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _store_overlay(session: Session, row: Execution, overlay: vault.Overlay) -> None:
-    """Put what may be shown of the client's credentials into the stored initial context: nodes saw it."""
+    """Add the public fields of the client's credentials to the stored initial context: nodes see them."""
     shown = {key: values.Value(data) for key, data in json_values.to_fragments(overlay.public).items()}
     initial = {key: digest for key, digest in row.initial.items() if key not in overlay.keys}
     row.initial = initial | values.put(session, row.id, shown)

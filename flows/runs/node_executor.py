@@ -1,4 +1,4 @@
-"""The nodes of a run: each is sent to the sandbox, tried again where that may help, and written down."""
+"""Runs the nodes of a run: sends each to the sandbox, tries it again where that may help, writes its row."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class NodeExecutor:
         """The node that is being run, or was when the run broke off."""
 
     def check_unrepeatable(self, node: Node, step: int) -> None:
-        """Raise InterruptedRunError when this step's node was started, must not be again, and did not end."""
+        """Raise InterruptedRunError when this node was started, did not end, and must not start again."""
         if step == self._run.unrepeatable_step:
             self.at = node.id
             raise InterruptedRunError(
@@ -80,8 +80,8 @@ class NodeExecutor:
         """Run an action or a decision as step number `step` (from 0).
 
         Raises NodeError when the node's code failed, SandboxError when the sandbox did, LimitError when the
-        context grew too large, InterruptedRunError when a node that must not be started twice got lost, and
-        LeaseLostError; each failed try has a row by then, but after the last of these.
+        context grew too large, InterruptedRunError when the end of a node that must not be started twice is
+        unknown, and LeaseLostError. Each failed try has its row by then, except after LeaseLostError.
         """
         node = self._run.graph.node(node_id)
         self.at = node_id
@@ -102,7 +102,7 @@ class NodeExecutor:
         return visit
 
     async def _run_once(self, node: Node, step: int) -> Visit:
-        """Run a node that is never to be started a second time, once it has been written down that it was."""
+        """Run a node that must never be started a second time; the row says first that it was started."""
         await run_until_committed(
             self._database, lambda session: attempts.mark_unrepeatable(session, self._run.lease, step)
         )
@@ -129,7 +129,7 @@ class NodeExecutor:
             except NodeError as error:
                 failure: NovaError = error
                 pause = next(of_code, None)
-                # A decision whose code succeeded with an answer that is no way: the sandbox kept its changes.
+                # The decision's code succeeded, but no edge has its answer: the sandbox kept its changes.
                 broken = error.error_type == UNKNOWN_BRANCH
             except SandboxError as error:
                 failure, broken = error, True
@@ -140,7 +140,7 @@ class NodeExecutor:
             await asyncio.sleep(pause)
 
     async def _try(self, node: Node, step: int) -> Visit:
-        """Send a node once and write down what came of it."""
+        """Send a node once and write its row."""
         this = _Try(node, step, self._number(step), utcnow())
         try:
             result = await self._place.run(self._call(this))
@@ -180,7 +180,7 @@ class NodeExecutor:
         return NodeCall(call_id, node.id, kind, code, node.timeout, about, run.context_limit)
 
     def _follow(self, node: Node, result: NodeResult) -> tuple[Visit, str]:
-        """Where the run goes on from a result; raises NodeError for a failure or an answer without a way."""
+        """Return where the run goes on; raises NodeError for a failure and for an answer that no edge has."""
         redact = self._run.overlay.redact
         if result.failure is not None:
             message = f"{result.failure.type}: {result.failure.message}".rstrip(": ")
@@ -196,7 +196,7 @@ class NodeExecutor:
         try:
             label = branch_label(self._run.graph, node.id, result.branch, result.branch_truth)
         except NodeError as error:
-            # The answer stands in the message, and a node may answer with anything, a password too.
+            # The message holds the answer, which may be a password.
             raise NodeError(redact(str(error)), node_id=node.id, error_type=error.error_type) from None
         target = next(way.target for way in ways if way.condition == label)
         return Visit(node.id, label), target
@@ -214,7 +214,7 @@ class NodeExecutor:
         target: str | None = None,
         failure: NovaError | None = None,
     ) -> None:
-        """Write the row and where the run stands now, in one transaction, once the database is there."""
+        """Write the step's row and the node that comes next, as soon as the database is there."""
         overlay, began = self._run.overlay, 0
 
         # One transaction in a thread: hashing, encrypting and compressing 10 MB must not block the loop.
@@ -249,7 +249,7 @@ class NodeExecutor:
 
 @dataclass(frozen=True)
 class _Try:
-    """What is known of a row before its node has run."""
+    """One try of a step, before its node has run."""
 
     node: Node
     step: int

@@ -1,7 +1,7 @@
-"""How an attempt of a run ends in its row: closed, or put off until infrastructure works again.
+"""How an attempt ends in its row: the run is closed, or its next attempt is scheduled.
 
-The lease outlasts these words, until Prefect has heard them: a process that is slow to tell it must not do so
-when somebody else goes on with the run.
+The lease stays until Prefect has heard: a process that is slow to tell Prefect must not do so when somebody
+else goes on with the run.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def fail(session: Session, lease: Lease, error: NovaError, node: str | None = No
 def schedule_retry(
     session: Session, settings: Settings, run: LoadedRun, error: NovaError, node: str | None
 ) -> datetime | None:
-    """Put a run off whose infrastructure broke, and return when its next attempt is due.
+    """Schedule the next attempt of a run whose infrastructure broke, and return when it is due.
 
-    None when it is not worth another attempt, or had all that it may have; those do not count in which the
-    circuit breaker says that E2B fails for everybody. Raises LeaseLostError.
+    None where another attempt does not help, or all retries are used. An attempt that fails while E2B fails
+    for everybody (the circuit breaker is open) uses none. Raises LeaseLostError.
     """
-    if not retry_policy.passes(error):
+    if not retry_policy.may_pass(error):
         return None
     pause = _breaker_pause(session) if settings.uses_e2b and _is_for_breaker(error) else None
     if pause is not None:

@@ -1,4 +1,4 @@
-"""The nodes of a run as Prefect tasks, one after the other: what Prefect's UI shows of it."""
+"""Runs the nodes of a run as Prefect tasks, one after the other: these are what Prefect's UI shows."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ async def run_node(runner: NodeExecutor, node_id: str, step: int, title: str) ->
 async def walk(run: LoadedRun, nodes: NodeExecutor, held: HeldLease, log: Log) -> int:
     """Run node after node until an end; return how many steps the whole run has.
 
-    Raises what `NodeExecutor.run` and `next_node` raise, and CancelledError where the worker wants the run
-    back: between two nodes nothing is interrupted.
+    Raises what `NodeExecutor.run` and `next_node` raise, and CancelledError between two nodes where the
+    worker stops and asked the run to leave.
     """
     visits = list(run.visits)
     previous: State[Visit] | None = None
@@ -68,7 +68,7 @@ async def walk(run: LoadedRun, nodes: NodeExecutor, held: HeldLease, log: Log) -
 async def _run_task(
     nodes: NodeExecutor, node: Node, step: int, previous: State[Visit] | None
 ) -> State[Visit]:
-    """Run a node as a task named after it; waiting for the one before draws the arrow in the UI."""
+    """Run a node as a task named after it; `wait_for` the one before draws the arrow in the UI."""
     wait_for = [previous] if previous is not None else None
     call = run_node(nodes, node.id, step, _shown(node), return_state=True, wait_for=wait_for)
     # Prefect types the call of an async task as if it were a sync one.

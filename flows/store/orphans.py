@@ -59,14 +59,15 @@ def take_as_seen(
 ) -> RecoveryLease | None:
     """Take the lease of an execution that is as it was seen; None when anything has happened to it.
 
-    Notes the flow run, if the row has none yet.
+    One that was seen with a lease that has run out is taken if it still has. Notes the flow run, if the row
+    has none yet.
     """
     return _take(
         session,
         Execution.id == seen.id,
         Execution.status == seen.status,
         Execution.attempt == seen.attempt,
-        Execution.lease_owner.is_(None),
+        Execution.lease_until <= now() if seen.expired else Execution.lease_owner.is_(None),
         flow_run_id=flow_run_id,
     )
 

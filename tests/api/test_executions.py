@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from flows.credentials.cipher import Cipher
+from flows.graphs.lifecycle import Status
 from flows.store.database import Database
 from flows.store.models import ContextValue
 from flows.store.transitions import submissions
@@ -85,7 +86,7 @@ async def test_an_execution_that_is_not_over_has_no_result(api: httpx.AsyncClien
     assert (pending["task_id"], pending["workflow_version"]) == (task_id, None)
     await run.begin()
     assert (await api.get("/executions/1")).json()["status"] == "running"
-    await run.finish("failed", error="Boom", failed_at_node="read")
+    await run.finish(Status.FAILED, error="Boom", node="read")
     failed = (await api.get("/executions/1")).json()
     assert (failed["result"], failed["error"], failed["failed_at_node"]) == (None, "Boom", "read")
 
@@ -280,7 +281,7 @@ async def test_a_sealed_value_is_shown_as_stars(
     assert all(secret.encode() not in bytes(data) for data in stored)
 
 
-async def test_what_was_never_started_is_failed(
+async def test_what_was_never_started_is_cancelled(
     api: httpx.AsyncClient, workflow: dict[str, Any], database: Database
 ) -> None:
     """An execution that Prefect never confirmed has no task id, an empty chain, and says so."""
@@ -291,6 +292,10 @@ async def test_what_was_never_started_is_failed(
     )
     await database.run(lambda session: submissions.refuse(session, row.id, "The run was never started."))
     body = (await api.get(f"/executions/{row.id}")).json()
-    assert (body["status"], body["task_id"], body["error"]) == ("failed", None, "The run was never started.")
+    assert (body["status"], body["task_id"], body["error"]) == (
+        "cancelled",
+        None,
+        "The run was never started.",
+    )
     chain = (await api.get(f"/executions/{row.id}/chain")).json()
     assert chain == {"execution_id": row.id, "entries": [], "total": 0}

@@ -12,6 +12,7 @@ from prefect.client.orchestration import PrefectClient
 
 from api.version import VERSION
 from flows.config.settings import Settings
+from flows.graphs.lifecycle import Status
 from flows.store import circuit_breaker
 from flows.store.database import Database
 from tests.api.conftest import WORK_POOL, make_settings, running_api
@@ -113,7 +114,7 @@ async def test_metrics_count_what_happened(
     api: httpx.AsyncClient, start: Callable[..., Any], workflow: dict[str, Any]
 ) -> None:
     """The contract's figures, from the runs of the last day and hour."""
-    for status in ("completed", "completed", "failed"):
+    for status in (Status.COMPLETED, Status.COMPLETED, Status.FAILED):
         _, run = await start()
         await run.begin()
         await run.finish(status)
@@ -174,5 +175,5 @@ async def test_what_fails_in_a_run_is_not_the_breakers(
     for _ in range(6):
         _, run = await start()
         await run.begin()
-        await run.finish("failed", error="KeyError", error_kind="node")
+        await run.finish(Status.FAILED, error="KeyError")
     assert (await api.get("/metrics")).json()["circuit_breaker"]["failure_count"] == 0

@@ -244,7 +244,7 @@ async def test_rejected_execution_is_never_run(nova: Nova) -> None:
     outcome = await nova.outcome(execution.id, state)
     assert state.type == StateType.CANCELLED
     assert outcome.entries == []
-    assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "not_started")
+    assert (outcome.execution.status, outcome.execution.error_kind) == ("cancelled", "not_started")
 
 
 async def test_finished_execution_is_not_run_again(nova: Nova) -> None:

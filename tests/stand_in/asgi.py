@@ -25,10 +25,11 @@ _PROTOCOL_ERROR = 1002
 
 
 class App:
-    """An ASGI application; everything is answered in the loop that serves it."""
+    """An ASGI application; all is answered in the loop that serves it. `note` is told of each request."""
 
-    def __init__(self, stand_in: StandIn) -> None:
+    def __init__(self, stand_in: StandIn, note: Callable[[str], object]) -> None:
         self._stand_in = stand_in
+        self._note = note
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve a request or a socket."""
@@ -48,6 +49,7 @@ class App:
         body = orjson.loads(content) if content else None
         path = scope["path"].removeprefix("/api")
         status, answer = self._stand_in.answer(scope["method"], path, query, body)
+        self._note(f'"{scope["method"]} {scope["path"]} HTTP/1.1" {status}\n')
         shown = b"" if status == 204 else encoded(answer)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(shown)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -55,6 +57,7 @@ class App:
 
     async def _websocket(self, scope: Message, socket: _Socket) -> None:
         path = scope["path"].removeprefix("/api")
+        self._note(f'"WebSocket {scope["path"]}"\n')
         await socket.connected()
         if path not in ("/events/in", "/events/out"):
             await socket.close(_PROTOCOL_ERROR, f"The stand-in has no socket {path}")

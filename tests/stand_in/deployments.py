@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
-from tests.stand_in import answers, filters, flow_runs
+from tests.stand_in import answers, filters, flow_runs, pools
 from tests.stand_in.records import JSON, Deployment, Limit, Schedule
 from tests.stand_in.world import Refusal, World, conflict
 
@@ -182,8 +182,6 @@ def _by_name(world: World, flow_id: str, name: str) -> Deployment | None:
 
 def _queue(world: World, body: JSON) -> tuple[str | None, str | None]:
     """The queue that a body names, its id and name; it is made where it is missing."""
-    from tests.stand_in import pools
-
     pool_name, name = body.get("work_pool_name"), body.get("work_queue_name")
     if not pool_name:
         return None, name

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from tests.stand_in import task_runs
-from tests.stand_in.records import JSON, FlowRun, State, TaskRun
+from tests.stand_in.records import JSON, PAUSED, FlowRun, Pool, State, TaskRun
 from tests.stand_in.transitions import new_state
 from tests.stand_in.world import Refusal, World, moment
+
+TIGHT = timedelta(minutes=5)
+"""An event follows another one that is not older than this."""
 
 
 def of_state_change(world: World, run: FlowRun, initial: State | None) -> JSON:
@@ -20,7 +24,7 @@ def of_state_change(world: World, run: FlowRun, initial: State | None) -> JSON:
         "event": f"prefect.flow-run.{state.name}",
         "occurred": state.timestamp,
         "received": world.now(),
-        "follows": initial.id if initial else None,
+        "follows": initial.id if initial and state.timestamp - initial.timestamp < TIGHT else None,
         "resource": {
             "prefect.resource.id": f"prefect.flow-run.{run.id}",
             "prefect.resource.name": run.name,
@@ -33,10 +37,19 @@ def of_state_change(world: World, run: FlowRun, initial: State | None) -> JSON:
         "related": _related(world, run),
         "payload": {
             "intended": {"from": initial.type if initial else None, "to": state.type},
-            "initial_state": {"type": initial.type, "name": initial.name} if initial else None,
-            "validated_state": {"type": state.type, "name": state.name, "message": state.message},
+            "initial_state": _shown(initial) if initial else None,
+            "validated_state": _shown(state),
         },
     }
+
+
+def _shown(state: State) -> JSON:
+    shown: JSON = {"type": state.type, "name": state.name}
+    if state.message:
+        shown["message"] = state.message
+    if state.type == PAUSED:
+        shown["pause_reschedule"] = str(state.details["pause_reschedule"]).lower()
+    return shown
 
 
 def _related(world: World, run: FlowRun) -> list[JSON]:
@@ -44,14 +57,19 @@ def _related(world: World, run: FlowRun) -> list[JSON]:
     flow, deployment = tables.flows.get(run.flow_id), tables.deployments.get(run.deployment_id or "")
     queue, pool = tables.queues.get(run.queue_id or ""), world.pool_of_queue(run.queue_id)
     found = (("flow", flow), ("deployment", deployment), ("work-queue", queue), ("work-pool", pool))
-    return [
+    related = [
         {
             "prefect.resource.id": f"prefect.{role}.{one.id}",
             "prefect.resource.name": one.name,
             "prefect.resource.role": role,
+            **({"prefect.work-pool.type": one.type} if isinstance(one, Pool) else {}),
         }
         for role, one in found
         if one is not None
+    ]
+    tags = {*run.tags, *(flow.tags if flow else []), *(deployment.fields["tags"] if deployment else [])}
+    return related + [
+        {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in sorted(tags)
     ]
 
 
@@ -69,6 +87,7 @@ def record_task_run(world: World, event: JSON) -> None:
     if run is None:
         own_id = event["resource"]["prefect.resource.id"].removeprefix("prefect.task-run.")
         run = task_runs.make(world, {**fields, "flow_run_id": flow_run_id}, own_id)
+        run.labels = fields.get("labels")
     state = new_state(world, payload["validated_state"])
     state.id, state.timestamp = event["id"], moment(event["occurred"]) or world.now()
     state.details["flow_run_id"], state.details["task_run_id"] = flow_run_id, run.id
@@ -111,7 +130,8 @@ def wanted_by(wanted: JSON) -> Callable[[JSON], bool]:
     """Whether a subscriber's filter wants an event: by its name, its resource or any of its resources."""
     names, own, related = (wanted.get(key) or {} for key in ("event", "resource", "any_resource"))
     for key, value in wanted.items():
-        if value and key not in ("event", "resource", "any_resource", "occurred", "order"):
+        known = key in ("event", "resource", "any_resource", "occurred", "order")
+        if not known and (any(value.values()) if isinstance(value, dict) else value):
             raise Refusal(501, f"The stand-in knows no filter {key!r} of events: {value!r}")
 
     def wants(event: JSON) -> bool:

@@ -142,7 +142,7 @@ def deployment_test(wanted: JSON) -> Test[Deployment]:
     )
 
 
-_CRITERIA = ("flows", "flow_runs", "deployments", "work_pools", "work_pool_queues")
+_CRITERIA = ("flow_runs", "flows", "deployments", "work_pools", "work_pool_queues")
 
 
 def _of_flow(world: World, wanted: JSON) -> Test[Any]:

@@ -67,7 +67,7 @@ class Run:
     name: str
     policy: JSON
     tags: list[str]
-    labels: JSON
+    labels: JSON | None
     run_count: int = 0
     expected_start_time: datetime | None = None
     next_scheduled_start_time: datetime | None = None

@@ -7,6 +7,7 @@ import contextlib
 import random
 import socket
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,12 +25,14 @@ class StandInServer:
     """A stand-in that other processes reach at `api_url`; ready when made.
 
     Its tables are in `stand_in`, which a test may look into, and change, at any time. A server that is
-    stopped and started again has them still, as a real one has its database.
+    stopped and started again has them still, as a real one has its database. It writes a line per request
+    to `log`, in the form that `tests.access_log` reads.
     """
 
-    def __init__(self, stand_in: StandIn | None = None, port: int = 0) -> None:
+    def __init__(self, log: Path, stand_in: StandIn | None = None, port: int = 0) -> None:
         self.stand_in = stand_in or StandIn(seed=random.randrange(2**63))
         self.port = port
+        self.log = log
         self._thread: threading.Thread | None = None
         self.start()
 
@@ -44,9 +47,9 @@ class StandInServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
-        config = uvicorn.Config(App(self.stand_in), lifespan="off", log_level="warning", access_log=False)
+        app = App(self.stand_in, self._note)
+        config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
         self._server = server = uvicorn.Server(config)
-        server.config.timeout_graceful_shutdown = 1
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(server, listener)), name="stand-in", daemon=True
         )
@@ -59,6 +62,10 @@ class StandInServer:
             self._server.should_exit = True
             self._thread.join()
             self._thread = None
+
+    def _note(self, line: str) -> None:
+        with self.log.open("a") as file:
+            file.write(line)
 
     async def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
         services = asyncio.create_task(self._run_services())

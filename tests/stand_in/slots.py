@@ -12,6 +12,7 @@ from datetime import timedelta
 from tests.stand_in.records import (
     CANCELLED,
     CANCELLING,
+    JSON,
     PENDING,
     RUNNING,
     SCHEDULED,
@@ -113,6 +114,16 @@ def release(world: World, run: FlowRun, lease: str | None) -> None:
         del world.tables.leases[lease]
     if limit is not None:
         limit.active_slots = max(0, limit.active_slots - 1)
+
+
+def change_limit(world: World, name: str, body: JSON) -> None:
+    """Change a deployment's limit, by its name or its id, as an operator does in Prefect's UI."""
+    for limit in world.tables.limits.values():
+        if name in (limit.name, limit.id):
+            limit.limit = body.get("limit", limit.limit)
+            limit.active_slots = body.get("active_slots", limit.active_slots)
+            return
+    raise Refusal(404, "Concurrency Limit not found")
 
 
 def renew(world: World, lease_id: str, seconds: float) -> None:

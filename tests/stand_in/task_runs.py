@@ -59,7 +59,11 @@ def make(world: World, body: JSON, task_run_id: str) -> TaskRun:
     flow_run = world.tables.flow_runs.get(body.get("flow_run_id") or "")
     labels: JSON = {}
     if flow_run is not None:
-        labels = {**flow_run.labels, "prefect.flow.id": flow_run.flow_id, "prefect.flow-run.id": flow_run.id}
+        labels = {
+            **(flow_run.labels or {}),
+            "prefect.flow.id": flow_run.flow_id,
+            "prefect.flow-run.id": flow_run.id,
+        }
     run = TaskRun(
         id=task_run_id,
         created=now,

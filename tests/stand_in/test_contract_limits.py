@@ -121,6 +121,24 @@ async def test_changed_limits(real: Conversation, stand_in: Conversation) -> Non
     await assert_same(story, real, stand_in)
 
 
+async def test_a_limit_set_by_hand(real: Conversation, stand_in: Conversation) -> None:
+    """An operator changes a limit by its name; where it is 0 nobody gets a slot, nor waits for one."""
+
+    async def story(talk: Conversation) -> None:
+        place = await limited(talk, 1)
+        run = await place.run()
+        path = f"/v2/concurrency_limits/deployment:{place.deployment_id}"
+        await talk.ask("PATCH", path, {"limit": 0})
+        await place.set_state(run, "PENDING")
+        await slots(talk, place)
+        await talk.ask("PATCH", path, {"limit": 2, "active_slots": 1})
+        await place.set_state(run, "PENDING")
+        await slots(talk, place)
+        await talk.ask("PATCH", "/v2/concurrency_limits/none", {"limit": 2})
+
+    await assert_same(story, real, stand_in)
+
+
 async def test_leases(real: Conversation, stand_in: Conversation) -> None:
     """A lease can be renewed while its run holds it, and no longer."""
 

@@ -18,12 +18,13 @@ from sqlalchemy import func, select
 from deployments.worker.worker import NovaWorker
 from flows.config.settings import Settings
 from flows.graphs import json_values
+from flows.graphs.lifecycle import RunSnapshot, closure_for
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.prefect_gateway.workflow_deployments import DeploymentSpec
-from flows.store import executions, workflows
+from flows.store import executions, orphans, workflows
 from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.transitions import submissions
+from flows.store.transitions import interventions, submissions
 from flows.store.values import Value
 from tests.builders import fresh_name
 from tests.servers import ServerProcess, clean_environment
@@ -122,6 +123,17 @@ class Site:
         row = await self.database.run(lambda session: executions.by_task(session, flow_run_id))
         assert row is not None
         return row
+
+    async def snapshot(self, flow_run_id: UUID) -> RunSnapshot:
+        """Read the execution of a flow run, as far as decisions need it."""
+        seen = await self.database.run(lambda session: orphans.match_flow_runs(session, {flow_run_id: None}))
+        return seen[flow_run_id]
+
+    async def close_as_seen(self, flow_run_id: UUID) -> None:
+        """Close an execution as Prefect says, as a poll does; who has its lease loses it."""
+        row, state = await self.snapshot(flow_run_id), await self.gateway.runs.find(flow_run_id)
+        closure = closure_for(row, state)
+        assert await self.database.run(lambda session: interventions.close_as_seen(session, row, closure))
 
     async def flow_runs(self, ids: Sequence[UUID]) -> list[FlowRun]:
         """Read flow runs in one request, in the order of their start."""

@@ -13,8 +13,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Suspended
 
 from deployments.worker import prefect_engine
-from deployments.worker.active_run import Ending, Run
+from deployments.worker.active_run import Run
 from deployments.worker.stop_requests import POLL_WITH_EVENTS
+from flows.graphs.lifecycle import Ending
 from flows.runs.lease_keeper import HeldLease, LeaseKeeper
 from flows.store import chain
 from flows.store.leases import Lease

@@ -31,16 +31,19 @@ def take(session: Session, claim: LeaseClaim) -> Lease | None:
     """Take the lease of a run that is about to start; the same owner renews it. Makes the row if need be.
 
     From pending, running to pending, running. None when there is nothing to run: `begin` says why. Raises
-    LeaseHeldError when the lease is somebody else's and has not run out.
+    LeaseHeldError when the lease is somebody else's and has not run out, of a run that is over, too: Prefect
+    has not heard of its end yet.
     """
     lease = _acquire(session, claim)
     if lease is None and claim.public_id is None:
         submissions.adopt(session, claim.flow_run_id, claim.workflow_id)
         lease = _acquire(session, claim)
     if lease is None:
-        held = select(Execution.id).where(*claim.startable, Execution.lease_owner.is_not(None))
+        # A run that may start was somebody's a moment ago, even if it has become free since.
+        may_start = Execution.status.in_(LIVE) & ~Execution.revoked
+        held = select(Execution.id).where(*claim.matches, or_(Execution.lease_until > now(), may_start))
         if (execution_id := session.scalar(held)) is not None:
-            raise LeaseHeldError(f"Execution {execution_id} is being run by another process.")
+            raise LeaseHeldError(f"Another process has execution {execution_id}.")
     return lease
 
 
@@ -136,7 +139,7 @@ def complete(session: Session, lease: Lease) -> None:
         session,
         lease,
         status=case((Execution.revoked, Status.CANCELLED), else_=Status.COMPLETED),
-        error=case((Execution.revoked, CANCELLED), else_=None),
+        error=case((Execution.revoked, columns.text(CANCELLED)), else_=None),
         error_kind=case((Execution.revoked, ErrorKind.CANCELLED), else_=None),
         failed_at_node=None,
     )
@@ -147,12 +150,7 @@ def fail(session: Session, lease: Lease, error: str, kind: ErrorKind, node: str 
 
     From pending, running to failed, or to cancelled where somebody was told so. Raises LeaseLostError.
     """
-    _end(
-        session,
-        lease,
-        **columns.unless_revoked(Closure(Status.FAILED, error, kind)),
-        failed_at_node=node,
-    )
+    _end(session, lease, **columns.unless_revoked(Closure(Status.FAILED, error, kind), node))
 
 
 def cancel(session: Session, lease: Lease, message: str) -> None:
@@ -263,8 +261,9 @@ def _put_off(
 
 
 def _end(session: Session, lease: Lease, **changes: Any) -> None:
-    """Close a run for its own process, which keeps the lease. Written before, it stays as it is."""
-    if columns.close(session, (lease.is_ours, Execution.status.in_(LIVE)), **changes):
+    """Close a run for its own process, whose lease lasts anew. A run that is closed stays as it is."""
+    which = (lease.is_ours, Execution.status.in_(LIVE))
+    if columns.close(session, which, lease_until=now(lease.seconds), **changes):
         return
     if not leases.renew(session, [lease.owner], lease.seconds):
         raise leases.lost(session, lease)

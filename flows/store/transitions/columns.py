@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, case, update
+from sqlalchemy import ColumnElement, case, literal, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -61,18 +61,27 @@ def reopen_row(session: Session, *which: ColumnElement[bool], reopened_from: uui
     )
 
 
-def of_closure(closure: Closure) -> dict[str, Any]:
-    """The columns of a closure."""
-    return {"status": closure.status, "error": closure.error, "error_kind": closure.kind}
-
-
-def unless_revoked(closure: Closure) -> dict[str, Any]:
-    """The columns of a closure; a run of which somebody was told that it is cancelled ends as that."""
+def of_closure(closure: Closure, node: str | None = None) -> dict[str, Any]:
+    """The columns of a closure, at a node perhaps."""
     return {
-        "status": case((Execution.revoked, Status.CANCELLED), else_=closure.status),
+        "status": closure.status,
         "error": closure.error,
+        "error_kind": closure.kind,
+        "failed_at_node": node,
+    }
+
+
+def unless_revoked(closure: Closure, node: str | None = None) -> dict[str, Any]:
+    """The columns of a closure; a run of which somebody was told that it is cancelled ends as that."""
+    return of_closure(closure, node) | {
+        "status": case((Execution.revoked, Status.CANCELLED), else_=closure.status),
         "error_kind": case((Execution.revoked, ErrorKind.CANCELLED), else_=closure.kind),
     }
+
+
+def text(value: str) -> ColumnElement[str]:
+    """A text as the column `error` stores it, to stand in a `case`: there SQLAlchemy takes it as it is."""
+    return literal(value, Execution.error.type)
 
 
 def as_seen(seen: RunSnapshot) -> tuple[ColumnElement[bool], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import or_, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import ConflictError, NotFoundError
@@ -78,13 +78,14 @@ def lock_reopenable(session: Session, execution_id: int) -> Execution:
     The status stays. Raises NotFoundError, and ConflictError when there is nothing to retry.
     """
     execution = locked(session, Execution.id == execution_id)
+    has_owner = select(Execution.id).where(Execution.id == execution_id, Execution.lease_until > now())
     if execution is None:
         raise NotFoundError(f"There is no execution {execution_id}.")
     if execution.error_kind == ErrorKind.NOT_STARTED:
         raise ConflictError(f"Execution {execution_id} was never started. Start its workflow anew.")
     if execution.status not in REOPENABLE:
         raise ConflictError(f"Execution {execution_id} is {execution.status}, not failed or cancelled.")
-    if execution.lease_owner is not None:
+    if session.scalar(has_owner) is not None:
         raise ConflictError(f"Execution {execution_id} changes hands at this moment. Ask again.")
     return execution
 

@@ -54,9 +54,7 @@ def close_recovered(session: Session, lease: Lease, closure: Closure, node: str 
     From pending, running to failed, cancelled. Raises LeaseLostError.
     """
     which = (lease.is_ours, Execution.status.in_(LIVE))
-    closed = columns.close(
-        session, which, **columns.unless_revoked(closure), failed_at_node=node, **columns.FREE
-    )
+    closed = columns.close(session, which, **columns.unless_revoked(closure, node), **columns.FREE)
     if not closed and not attempts.release(session, lease):
         raise leases.lost(session, lease)
 
@@ -73,11 +71,11 @@ def requeue(session: Session, lease: Lease, counts: dict[str, int | None], why: 
         began = Execution.status == Status.RUNNING
         changes |= {
             "next_attempt_at": case((began, now()), else_=Execution.next_attempt_at),
-            "error": case((began, why), else_=Execution.error),
+            "error": case((began, columns.text(why)), else_=Execution.error),
             "error_kind": case((began, ErrorKind.CRASHED), else_=Execution.error_kind),
         }
-    ours = update(Execution).where(lease.is_ours).values(changes).returning(Execution.id)
-    if session.scalar(ours) is None:
+    ours = update(Execution).where(lease.is_ours, Execution.status.in_(LIVE)).values(changes)
+    if session.scalar(ours.returning(Execution.id)) is None:
         raise leases.lost(session, lease)
 
 
@@ -86,6 +84,7 @@ def resubmit(session: Session, lease: Lease) -> None:
 
     From pending, running to pending, running. Its task id stays. Raises LeaseLostError.
     """
-    ours = update(Execution).where(lease.is_ours).values(flow_run_id=None, stepping=False)
+    ours = update(Execution).where(lease.is_ours, Execution.status.in_(LIVE))
+    ours = ours.values(flow_run_id=None, stepping=False)
     if session.scalar(ours.returning(Execution.id)) is None:
         raise leases.lost(session, lease)

@@ -34,7 +34,7 @@ _RULES = {
     ),
     "next_attempt_at": ("next_attempt_at is null or status in ('pending', 'running')"),
     "revoked": ("not revoked or status in ('pending', 'running', 'cancelled')"),
-    "not_started": ("error_kind is distinct from 'not_started' or (attempt = 0 and lease_owner is null)"),
+    "not_started": ("error_kind is distinct from 'not_started' or (status = 'cancelled' and attempt = 0)"),
     "unrepeatable_step": ("unrepeatable_step is null or status <> 'completed'"),
     "crashes": ("crashes >= 0 and (crashes = 0) = (crash_step is null)"),
     "counters": ("retries >= 0 and lost_starts >= 0"),
