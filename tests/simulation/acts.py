@@ -294,7 +294,11 @@ class Acts:
     def _stopped(self) -> list[UUID]:
         """The runs that failed or were cancelled."""
         rows = self.world.ledger.rows.values()
-        return [row["flow_run_id"] for row in rows if row["status"] in ("failed", "cancelled") and row["flow_run_id"]]
+        return [
+            row["flow_run_id"]
+            for row in rows
+            if row["status"] in ("failed", "cancelled") and row["flow_run_id"]
+        ]
 
     def _awake(self, processes: Sequence[Any]) -> list[Any]:
         return [process for process in processes if not process.is_paused]
