@@ -23,8 +23,8 @@ from pathlib import Path
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE, Channel
 from flows.sandbox.port import FoundSandbox, Sandbox, SandboxSpec
+from flows.sandbox.processes import LINUX, is_alive, kill_tree
 from flows.sandbox.protocol import BOOT, RUNNER, Chunks, Message
-from flows.sandbox.runner.processes import LINUX, is_alive, kill_below
 
 CHUNK = 256 * 1024
 PATIENCE = 3.0
@@ -130,7 +130,7 @@ class LocalSandbox(Channel):
             async with asyncio.timeout(PATIENCE):
                 await self._process.wait()
         except (TimeoutError, asyncio.CancelledError) as error:
-            _kill_tree(self._process.pid)
+            kill_tree(self._process.pid)
             if isinstance(error, asyncio.CancelledError):
                 raise
             await self._process.wait()
@@ -159,14 +159,6 @@ async def _start(folder: Path, token: str, output_limit: int) -> Process:
     )
 
 
-def _kill_tree(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGSTOP)
-    kill_below(pid)
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-
-
 def _kill_stranger(pid: int, token: str) -> None:
     """End a runner by its process id, if it is the one with that token; blocks until it is gone."""
     if token not in _arguments(pid):
@@ -176,7 +168,7 @@ def _kill_stranger(pid: int, token: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while token in (_arguments(pid) or [token]) and is_alive(pid):  # one that is ending has no arguments
         if time.monotonic() > deadline:
-            _kill_tree(pid)
+            kill_tree(pid)
         time.sleep(0.005)
 
 

@@ -50,7 +50,7 @@ class NodeCall:
     run: Mapping[str, Any] = field(default_factory=dict)
     """What the code finds in its variable `run`; JSON."""
     changes_limit: int = 64 * 1024 * 1024
-    """Bytes that the keys which it changes may have together (see `flows.sandbox.runner.values.size_of`)."""
+    """Bytes that the keys which it changes may have together (see `flows.graphs.json_values.size_of`)."""
 
 
 @dataclass(frozen=True)
