@@ -156,10 +156,14 @@ class Deployments:
     async def apply(self, spec: DeploymentSpec) -> UUID:
         """Create or update the deployment of a workflow and return its id.
 
-        Of its schedules, those of NOVA's that are missing are made and those that NOVA has no more are
+        The work pool and its queues are made first where the deployment is not in it: they may be gone. Of
+        its schedules, those of NOVA's that are missing are made and those that NOVA has no more are
         removed. The others stay untouched: an operator may have paused one in the UI.
         """
-        deployment_id = await self._find(spec)
+        found = await self._find(spec)
+        if found is None or found.work_pool_name != self._pool:
+            await self.ensure_pool()
+        deployment_id = found.id if found is not None else None
         async with prefect_call(self._timeout, f"saving the deployment of {spec.slug}"):
             if deployment_id is None:
                 flow_id = await self._client.create_flow_from_name(FLOW_NAME)
@@ -299,7 +303,7 @@ class Deployments:
         async with prefect_call(self._timeout, "reading the schedules"):
             return [sched.view(s) for s in await self._client.read_deployment_schedules(deployment_id)]
 
-    async def _find(self, spec: DeploymentSpec) -> UUID | None:
+    async def _find(self, spec: DeploymentSpec) -> DeploymentResponse | None:
         """The workflow's deployment, by its id or else by its name; None where there is none.
 
         Raises ConflictError where the name is taken by another installation.
@@ -307,7 +311,7 @@ class Deployments:
         if spec.deployment_id is not None:
             try:
                 async with prefect_call(self._timeout, "reading the deployment"):
-                    return (await self._client.read_deployment(spec.deployment_id)).id
+                    return await self._client.read_deployment(spec.deployment_id)
             except NotFoundError:
                 pass
         try:
@@ -320,7 +324,7 @@ class Deployments:
                 f"Prefect has a deployment {FLOW_NAME}/{spec.slug} of work pool {found.work_pool_name} "
                 f"already: two installations of NOVA cannot share a Prefect server and workflow names."
             )
-        return found.id
+        return found
 
     async def _match_schedules(self, deployment_id: UUID, specs: Sequence[ScheduleSpec]) -> None:
         async with prefect_call(self._timeout, "matching the schedules"):
