@@ -1,8 +1,8 @@
 """The reconciler: whatever dies, a run goes on or ends, and its row and Prefect say the same in the end.
 
-It runs in every NOVA worker and in the API. Each round looks for leases that ran out, for what Prefect has
-beside the rows, for rows that Prefect knows better, and for runs that Prefect was never told of. Before it
-acts it seizes the execution's lease and looks again: what it saw may be old, and others look, too.
+It runs in every NOVA worker and in the API, of which one at a time looks. Each round looks for leases that
+ran out, for what Prefect has beside the rows, for rows that Prefect knows better, and for runs that Prefect
+was never told of. Before it acts it seizes the execution's lease and looks again: what it saw may be old.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from uuid import UUID
 
 import anyio
@@ -21,16 +20,18 @@ from sqlalchemy.orm import Session
 from flows.config.settings import Settings
 from flows.graphs.errors import (
     DatabaseUnavailableError,
-    InfrastructureError,
     LeaseError,
     NovaError,
     PrefectUnavailableError,
 )
 from flows.prefect_gateway.flow_runs import PAGE, FlowRuns, FlowRunState, closure_for
 from flows.recovery.actions import RecoveryActions, Report
+from flows.recovery.rounds import keep_looking
+from flows.recovery.sweeps import Sweep
 from flows.store import leases, orphans, transitions
 from flows.store.database import Database
 from flows.store.orphans import RecoveryLease, RunSnapshot
+from flows.store.sweep_lock import SweepLock
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ STRAY = 30.0
 """Seconds after which a task run's end, which Prefect writes down late, does not come any more."""
 AT_ONCE = 50
 """Runs handed to Prefect in one round at most."""
+
+SWEEPS = (Sweep.RUNS, Sweep.SUBMISSIONS)
 
 Resubmit = Callable[[int], Awaitable[UUID]]
 """Hands the execution of that id to Prefect, once more perhaps, and returns its flow run's id."""
@@ -75,28 +78,23 @@ class Reconciler:
         self._cursor = 0
         self._calm_until = 0.0
 
-    async def run_forever(self) -> None:
-        """Look every `recovery_interval` seconds, until cancelled; an outage is logged once."""
-        away = False
-        while True:
-            await asyncio.sleep(self._settings.recovery_interval * random.uniform(0.8, 1.2))
-            try:
-                await self.once()
-            except InfrastructureError as error:
-                if isinstance(error, DatabaseUnavailableError):
-                    # No lease could be renewed: those that live get time for it before they count as dead.
-                    self._calm_until = self._clock() + self._settings.lease_seconds / 2
-                if not away:
-                    log.warning("Runs are not looked after at the moment: %s", error)
-                away = True
-            except Exception:
-                log.exception("Looking after runs failed; the next round tries again")
-            else:
-                if away:
-                    log.info("Runs are looked after again.")
-                away = False
+    async def run_forever(self, locks: Mapping[Sweep, SweepLock] | None = None) -> None:
+        """Look every `recovery_interval` seconds, until cancelled.
 
-    async def once(self) -> Report:
+        A sweep that has a lock among `locks` is left to the process that holds it.
+        """
+
+        async def look() -> None:
+            try:
+                await self.once([sweep for sweep in SWEEPS if await _is_ours(sweep, locks or {})])
+            except DatabaseUnavailableError:
+                # No lease could be renewed: those that live get time for it before they count as dead.
+                self._calm_until = self._clock() + self._settings.lease_seconds / 2
+                raise
+
+        await keep_looking(look, self._settings.recovery_interval, "Runs", log)
+
+    async def once(self, sweeps: Collection[Sweep] = SWEEPS) -> Report:
         """Look once and set right what can be; calling it again changes nothing.
 
         Raises PrefectUnavailableError and DatabaseUnavailableError; the next round goes on where it ended.
@@ -105,13 +103,16 @@ class Reconciler:
         rescue = RecoveryActions(self._database, self._runs, self._settings, report)
         self._failures = 0
         self._seen_now = {}
-        active = await self._runs.active(self._settings.work_pool)
-        if self._clock() >= self._calm_until:
-            await self._recover(rescue)
-        await self._compare(rescue, active)
-        await self._walk(rescue, {state.flow_run_id for state in active})
-        await self._submit_forgotten(report)
-        await self._tidy(report)
+        if Sweep.RUNS in sweeps:
+            active = await self._runs.active(self._settings.work_pool)
+            if self._clock() >= self._calm_until:
+                await self._recover(rescue)
+            await self._compare(rescue, active)
+            await self._walk(rescue, {state.flow_run_id for state in active})
+        if Sweep.SUBMISSIONS in sweeps:
+            await self._submit_forgotten(report)
+        if Sweep.RUNS in sweeps:
+            await self._tidy(report)
         self._first_seen = self._seen_now
         return report
 
@@ -267,3 +268,9 @@ class Reconciler:
         now = self._clock()
         first = self._seen_now[what] = self._first_seen.get(what, now)
         return now - first >= seconds
+
+
+async def _is_ours(sweep: Sweep, locks: Mapping[Sweep, SweepLock]) -> bool:
+    """Whether this process does a sweep; without a lock every process does."""
+    lock = locks.get(sweep)
+    return lock is None or await lock.hold()

@@ -125,11 +125,10 @@ async def test_a_sweep_that_takes_longer_than_the_timeout_keeps_its_lock(url: st
 
 async def test_without_the_database_nobody_has_it(database_url: str, scope: str) -> None:
     """That is said as the outage that it is; afterwards it is taken as ever."""
-    async with to_database(database_url) as (wire, far):
-        async with sweeper(far, scope) as lock:
-            assert await lock.hold()
-            await wire.cut()
-            with pytest.raises(DatabaseUnavailableError):
-                await lock.hold()
-            await wire.restore()
-            await eventually(lock.hold, bool)
+    async with to_database(database_url) as (wire, far), sweeper(far, scope) as lock:
+        assert await lock.hold()
+        await wire.cut()
+        with pytest.raises(DatabaseUnavailableError):
+            await lock.hold()
+        await wire.restore()
+        await eventually(lock.hold, bool)
