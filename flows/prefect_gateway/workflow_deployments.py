@@ -31,7 +31,7 @@ from flows.prefect_gateway.cleanup_deployment import ensure_cleanup
 from flows.prefect_gateway.cron_schedules import ScheduleSpec, ScheduleView, validate_cron
 from flows.prefect_gateway.prefect_errors import prefect_call
 from flows.prefect_gateway.text import printable
-from flows.prefect_gateway.work_pool import ensure_pool
+from flows.prefect_gateway.work_pool import ensure_pool, is_whole
 
 __all__ = ["DeploymentSpec", "Deployments", "ScheduleSpec", "ScheduleView", "SyncReport", "validate_cron"]
 
@@ -43,6 +43,9 @@ ENTRYPOINT = "flows.execute_workflow.execute_workflow"
 
 WORKFLOW_TAG = "nova-workflow"
 """Marks the deployments that `sync` may delete; all others are not NOVA's to touch."""
+
+_IDS = 1000
+"""Ids in one request."""
 
 _LIVE = [
     StateType.SCHEDULED,
@@ -149,6 +152,10 @@ class Deployments:
         """Make the work pool and its three queues where they are missing."""
         await ensure_pool(self._client, self._pool, self._timeout)
 
+    async def has_whole_pool(self) -> bool:
+        """Whether the work pool is there with its three queues in their order."""
+        return await is_whole(self._client, self._pool, self._timeout)
+
     async def ensure_cleanup(self) -> None:
         """Make the deployment of the flow that tidies up where it is missing; its schedule stays as it is."""
         await ensure_cleanup(self._client, self._pool, self._timeout)
@@ -250,6 +257,19 @@ class Deployments:
                 for found in page
                 if found.work_pool_name == self._pool
             }
+
+    async def count(self, deployment_ids: Collection[UUID]) -> int:
+        """How many of these deployments are in the work pool: one small request for each thousand."""
+        ids, found = [str(each) for each in deployment_ids], 0
+        for start in range(0, len(ids), _IDS):
+            wanted = {
+                "deployments": {"id": {"any_": ids[start : start + _IDS]}},
+                "work_pools": {"name": {"any_": [self._pool]}},
+            }
+            async with prefect_call(self._timeout, "counting the deployments"):
+                response = await self._client.request("POST", "/deployments/count", json=wanted)
+            found += int(response.json())
+        return found
 
     async def sync(self, specs: AsyncIterable[DeploymentSpec], before: Mapping[UUID, str]) -> SyncReport:
         """Make the deployments equal to the workflows: create, update, delete.
