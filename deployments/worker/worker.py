@@ -99,6 +99,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
     async def setup(self) -> None:
         """Reach Prefect, start the flows' thread and listen."""
+        from deployments.worker.adrift import take_adrift_runs
         from deployments.worker.claim_backoff import ClaimBackoff
         from deployments.worker.events import WakeupSignal
         from deployments.worker.flow_thread import FlowThread
@@ -118,7 +119,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             stop=self._stop,
         )
         recovery = look_after_runs(self.client, self._pool_name)
-        chores = (self._listen(), self._answer_wakeups(), self._stops.poll(), recovery)
+        adrift = take_adrift_runs(self.client, self._pool_name, self._room, self._take_these)
+        chores = (self._listen(), self._answer_wakeups(), self._stops.poll(), recovery, adrift)
         self._chores = [asyncio.create_task(chore) for chore in chores]
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -175,7 +177,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         async with self._taking:
             taken: list[FlowRun] = []
             while self._may_take():
-                room = int(self.limiter.available_tokens)
+                room = self._room()
                 if room <= 0:
                     self._polled = time.monotonic()  # there is nothing to ask for, and that is well
                     break
@@ -183,15 +185,30 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
                 shown = room + self._waits.number
                 found = await self._look_up(shown)
                 self._wakeup.seen(flow_run.id for flow_run in found)
-                due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
-                claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[:room]))
-                for flow_run, claim in zip(due, claims, strict=False):
-                    self._waits.note(flow_run.id, claim)
+                claims = await self._claim(found)
                 taken += [flow_run for flow_run in found if flow_run.id in self._held]
                 # Some that were shown went to another worker: there may be more behind them.
                 if not claims or len(found) < shown or all(claim.ours for claim in claims):
                     break
             return taken
+
+    async def _take_these(self, found: list[FlowRun]) -> int:
+        """Take runs that the pool does not show, while there is room; how many are ours then."""
+        async with self._taking:
+            claims = await self._claim(found) if self._may_take() else []
+            return sum(claim.ours for claim in claims)
+
+    async def _claim(self, found: list[FlowRun]) -> list[Claim]:
+        """Claim those that may be tried, as many as there is room for."""
+        due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
+        claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[: self._room()]))
+        for flow_run, claim in zip(due, claims, strict=False):
+            self._waits.note(flow_run.id, claim)
+        return claims
+
+    def _room(self) -> int:
+        """How many more runs may be taken."""
+        return int(self.limiter.available_tokens)
 
     def _may_take(self) -> bool:
         return not self._stopping and self._flows.ready and not self._waits.all_wait
