@@ -13,7 +13,7 @@ from prefect.events import Event
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 
-from flows.config.log_once import OutageLog
+from flows.config.log_once import FaultLog, OutageLog
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -73,6 +73,7 @@ class Stream:
         self._pool_id = pool_id  # may raise RuntimeError until Prefect was reached
         self._handle = handle
         self._opened = opened
+        self._faults = FaultLog(log)
         self.connected = False
         """Whether events come in at the moment; if not, polls alone tell of anything."""
 
@@ -98,8 +99,12 @@ class Stream:
 
     async def _receive(self, subscriber: AsyncIterable[Event]) -> None:
         async for event in subscriber:
-            if (flow_run_id := _flow_run_id(event)) is not None:
+            if (flow_run_id := _flow_run_id(event)) is None:
+                continue
+            try:
                 self._handle(event, flow_run_id)
+            except Exception as error:  # noqa: BLE001 - the stream is well
+                self._faults.note(error, "An event of flow run %s was not answered.", flow_run_id)
 
     async def _moved(self, pool_id: UUID) -> None:
         """Return when the work pool is another one: it was deleted in Prefect and made again."""

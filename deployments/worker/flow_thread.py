@@ -15,9 +15,11 @@ from prefect.flows import Flow
 
 from deployments.worker import prefect_engine
 from deployments.worker.active_run import Ending, Run
-from deployments.worker.claims import AWAY_PAUSE, GONE, Claim, claim
+from deployments.worker.claims import AWAY_PAUSE, FAULT_PAUSE, GONE, Claim, claim
 from deployments.worker.flow_loader import Catalog, FlowNotLoadedError
+from flows.config.log_once import FaultLog, OutageLog
 from flows.graphs.errors import NovaError
+from flows.prefect_gateway.prefect_errors import is_prefects
 from flows.sandbox import prewarm
 
 log = logging.getLogger("prefect.nova.worker")
@@ -41,6 +43,7 @@ class FlowThread:
         self._context: contextvars.Context | None = None
         self._client: PrefectClient | None = None
         self._catalog = Catalog()
+        self._faults = FaultLog(log)
         self.answered = time.monotonic()
         """When the loop last answered `beat`: a loop that hangs does not."""
         # A daemon: a flow that never returns must not keep the process from ending.
@@ -84,6 +87,12 @@ class FlowThread:
         async def live() -> None:
             try:
                 await self._claim_and_execute(run, lambda claim: self._to_main(answer, claim))
+            except NovaError as error:
+                log.warning("Flow run %s is not taken: %s", run.id, error)
+                self._to_main(answer, Claim(False, FAULT_PAUSE))
+            except Exception as error:  # noqa: BLE001 - it is neither Prefect's nor the database's
+                self._faults.note(error, "Flow run %s could not be taken, or not be left.", run.id)
+                self._to_main(answer, Claim(False, FAULT_PAUSE))
             finally:
                 self._to_main(answer, GONE)
                 self._to_main(ended)
@@ -124,7 +133,9 @@ class FlowThread:
             return await self._catalog.find(run.flow_run, client)
         except FlowNotLoadedError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - Prefect is out of reach
+        except Exception as error:
+            if not is_prefects(error):
+                raise
             log.warning("Flow run %s is not taken, since its deployment cannot be read: %r", run.id, error)
             return None
 
@@ -148,6 +159,8 @@ class FlowThread:
             begin_sandbox(run.flow_run)
         except NovaError as error:
             log.debug("The flow will say why no sandbox is made: %s", error)
+        except Exception as error:  # noqa: BLE001 - the flow begins one itself
+            self._faults.note(error, "The sandbox of flow run %s was not begun ahead of it.", run.id)
 
     def _to_main(self, call: Callable[..., None], *args: Any) -> None:
         try:
@@ -181,15 +194,20 @@ class FlowThread:
 
     async def _keep_clients(self) -> None:
         await asyncio.to_thread(self._catalog.warm_up)
+        outage = OutageLog(log)
         while not self._stopped.is_set():
             try:
                 async with prefect_engine.shared_clients() as client:
                     self._client, self._context = client, contextvars.copy_context()
                     self._to_main(self._opened)
+                    outage.ended("Prefect answers the flows.")
                     await self._stopped.wait()
             except Exception as error:  # noqa: BLE001 - Prefect tells an unreachable server in many ways
                 self._context = self._client = None
-                log.warning("Prefect does not answer the flows yet: %s", error)
+                if is_prefects(error):
+                    outage.began("Prefect does not answer the flows yet: %s", error)
+                else:
+                    self._faults.note(error, "The flows have no client of Prefect's.")
                 await asyncio.sleep(RETRY)
 
 

@@ -17,6 +17,7 @@ from uuid import UUID
 import anyio
 from sqlalchemy.orm import Session
 
+from flows.config.log_once import FaultLog
 from flows.config.settings import Settings
 from flows.graphs.errors import (
     DatabaseUnavailableError,
@@ -77,6 +78,7 @@ class Reconciler:
         self._failures = 0
         self._cursor = 0
         self._calm_until = 0.0
+        self._faults = FaultLog(log)
 
     async def run_forever(self, locks: Mapping[Sweep, SweepLock] | None = None) -> None:
         """Look every `recovery_interval` seconds, until cancelled.
@@ -255,8 +257,10 @@ class Reconciler:
                 self._failures += 1
                 if self._failures > 1:
                     raise PrefectUnavailableError(f"Prefect fails again and again: {error}") from error
-            known = isinstance(error, NovaError | TimeoutError)
-            log.warning("Execution %d: %r", seized.row.id, error, exc_info=None if known else error)
+            if isinstance(error, NovaError | TimeoutError):
+                log.warning("Execution %d: %r", seized.row.id, error)
+            else:
+                self._faults.note(error, "Execution %d was not looked after.", seized.row.id)
         else:
             self._failures = 0
 

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
+from flows.config.log_once import FaultLog, OutageLog
 from flows.graphs.errors import BreakerOpenError, DatabaseUnavailableError, LeaseLostError
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.runs.loading import RunRequest
@@ -228,13 +229,19 @@ class LeaseKeeper:
 
     def _renew_for_ever(self) -> None:
         pause = self._seconds / 3
+        faults, outage = FaultLog(log), OutageLog(log)
         while not self._closed.wait(pause):
             try:
                 self._renew()
-                pause = self._seconds / 3
-            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
-                log.warning("Leases could not be renewed: %s", error)
+            except DatabaseUnavailableError as error:
+                outage.began("Leases cannot be renewed: %s", error)
                 pause = self._seconds / 10
+            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
+                faults.note(error, "Leases were not renewed.")
+                pause = self._seconds / 10
+            else:
+                outage.ended("Leases are renewed again.")
+                pause = self._seconds / 3
 
     def _renew(self) -> None:
         with self._lock:

@@ -11,9 +11,12 @@ import asyncio
 import logging
 from uuid import UUID
 
+from flows.config.log_once import FaultLog
+from flows.graphs.errors import NovaError
 from flows.sandbox.port import Sandbox, SandboxProvider, SandboxSpec
 
 log = logging.getLogger(__name__)
+_faults = FaultLog(log)
 
 _of_runs: dict[UUID, RunSandbox] = {}
 """The sandboxes of this process's runs, until their end begins."""
@@ -62,5 +65,9 @@ async def end(flow_run: UUID) -> None:
 
 def _note(making: asyncio.Task[Sandbox]) -> None:
     """See a failure that nobody may come to ask for: the run failed or was stopped before."""
-    if not making.cancelled() and (error := making.exception()) is not None:
+    if making.cancelled() or (error := making.exception()) is None:
+        return
+    if isinstance(error, NovaError):
         log.debug("A sandbox could not be made: %s", error)
+    else:
+        _faults.note(error, "A sandbox was not made.")
