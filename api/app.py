@@ -147,7 +147,9 @@ async def _recovery(services: Services) -> AsyncIterator[None]:
 
     tasks = {
         asyncio.create_task(reconciler.run_forever(locks)),
-        asyncio.create_task(keep_looking(heal, settings.recovery_interval, "Deployments", log)),
+        asyncio.create_task(
+            keep_looking(heal, settings.recovery_interval, "Deployments", log, tells_outages=False)
+        ),
     }
     try:
         yield

@@ -19,6 +19,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from sqlalchemy.orm import Session
 
+from flows.config.prefect_logs import correct_prefect_logs
 from flows.config.settings import Settings, get_settings
 from flows.graphs.errors import (
     BreakerOpenError,
@@ -43,6 +44,8 @@ from flows.sandbox import prewarm
 from flows.sandbox.factory import provider
 from flows.sandbox.port import SandboxSpec
 from flows.store import executions, transitions
+
+correct_prefect_logs()
 
 T = TypeVar("T")
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -78,19 +81,20 @@ async def execute_workflow(
 
     `initial_context` is visible to everybody who can see Prefect: keep it small and free of secrets.
     """
-    flow_run = _flow_run()
+    flow_run, log = _flow_run(), get_run_logger()
     attempt = _Attempt(
         get_settings(),
         flow_run,
         RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {}),
-        get_run_logger(),
+        log,
     )
     try:
         held, refusal = await attempt.take()
         with held.watched() if held is not None else nullcontext():
             return await attempt.make(held, refusal)
     except (LeaseError, PrefectUnavailableError) as error:
-        raise Abort(str(error)) from None  # another process says what becomes of the run
+        log.info("The run is left, and another process goes on with it: %s", error)
+        raise Abort(str(error)) from None
     finally:
         with anyio.CancelScope(shield=True):
             await attempt.leave()
@@ -222,6 +226,7 @@ class _Attempt:
         if due is None:
             return _failed(error)
         message = f"{str(error).rstrip('.')}. The next attempt is at {due:%H:%M:%S} UTC."
+        self._log.warning("%s", message)
         if await self._put_back(message, due):
             raise Abort(message)
         return Cancelled(message="The run was cancelled.")

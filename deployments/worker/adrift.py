@@ -49,6 +49,7 @@ async def take_adrift_runs(
         await lock.release()  # another worker may have room for them
 
     try:
-        await keep_looking(look, settings.recovery_interval, "Runs in no queue", log)
+        interval = settings.recovery_interval
+        await keep_looking(look, interval, "Runs in no queue", log, tells_outages=False)
     finally:
         await lock.close()

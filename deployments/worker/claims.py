@@ -22,7 +22,7 @@ from flows.runs.loading import RunRequest
 from flows.runs.process import process
 
 log = logging.getLogger("prefect.nova.worker")
-_outage, _breaker = OutageLog(log), OutageLog(log)
+_outage = OutageLog(log)
 
 HELD_PAUSE = 0.3
 """Seconds after which a run is tried again whose lease another process has: it may just have handed it on."""
@@ -80,7 +80,6 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
     except BreakerOpenError as error:
         left = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else BREAKER_PAUSE
         pause = min(BREAKER_PAUSE, max(AWAY_PAUSE, left))
-        _breaker.began("No run is taken until a sandbox can be made again: %s", error)
         return Claim(False, pause, for_all=True)
     except ConfigurationError as error:
         log.debug("The flow will say what is wrong: %s", error)
@@ -88,8 +87,7 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
         _outage.began("No run is taken: %s", error)
         return Claim(False, AWAY_PAUSE, for_all=True)
     else:
-        for outage in (_outage, _breaker):
-            outage.ended("Runs are taken again.")
+        _outage.ended("Runs are taken again.")
     return None
 
 

@@ -148,7 +148,7 @@ async def execute(run: Run, flow: Flow[..., Any], client: PrefectClient) -> None
     try:
         await _execute(engine, client)
     except (Abort, Pause) as stop:
-        log.info("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
+        log.debug("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
     except Exception as error:  # noqa: BLE001 - a flow's own errors do not get here
         if is_prefects(error):
             log.warning("Flow run %s lost Prefect: %r", run.flow_run.id, error)

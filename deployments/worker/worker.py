@@ -115,6 +115,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         from deployments.worker.stop_requests import StopWatch
 
         self._catch_signals()
+        # Prefect shows of other loggers than its own no more than warnings.
+        logging.getLogger("flows").setLevel(log.getEffectiveLevel())
         await super().setup()
         self._wakeup = WakeupSignal()
         self._waits = ClaimBackoff(over=self._wakeup.ring)
@@ -152,7 +154,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
                 self._flows.request_leave(run)
             await self._wait_for_runs(self._grace / 2, self._hurry)
         for run in self._held.values():
-            log.warning("Flow run %s is handed back.", run.id)
+            log.info("Flow run %s is handed back.", run.id)
             self._flows.stop_run(run, Ending.REQUEUED)
         await self._wait_for_runs(STOP_TIMEOUT)
         for run in list(self._held.values()):

@@ -12,11 +12,17 @@ from flows.graphs.errors import InfrastructureError
 
 
 async def keep_looking(
-    look: Callable[[], Awaitable[object]], seconds: float, what: str, log: logging.Logger
+    look: Callable[[], Awaitable[object]],
+    seconds: float,
+    what: str,
+    log: logging.Logger,
+    *,
+    tells_outages: bool = True,
 ) -> None:
     """Look every so many seconds, more or less, until cancelled; nothing that a look raises ends it.
 
-    `what` is what is looked after, in the plural and for the log: "Runs".
+    `what` is what is looked after, in the plural and for the log: "Runs". Of several loops of a process one
+    `tells_outages`.
     """
     faults, outage = FaultLog(log), OutageLog(log)
     while True:
@@ -24,7 +30,8 @@ async def keep_looking(
         try:
             await look()
         except InfrastructureError as error:
-            outage.began("%s are not looked after at the moment: %s", what, error)
+            if tells_outages:
+                outage.began("%s are not looked after at the moment: %s", what, error)
         except Exception as error:  # noqa: BLE001 - the next look is not to be lost by it
             faults.note(error, "%s were not looked after in this round.", what)
         else:

@@ -143,6 +143,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._breaker = OutageLog(log)
 
     async def take_for(
         self, request: RunRequest, runs: FlowRuns, *, ask_breaker: bool = False
@@ -179,7 +180,7 @@ class LeaseKeeper:
                 reopens=reopens,
             )
             if lease is not None and ask_breaker:
-                check_breaker(session)
+                self._check_breaker(session)
             return lease
 
         lease = await self._database.run(take)
@@ -227,6 +228,15 @@ class LeaseKeeper:
         if self._thread is not None:
             self._thread.join()
 
+    def _check_breaker(self, session: Session) -> None:
+        """Raise BreakerOpenError unless a sandbox may be made now; who may reports what comes of it."""
+        admission = circuit_breaker.admit(session)
+        if not admission.allowed:
+            self._breaker.began("E2B fails again and again: runs wait until it works.")
+            raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)
+        if not admission.is_probe:
+            self._breaker.ended("E2B works again: runs go on.")
+
     def _renew_for_ever(self) -> None:
         pause = self._seconds / 3
         faults, outage = FaultLog(log), OutageLog(log)
@@ -253,10 +263,3 @@ class LeaseKeeper:
         ours = self._renewals.run_sync(lambda session: leases.renew(session, owners, self._seconds))
         for held in holding:
             held.note(held.lease.owner in ours, asked_at)
-
-
-def check_breaker(session: Session) -> None:
-    """Raise BreakerOpenError unless a sandbox may be made now; who may reports what comes of it."""
-    admission = circuit_breaker.admit(session)
-    if not admission.allowed:
-        raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)
