@@ -25,7 +25,7 @@ from flows.code_check.compiler_process import Limits
 from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
-from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
+from flows.graphs.errors import ConfigurationError, DatabaseRefusedError, DatabaseUnavailableError
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery.reconciler import Reconciler
 from flows.store import migrations
@@ -150,5 +150,5 @@ async def _check_tables(url: str) -> None:
     """Refuse tables that are behind this code; a database that is away for now is no reason not to start."""
     try:
         await asyncio.to_thread(migrations.check, url)
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         log.warning("Starting without the database: %s", error)

@@ -23,6 +23,7 @@ from api import submission
 from api.services import Services
 from flows.graphs.errors import (
     ConflictError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     LeaseLostError,
     NotFoundError,
@@ -333,5 +334,5 @@ async def _undo(services: Services, reopened: Reopened) -> None:
 
 async def _release(services: Services, reopened: Reopened | None) -> None:
     if reopened is not None:
-        with contextlib.suppress(DatabaseUnavailableError):
+        with contextlib.suppress(DatabaseUnavailableError, DatabaseRefusedError):
             await services.database.run(lambda session: attempts.release(session, reopened.lease))

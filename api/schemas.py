@@ -74,6 +74,14 @@ class Workflow(Answer):
     overlap: Overlap
 
 
+class ListedWorkflow(Workflow):
+    """A workflow in a list."""
+
+    graph_definition: dict[str, Any] | None = Field(  # type: ignore[assignment]
+        examples=[GRAPH], description="null with `graphs=none`."
+    )
+
+
 class SavedWorkflow(Workflow):
     """A workflow that was just saved."""
 
@@ -83,7 +91,7 @@ class SavedWorkflow(Workflow):
 class Workflows(Answer):
     """A page of workflows."""
 
-    workflows: list[Workflow]
+    workflows: list[ListedWorkflow]
     total: int = Field(examples=[1])
 
 

@@ -13,11 +13,13 @@ from uuid import UUID, uuid4
 from sqlalchemy.orm import Session
 
 from api import idempotent_requests
+from api.errors import UnknownOutcomeError
 from api.services import Services
 from flows.credentials import vault
 from flows.graphs.errors import (
     CommitUnknownError,
     ConflictError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     InfrastructureError,
     NotFoundError,
@@ -95,8 +97,9 @@ async def execute(
     reached it, made anew where it was never started.
 
     Raises NotFoundError (workflow; client unknown or not active), InvalidValueError (context), ConflictError
-    (the key stands for another request), and PrefectUnavailableError or DatabaseUnavailableError: then the
-    run was not, and will not be, started, unless with the same key.
+    (the key stands for another request), and PrefectUnavailableError, DatabaseUnavailableError or
+    DatabaseRefusedError: then the run was not, and will not be, started, unless with the same key. Raises
+    UnknownOutcomeError where that cannot be promised.
     """
     public_id = uuid4()
 
@@ -179,7 +182,7 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
             if has_key
             else services.database.run(confirm)
         )
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
         log.warning("Execution %d is confirmed by Prefect but not noted: %s", pending.execution_id, error)
         return flow_run_id
@@ -270,11 +273,12 @@ async def _reject(
 
     Where the database is away this waits until it is back, however long that takes: until the row is closed
     a worker may start it, or the reconciler hand it to Prefect, and a 503 said that it never runs. Whoever
-    waits in vain, because the client's patience or the API's life ends, was promised nothing.
+    waits in vain, because the client's patience or the API's life ends, was promised nothing. Raises
+    UnknownOutcomeError where the database refuses it: that does not pass.
     """
     reason = (
         f"The run was never started: {error}"
-        if isinstance(error, InfrastructureError)
+        if isinstance(error, InfrastructureError | DatabaseRefusedError)
         else ("The run was never started: something went wrong in NOVA.")
     )
 
@@ -289,4 +293,10 @@ async def _reject(
             return None
         return Pending.of(row, row.workflow), row.task_id
 
-    return await retry_policy.run_until_committed(services.database, close)
+    try:
+        return await retry_policy.run_until_committed(services.database, close)
+    except DatabaseRefusedError as refusal:
+        raise UnknownOutcomeError(
+            "It is not known whether the run will start: the database refuses to give it up. "
+            "Look for it in GET /executions."
+        ) from refusal

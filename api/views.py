@@ -15,11 +15,16 @@ from flows.store.models import Client, Credential, Execution, Schedule, Workflow
 
 def workflow(row: Workflow) -> dict[str, Any]:
     """A workflow with its current graph."""
+    return workflow_without_graph(row) | {"graph_definition": row.current.graph}
+
+
+def workflow_without_graph(row: Workflow) -> dict[str, Any]:
+    """A workflow whose graph was not read: it is null here."""
     return {
         "id": row.id,
         "name": row.name,
         "description": row.description,
-        "graph_definition": row.current.graph,
+        "graph_definition": None,
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "slug": row.slug,

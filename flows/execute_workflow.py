@@ -16,7 +16,7 @@ from prefect.states import Cancelled, Completed, Failed
 from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings, get_settings
-from flows.graphs.errors import LeaseError, PrefectUnavailableError
+from flows.graphs.errors import DatabaseRefusedError, LeaseError, PrefectUnavailableError
 from flows.graphs.lifecycle import CANCELLED, LIVE, Ending
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.prefect_gateway.text import printable
@@ -84,6 +84,8 @@ async def execute_workflow(
                 return _state(await attempt.make(held, refusal, flow_run.tags))
         except (LeaseError, PrefectUnavailableError) as error:
             raise Abort(str(error)) from None  # another process says what becomes of the run
+        except DatabaseRefusedError as error:
+            return _state(attempt.unwritten(error, error))
         finally:
             with anyio.CancelScope(shield=True):
                 await attempt.leave()

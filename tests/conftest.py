@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, settings
 from flows.store import migrations
 from flows.store.base import Base
 from flows.store.database import Database
-from tests.servers import PrefectServer, postgres_server
+from tests.servers import PrefectServer, database_name, postgres_server
 
 # How long an example takes, or its making, says what else the machine does at that moment.
 settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nova")
+
+pytest_plugins = ("tests.row_checks",)
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +69,22 @@ def database_url(migrated_database_url: str) -> str:
         cursor.execute(f"TRUNCATE {tables} RESTART IDENTITY")
     connection.close()
     return migrated_database_url
+
+
+@pytest.fixture
+def in_new_york(database_url: str) -> Iterator[str]:
+    """The same database, which tells new connections the time of New York."""
+    name = database_name(database_url)
+
+    def execute(setting: str) -> None:
+        connection = psycopg2.connect(database_url)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(f'ALTER DATABASE "{name}" {setting}')
+        connection.close()
+
+    execute("SET timezone = 'America/New_York'")
+    yield database_url
+    execute("RESET timezone")
 
 
 @pytest.fixture

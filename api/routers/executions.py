@@ -147,7 +147,7 @@ async def get_chain(
 
     async def write() -> AsyncIterator[bytes]:
         yield dumps({"execution_id": execution_id})[:-1] + b',"entries":['
-        async for piece in text.entries(first, skip, most, contexts):
+        async for piece in text.entries(first, most, contexts):
             yield piece
         yield b'],"total":' + dumps(total) + b"}"
 

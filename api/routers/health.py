@@ -14,7 +14,7 @@ from api.errors import RETRY_AFTER
 from api.responses import JsonResponse
 from api.services import Services
 from api.version import VERSION
-from flows.graphs.errors import DatabaseUnavailableError, PrefectUnavailableError
+from flows.graphs.errors import DatabaseRefusedError, DatabaseUnavailableError, PrefectUnavailableError
 from flows.store import circuit_breaker
 from flows.store.metrics import metrics as read_metrics
 
@@ -62,7 +62,7 @@ async def detailed_health(services: ServicesDep) -> JsonResponse:
     if response_time is not None:
         try:
             figures, circuit = await asyncio.wait_for(_figures(services), _PATIENCE)
-        except (DatabaseUnavailableError, TimeoutError):
+        except (DatabaseUnavailableError, DatabaseRefusedError, TimeoutError):
             response_time = None
     rate = figures.get("error_rate", {}).get("error_rate", 0.0)
     works = circuit is None or circuit["is_healthy"]
@@ -116,7 +116,7 @@ async def _look(services: Services) -> tuple[float | None, bool, int]:
 async def _database(services: Services) -> float | None:
     try:
         return round(await asyncio.wait_for(services.database.ping(), _PATIENCE), 2)
-    except (DatabaseUnavailableError, TimeoutError):
+    except (DatabaseUnavailableError, DatabaseRefusedError, TimeoutError):
         return None
 
 

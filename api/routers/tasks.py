@@ -114,7 +114,7 @@ async def _success(database: Database, task_id: uuid.UUID, row: Poll) -> Respons
         async for piece in text.context(digests):
             yield piece
         yield b',"execution_trace":['
-        async for piece in text.entries(first, 0, _ALL, "none"):
+        async for piece in text.entries(first, _ALL, "none"):
             yield piece
         yield b'],"nodes_executed":' + dumps(row.nodes_done) + b"}}"
 

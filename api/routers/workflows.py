@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from api import requests, schemas, submission, views
 from api.body import BodyRoute
-from api.dependencies import DatabaseDep, Limit, ServicesDep, Skip, WorkflowId
+from api.dependencies import DatabaseDep, Graphs, Limit, ServicesDep, Skip, WorkflowId
 from api.documentation import documented
 from api.errors import NameTakenError
 from api.responses import JsonResponse
@@ -51,10 +51,17 @@ async def create_workflow(services: ServicesDep, body: requests.WorkflowCreate) 
 
 
 @router.get("", **documented(200, schemas.Workflows, 422))
-async def list_workflows(database: DatabaseDep, skip: Skip = 0, limit: Limit = 100) -> JsonResponse:
+async def list_workflows(
+    database: DatabaseDep, skip: Skip = 0, limit: Limit = 100, graphs: Graphs = "full"
+) -> JsonResponse:
     """List workflows, oldest first."""
-    rows, total = await database.run(lambda session: workflows.list_(session, skip, limit))
-    return JsonResponse({"workflows": [views.workflow(row) for row in rows], "total": total})
+    if graphs == "none":
+        rows, total = await database.run(lambda session: workflows.list_without_graphs(session, skip, limit))
+        listed = [views.workflow_without_graph(row) for row in rows]
+    else:
+        rows, total = await database.run(lambda session: workflows.list_(session, skip, limit))
+        listed = [views.workflow(row) for row in rows]
+    return JsonResponse({"workflows": listed, "total": total})
 
 
 @router.get("/{workflow_id}", **documented(200, schemas.Workflow, 404, 422))
@@ -75,7 +82,7 @@ async def update_workflow(
     request may simply be sent again.
     """
     fields = _changes(body)
-    await services.database.run(lambda session: workflows.get(session, workflow_id))
+    await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     warnings = await _check_graph(services, fields["graph"]) if "graph" in fields else []
     if not await services.gateway.healthy():
         raise PrefectUnavailableError("Prefect's server cannot be reached; nothing was changed.")
@@ -97,7 +104,7 @@ async def update_workflow(
 @router.delete("/{workflow_id}", **documented(200, schemas.Message, 404, 409, 422))
 async def delete_workflow(services: ServicesDep, workflow_id: WorkflowId) -> JsonResponse:
     """Delete a workflow with its executions. Live runs are cancelled first, and waited for."""
-    row = await services.database.run(lambda session: workflows.get(session, workflow_id))
+    row = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     await services.background.finish(_delete(services, workflow_id, row.deployment_id))
     return JsonResponse({"message": f"Workflow {workflow_id} is deleted, and its executions with it."})
 
@@ -199,7 +206,7 @@ async def _delete(services: Services, workflow_id: int, deployment_id: UUID | No
         await deployments.remove(deployment_id)
 
     def remove(session: Session) -> UUID | None:
-        current = workflows.get(session, workflow_id).deployment_id
+        current = workflows.locked(session, workflow_id).deployment_id
         workflows.delete(session, workflow_id)
         return current
 

@@ -14,7 +14,13 @@ from prefect.client.orchestration import PrefectClient
 from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
 from flows.config.settings import get_settings
-from flows.graphs.errors import BreakerOpenError, ConfigurationError, LeaseHeldError, NovaError
+from flows.graphs.errors import (
+    BreakerOpenError,
+    ConfigurationError,
+    DatabaseRefusedError,
+    LeaseHeldError,
+    NovaError,
+)
 from flows.graphs.lifecycle import Action, Asker, decide
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.recovery.actions import FULL, FULL_SECONDS
@@ -31,6 +37,8 @@ REFUSED_PAUSE = 1.0
 """Seconds after which a run is tried again that Prefect does not give: there may be others behind it."""
 AWAY_PAUSE = 1.0
 """Seconds after which the database, or Prefect, is tried again."""
+UNWRITTEN_PAUSE = 10.0
+"""Seconds after which a run is tried again whose row PostgreSQL refuses to change: others may be had."""
 BREAKER_PAUSE = 10.0
 """Seconds after which the circuit breaker is asked again at the latest: its clock may not be ours."""
 
@@ -117,6 +125,9 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
         pause = min(BREAKER_PAUSE, max(AWAY_PAUSE, left))
         log.warning("No run is taken: %s The next look is in %.0f s.", error, pause)
         return Claim(False, pause, for_all=True)
+    except DatabaseRefusedError as error:
+        log.warning("Flow run %s is left alone: %s", run.id, error)
+        return Claim(False, UNWRITTEN_PAUSE)
     except ConfigurationError as error:
         log.debug("The flow will say what is wrong: %s", error)
     except Exception as error:  # noqa: BLE001 - the database is away, or not migrated; or Prefect is

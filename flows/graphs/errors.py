@@ -167,6 +167,19 @@ class CommitUnknownError(DatabaseUnavailableError):
     """PostgreSQL did not answer a commit: what was to be written may stand, or not."""
 
 
+class DatabaseRefusedError(NovaError):
+    """PostgreSQL answered that it will not do this, and would answer so again: nobody waits for it.
+
+    `code` is its SQLSTATE. See `flows.store.refusals` for what counts as one.
+    """
+
+    kind = ErrorKind.REFUSED
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class PrefectUnavailableError(InfrastructureError):
     """Prefect's server does not answer, or not in time."""
 

@@ -255,10 +255,10 @@ def row_case(row: RunSnapshot | None) -> RowCase:
         if has_owner:
             return RowCase.HELD
         return RowCase.ORPHANED if row.leased else RowCase.WAITS
-    if row.error_kind == ErrorKind.NOT_STARTED:
-        return RowCase.REFUSED
     if has_owner:
         return RowCase.ENDING
+    if row.error_kind == ErrorKind.NOT_STARTED:
+        return RowCase.REFUSED
     return RowCase.COMPLETED if row.status is Status.COMPLETED else RowCase.ENDED
 
 

@@ -27,6 +27,8 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
     {
         # There is no other status.
         "status": f"status in {_in(tuple(Status))}",
+        # Nor another kind of error.
+        "error_kind": f"error_kind in {_in(tuple(ErrorKind))}",
         # A run has an end when, and only when, it is closed.
         "completed_at": f"(status in {_in(_CLOSED)}) = (completed_at is not null)",
         # A lease has an owner and an end, or neither.
@@ -38,10 +40,13 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         "begun": "(attempt > 0) = (started_at is not null) and (attempt > 0 or (not stepping"
         " and sandbox_id is null and version_id is null and unrepeatable_step is null))",
         # A closed run says why, a completed one has nothing to say, and an open one says why it waits.
+        # (A check that comes to NULL is passed: what may be NULL is asked first.)
         "error": f"case status when '{Status.COMPLETED}' then error is null and error_kind is null"
         " and failed_at_node is null"
-        f" when '{Status.FAILED}' then error is not null and error_kind in {_in(_OF_FAILED)}"
-        f" when '{Status.CANCELLED}' then error is not null and error_kind in {_in(_OF_CANCELLED)}"
+        f" when '{Status.FAILED}' then error is not null and error_kind is not null"
+        f" and error_kind in {_in(_OF_FAILED)}"
+        f" when '{Status.CANCELLED}' then error is not null and error_kind is not null"
+        f" and error_kind in {_in(_OF_CANCELLED)}"
         " else (error is null) = (error_kind is null) and (error is null or next_attempt_at is not null) end",
         # Only an open run has a next attempt.
         "next_attempt_at": f"next_attempt_at is null or status in {_in(LIVE)}",

@@ -8,7 +8,6 @@ acts it takes the execution's lease and looks again: what it saw may be old, and
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 import time
@@ -16,9 +15,11 @@ from collections.abc import Awaitable, Callable, Collection, Hashable
 from uuid import UUID
 
 import anyio
+from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings
 from flows.graphs.errors import (
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     InfrastructureError,
     LeaseError,
@@ -85,8 +86,8 @@ class Reconciler:
             await asyncio.sleep(self._settings.recovery_interval * random.uniform(0.8, 1.2))
             try:
                 await self.once()
-            except InfrastructureError as error:
-                if isinstance(error, DatabaseUnavailableError):
+            except (InfrastructureError, DatabaseRefusedError) as error:
+                if not isinstance(error, PrefectUnavailableError):
                     # No lease could be renewed meanwhile: give living workers the time for it.
                     self._calm_until = self._clock() + self._settings.lease_seconds / 2
                 if not away:
@@ -102,7 +103,8 @@ class Reconciler:
     async def once(self) -> Report:
         """Do one round. A second round at once changes nothing.
 
-        Raises PrefectUnavailableError and DatabaseUnavailableError; the next round goes on where it ended.
+        Raises PrefectUnavailableError, DatabaseUnavailableError, and DatabaseRefusedError where PostgreSQL
+        refuses more than to change one row; the next round goes on where it ended.
         """
         report = Report()
         actions = RecoveryActions(self._database, self._runs, self._settings, report, self._resubmit)
@@ -112,6 +114,8 @@ class Reconciler:
         active = await self._runs.active(self._settings.work_pool)
         if self._clock() >= self._calm_until:
             await self._recover(actions)
+        else:
+            await self._database.run(_try_to_take)
         await self._compare(actions, active)
         await self._walk(actions, {state.flow_run_id for state in active})
         await self._submit_forgotten(actions)
@@ -207,9 +211,17 @@ class Reconciler:
         self, actions: RecoveryActions, row: RunSnapshot, flow_run_id: UUID, seen: FlowRunState | None
     ) -> None:
         """Look after an execution, if neither it nor its flow run has changed since they were seen."""
-        found = await self._database.run(lambda session: orphans.take_as_seen(session, row, flow_run_id))
+        found = await self._take(row, flow_run_id)
         if found is not None:
             await self._attend(found, self._act_as_seen(actions, found, flow_run_id, seen))
+
+    async def _take(self, row: RunSnapshot, flow_run_id: UUID | None = None) -> RecoveryLease | None:
+        """Take the lease of an execution that is as it was seen; None where it is not, or cannot be taken."""
+        try:
+            return await self._database.run(lambda session: orphans.take_as_seen(session, row, flow_run_id))
+        except DatabaseRefusedError as error:
+            log.warning("Execution %d is not looked after: %s", row.id, error)
+            return None
 
     async def _act_as_seen(
         self, actions: RecoveryActions, found: RecoveryLease, flow_run_id: UUID, seen: FlowRunState | None
@@ -228,7 +240,7 @@ class Reconciler:
         for row in await self._database.run(lambda session: orphans.unsubmitted(session, AT_ONCE)):
             if not self._lasted(row.id, UNSUBMITTED):
                 continue
-            found = await self._database.run(functools.partial(orphans.take_as_seen, seen=row))
+            found = await self._take(row)
             if found is not None:
                 await self._attend(found, actions.resubmit(found))
 
@@ -263,10 +275,20 @@ class Reconciler:
             self._failures = 0
 
     async def _put_down(self, found: RecoveryLease) -> None:
-        await self._database.run(lambda session: orphans.release(session, found))
+        try:
+            await self._database.run(lambda session: orphans.release(session, found))
+        except DatabaseRefusedError as error:
+            log.warning("The lease of execution %d runs out by itself: %s", found.row.id, error)
 
     def _lasted(self, what: Hashable, seconds: float) -> bool:
         """Whether every round of so many seconds has seen this."""
         now = self._clock()
         first = self._seen_now[what] = self._first_seen.get(what, now)
         return now - first >= seconds
+
+
+def _try_to_take(session: Session) -> None:
+    """Find out whether PostgreSQL takes leases, and take none: it may answer and have no room for one."""
+    seized = orphans.take_expired(session, ())
+    if seized is not None:
+        orphans.release(session, seized)

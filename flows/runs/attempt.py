@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from flows.config.settings import Settings
 from flows.graphs.errors import (
     BreakerOpenError,
+    DatabaseRefusedError,
     ExecutionClosedError,
     LeaseError,
     NodeError,
@@ -126,10 +127,7 @@ class Attempt:
         except LeaseError:
             raise
         except NovaError as error:
-            failure = error
-            if held is not None:
-                await self._end(held, lambda session: outcomes.fail(session, held.lease, failure))
-            return _failed(failure)
+            return await self._fail(held, error) if held is not None else _failed(error)
         if held is None:
             raise RuntimeError("A run was loaded without its lease.")
         if self._request.public_id is None:
@@ -167,8 +165,27 @@ class Attempt:
             log.exception("NOVA itself failed")
             fault = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
             return await self._break_off(run, held, fault, None)
-        await self._end(held, lambda session: attempts.complete(session, held.lease))
+        try:
+            await self._end(held, lambda session: attempts.complete(session, held.lease))
+        except DatabaseRefusedError as error:
+            return await self._fail(held, error)
         return AttemptEnd(Ending.COMPLETED, f"{steps} nodes executed")
+
+    async def _fail(self, held: HeldLease, error: NovaError) -> AttemptEnd:
+        """Close the run as failed."""
+        try:
+            await self._end(held, lambda session: outcomes.fail(session, held.lease, error))
+        except DatabaseRefusedError as refusal:
+            return self.unwritten(error, refusal)
+        return _failed(error)
+
+    def unwritten(self, error: NovaError, refusal: DatabaseRefusedError) -> AttemptEnd:
+        """End an attempt whose end PostgreSQL refuses to write; nobody waits for it. Prefect has the reason.
+
+        The row stays open. The reconciler, or a poll, closes it by what Prefect says as soon as it can be.
+        """
+        self._log.error("How this attempt ended could not be written in its execution: %s", refusal)
+        return _failed(error)
 
     async def _break_off(
         self, run: LoadedRun, held: HeldLease, error: NovaError, node: str | None
@@ -181,7 +198,10 @@ class Attempt:
                 outcomes.fail(session, run.lease, error, node)
             return due
 
-        due = await self._end(held, write)
+        try:
+            due = await self._end(held, write)
+        except DatabaseRefusedError as refusal:
+            return self.unwritten(error, refusal)
         if due is None:
             return _failed(error)
         message = f"{str(error).rstrip('.')}. The next attempt is at {due.astimezone(UTC):%H:%M:%S} UTC."

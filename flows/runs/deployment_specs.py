@@ -12,7 +12,7 @@ from flows.store.models import Schedule
 
 def deployment_spec(session: Session, workflow_id: int) -> DeploymentSpec:
     """Return what a workflow's deployment should be. Raises NotFoundError."""
-    row = workflows.get(session, workflow_id)
+    row = workflows.without_graph(session, workflow_id)
     return DeploymentSpec(
         workflow_id=row.id,
         name=row.name,

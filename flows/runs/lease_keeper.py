@@ -10,13 +10,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from flows.graphs.errors import BreakerOpenError, DatabaseUnavailableError, LeaseLostError
+from flows.graphs.errors import (
+    BreakerOpenError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    LeaseLostError,
+)
 from flows.graphs.lifecycle import Action, Asker, decide
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.runs.loading import RunRequest
@@ -239,7 +244,7 @@ class LeaseKeeper:
         held.note_released()
         try:
             return await self._database.run(lambda session: attempts.release(session, held.lease))
-        except DatabaseUnavailableError as error:
+        except (DatabaseUnavailableError, DatabaseRefusedError) as error:
             log.warning("The lease of execution %d runs out by itself: %s", held.lease.execution_id, error)
             return False
 
@@ -249,11 +254,19 @@ class LeaseKeeper:
             self._held.pop(flow_run_id, None)
 
     async def look_at(self, held: HeldLease) -> None:
-        """Ask the database whether a lease is still ours; waits for as long as it does not answer."""
+        """Ask the database whether a lease is still ours; waits for as long as it does not answer.
+
+        Raises LeaseLostError where it refuses to say so: nobody must speak for the run then.
+        """
         asked_at = self.clock()
-        ours = await run_until_committed(
-            self._renewals, lambda session: leases.renew(session, [held.lease.owner], self._seconds)
-        )
+        try:
+            ours = await run_until_committed(
+                self._renewals, lambda session: leases.renew(session, [held.lease.owner], self._seconds)
+            )
+        except DatabaseRefusedError as error:
+            raise LeaseLostError(
+                f"Whether execution {held.lease.execution_id} is still this process's is not known: {error}"
+            ) from error
         held.note(held.lease.owner in ours, asked_at)
 
     def close(self) -> None:
@@ -278,6 +291,17 @@ class LeaseKeeper:
             holding = list(self._held.values())
         if not holding:
             return
+        try:
+            self._renew_together(holding)
+        except DatabaseRefusedError:
+            # One row that cannot be written must not cost the others their leases.
+            for held in holding:
+                try:
+                    self._renew_together([held])
+                except DatabaseRefusedError as error:
+                    log.warning("The lease of execution %d runs out: %s", held.lease.execution_id, error)
+
+    def _renew_together(self, holding: Sequence[HeldLease]) -> None:
         asked_at = self.clock()
         owners = [held.lease.owner for held in holding]
         ours = self._renewals.run_sync(lambda session: leases.renew(session, owners, self._seconds))

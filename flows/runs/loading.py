@@ -91,7 +91,7 @@ def load_run(
     initial context that is not JSON.
     """
     if request.public_id is None:
-        workflows.get(session, request.workflow_id)  # raises NotFoundError with the workflow's id
+        workflows.without_graph(session, request.workflow_id)  # raises NotFoundError with the workflow's id
     client = clients.active(session, request.client_slug) if request.client_slug else None
     row = attempts.begin(
         session,

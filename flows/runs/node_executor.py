@@ -16,6 +16,7 @@ from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import (
     ConflictError,
+    DatabaseRefusedError,
     InterruptedRunError,
     LimitError,
     NodeError,
@@ -81,7 +82,8 @@ class NodeExecutor:
 
         Raises NodeError when the node's code failed, SandboxError when the sandbox did, LimitError when the
         context grew too large, InterruptedRunError when the end of a node that must not be started twice is
-        unknown, and LeaseLostError. Each failed try has its row by then, except after LeaseLostError.
+        unknown, DatabaseRefusedError, and LeaseLostError. Each failed try has its row by then, except after
+        the last two.
         """
         node = self._run.graph.node(node_id)
         self.at = node_id
@@ -214,7 +216,10 @@ class NodeExecutor:
         target: str | None = None,
         failure: NovaError | None = None,
     ) -> None:
-        """Write the step's row and the node that comes next, as soon as the database is there."""
+        """Write the step's row and the node that comes next, as soon as the database is there.
+
+        Raises DatabaseRefusedError that says what the node did, for nothing else will.
+        """
         overlay, began = self._run.overlay, 0
 
         # One transaction in a thread: hashing, encrypting and compressing 10 MB must not block the loop.
@@ -245,6 +250,12 @@ class NodeExecutor:
         except ConflictError:
             if began == 1:  # else it was committed before, and only the answer was lost with the database
                 raise
+        except DatabaseRefusedError as error:
+            did = f"failed ({failure})" if failure else "has run"
+            where = f"Node {this.node.id!r} (step {this.step}) {did}"
+            raise DatabaseRefusedError(
+                f"{where}, but that could not be written down. {error}", code=error.code
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Crashed, Failed
 
-from flows.graphs.errors import InterruptedRunError, LeaseError, LimitError, NodeError, SandboxError
+from flows.graphs.errors import (
+    DatabaseRefusedError,
+    InterruptedRunError,
+    LeaseError,
+    LimitError,
+    NodeError,
+    SandboxError,
+)
 from flows.graphs.graph import Node
 from flows.graphs.traversal import Visit, next_node
 from flows.prefect_gateway.text import printable
@@ -37,7 +44,7 @@ async def run_node(runner: NodeExecutor, node_id: str, step: int, title: str) ->
         return await runner.run(node_id, step)
     except LeaseError as error:
         return Crashed(message=str(error), data=error)
-    except (NodeError, SandboxError, LimitError, InterruptedRunError) as error:
+    except (NodeError, SandboxError, LimitError, InterruptedRunError, DatabaseRefusedError) as error:
         lines = error.traceback if isinstance(error, NodeError) else ""
         get_run_logger().error("%s", printable(lines or str(error)))
         return Failed(message=printable(str(error))[:MESSAGE_LIMIT], data=error)

@@ -73,7 +73,7 @@ def jittered(seconds: float) -> float:
 
 
 async def retry_until_database(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Make an attempt again and again while the database is away, and return what it returns.
+    """Make an attempt again and again while the database is away; what it refuses is raised at once.
 
     Meanwhile nobody can take a lease over: the write waits, and finds out by itself whether it still may. It
     may have been committed before, if only the answer was lost.
@@ -89,5 +89,8 @@ async def retry_until_database(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 async def run_until_committed(database: Database, work: Callable[[Session], T]) -> T:
-    """Do the work in one transaction, as soon as the database is there; see `retry_until_database`."""
+    """Do the work in one transaction, as soon as the database is there; see `retry_until_database`.
+
+    Raises DatabaseRefusedError, and what the work raises.
+    """
     return await retry_until_database(lambda: database.run(work))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -15,6 +15,7 @@ from flows.graphs.lifecycle import StepStatus
 from flows.store import values
 from flows.store.base import utcnow
 from flows.store.database import constraint
+from flows.store.last_values import last_values
 from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution
 from flows.store.transitions import attempts
@@ -124,14 +125,21 @@ def counts(session: Session, execution_ids: Sequence[int]) -> dict[int, int]:
 
 def entries(session: Session, execution_id: int, skip: int = 0, limit: int = 100) -> list[ChainEntry]:
     """A page of the chain, in the order of steps and attempts."""
-    return list(
-        session.scalars(
-            select(ChainEntry)
-            .where(ChainEntry.execution_id == execution_id)
-            .order_by(ChainEntry.step, ChainEntry.attempt)
-            .offset(skip)
-            .limit(limit)
-        )
+    return list(session.scalars(_in_order(execution_id, limit).offset(skip)))
+
+
+def entries_after(session: Session, execution_id: int, last: ChainEntry, limit: int) -> list[ChainEntry]:
+    """The page that follows this entry."""
+    place = tuple_(ChainEntry.step, ChainEntry.attempt)
+    return list(session.scalars(_in_order(execution_id, limit).where(place > (last.step, last.attempt))))
+
+
+def _in_order(execution_id: int, limit: int) -> Select[tuple[ChainEntry]]:
+    return (
+        select(ChainEntry)
+        .where(ChainEntry.execution_id == execution_id)
+        .order_by(ChainEntry.step, ChainEntry.attempt)
+        .limit(limit)
     )
 
 
@@ -140,20 +148,10 @@ def state(session: Session, execution_id: int, before_step: int | None = None) -
 
     Raises NotFoundError when the execution is gone.
     """
-    initial = session.execute(select(Execution.initial).where(Execution.id == execution_id)).one_or_none()
+    initial = session.scalars(select(Execution.initial).where(Execution.id == execution_id)).one_or_none()
     if initial is None:
         raise NotFoundError(f"There is no execution {execution_id}.")
-    changes = (
-        select(ChainEntry.changes)
-        .where(ChainEntry.execution_id == execution_id, ChainEntry.status == StepStatus.SUCCESS)
-        .order_by(ChainEntry.step)
-    )
-    if before_step is not None:
-        changes = changes.where(ChainEntry.step < before_step)
-    context = dict(initial[0])
-    for changed in session.scalars(changes):
-        context.update(changed)
-    return context
+    return initial | last_values(session, execution_id, before_step)
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,11 @@ def frames(session: Session, execution_id: int, page: Sequence[ChainEntry]) -> I
     """
     before = state(session, execution_id, page[0].step) if page else {}
     return _walk(before, page)
+
+
+def frames_after(last: Frame, page: Sequence[ChainEntry]) -> Iterator[Frame]:
+    """The contexts around each row of a page that `entries_after` gave: they go on from the last frame's."""
+    return _walk(last.after, page)
 
 
 def _walk(context: Mapping[str, str], page: Sequence[ChainEntry]) -> Iterator[Frame]:

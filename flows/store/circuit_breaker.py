@@ -15,6 +15,7 @@ from sqlalchemy import and_, case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from flows.store.base import UtcTime
 from flows.store.database import now
 from flows.store.models import CircuitBreaker
 
@@ -53,7 +54,7 @@ def admit(session: Session) -> Admission:
     )
     if probe is not None:
         return Admission(True)
-    soon = func.least(CircuitBreaker.probe_until, now(LOOK_AGAIN_SECONDS))
+    soon = func.least(CircuitBreaker.probe_until, now(LOOK_AGAIN_SECONDS), type_=UtcTime)
     waiting = case((CircuitBreaker.state == "half_open", soon), else_=CircuitBreaker.retry_at)
     state, retry_at = session.execute(select(CircuitBreaker.state, waiting).where(_IS_MINE)).one()
     return Admission(True) if state == "closed" else Admission(False, retry_at)

@@ -6,7 +6,17 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CHAR, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy import (
+    CHAR,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from flows.graphs import row_states
@@ -136,6 +146,8 @@ class Execution(Base):
         Index("ix_executions_created_at", "created_at"),
         Index("ix_executions_version_id", "version_id"),
         Index("ix_executions_client_id", "client_id"),
+        # Closed rows are nearly all, and who looks for those that are not over need not see them.
+        Index("ix_executions_live", "id", postgresql_where=text("status in ('pending', 'running')")),
         Index("ix_executions_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
     )
 
@@ -211,7 +223,7 @@ class ChainEntry(Base):
         CheckConstraint("node_type in ('start', 'action', 'decision', 'end')", name="node_type"),
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     execution_id: Mapped[int] = mapped_column(ForeignKey("executions.id", ondelete="CASCADE"))
     step: Mapped[int]
     """Place in the run, from 0; a loop that comes back to a node is a new step."""

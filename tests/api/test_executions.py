@@ -17,6 +17,7 @@ from flows.store.models import ContextValue
 from flows.store.transitions import submissions
 from tests.api.runs import Run
 from tests.builders import action, fresh_name, line
+from tests.statements import Statement, recorded
 
 Start = Callable[..., Any]
 
@@ -299,3 +300,29 @@ async def test_what_was_never_started_is_cancelled(
     )
     chain = (await api.get(f"/executions/{row.id}/chain")).json()
     assert chain == {"execution_id": row.id, "entries": [], "total": 0}
+
+
+async def test_a_long_chain_costs_what_it_holds(api: httpx.AsyncClient, start: Start) -> None:
+    """The whole reads each row once; a page, wherever it begins, its own rows and the keys before it."""
+    _, run = await start()
+    await run.begin()
+    for number in range(130):
+        await run.step("read", changes={"count": number})
+    address = f"/executions/{run.execution_id}/chain"
+    with recorded() as whole:
+        body = (await api.get(address)).json()
+    assert [entry["output_result"] for entry in body["entries"]] == [{"count": n} for n in range(130)]
+    assert sum(one.rows for one in whole if "chain_entries" in one.sql) == 130 + 1
+    assert len([one for one in whole if "context_values" in one.sql]) == 7  # one for twenty rows
+
+    def rows(found: list[Statement]) -> int:
+        return sum(one.rows for one in found)
+
+    costs = []
+    for skip in (0, 60, 120):
+        with recorded() as page:
+            entries = (await api.get(address, params={"skip": skip, "limit": 10})).json()["entries"]
+        assert entries == body["entries"][skip : skip + 10]
+        costs.append((len(page), rows(page)))
+    assert costs[1] == costs[2]
+    assert costs[2][1] <= costs[0][1] + 2

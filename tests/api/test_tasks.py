@@ -403,3 +403,20 @@ async def test_a_poll_does_not_fail_because_prefect_is_away(
         body = await poll(alone, task_id)
         assert (body["status"], body["meta"]["execution_id"]) == ("RUNNING", run.execution_id)
         assert (await alone.get(f"/tasks/{uuid4()}")).status_code == 503
+
+
+async def test_times_are_utc_wherever_the_database_is(
+    in_new_york: str, api: httpx.AsyncClient, start: Start
+) -> None:
+    """Every answer tells the moment, not the server's wall clock."""
+    task_id, run = await start()
+    execution = await run.begin()
+    await run.step("read")
+    started = (await poll(api, task_id))["meta"]["started_at"]
+    chain = (await api.get(f"/executions/{execution.id}/chain")).json()["entries"]
+    listed = (await api.get("/workflows")).json()["workflows"]
+    await run.schedule_retry("E2B does not answer.", 1)
+    due = (await poll(api, task_id))["next_attempt_at"]
+    for moment in (started, chain[0]["timestamp"], listed[0]["updated_at"], due):
+        assert moment.endswith("Z")
+        assert abs((datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()) < 60

@@ -67,8 +67,11 @@ async def test_a_taken_name_is_refused(api: httpx.AsyncClient, workflow: dict[st
     assert (response.status_code, response.json()["status_code"]) == (400, 400)
     assert workflow["name"] in response.json()["error"]
     other = (await api.post("/workflows", json={**body, "name": fresh_name()})).json()
-    renamed = await api.put(f"/workflows/{other['id']}", json={"name": workflow["name"]})
-    assert renamed.status_code == 400
+    changed = {"name": workflow["name"], "graph_definition": line(action("only", "pass"))}
+    for body in ({"name": workflow["name"]}, changed):
+        renamed = await api.put(f"/workflows/{other['id']}", json=body)
+        assert renamed.status_code == 400
+        assert workflow["name"] in renamed.json()["error"]
 
 
 async def test_every_fault_of_a_graph_is_named_at_once(api: httpx.AsyncClient) -> None:

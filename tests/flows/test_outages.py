@@ -180,6 +180,20 @@ async def test_a_run_is_put_off_when_e2b_keeps_failing(
     assert flow_run.state.state_details.scheduled_time == row.next_attempt_at
 
 
+async def test_when_a_run_is_due_is_said_in_utc(
+    in_new_york: str, nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
+) -> None:
+    """Whatever time zone PostgreSQL's own clock is shown in."""
+    limits(NOVA_RETRY_DELAY="100")
+    e2b_server.cloud.refuse_with = (500, "oops")
+    row = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
+    assert row.next_attempt_at is not None
+    assert row.flow_run_id is not None
+    flow_run = await nova_in_e2b.prefect.read_flow_run(row.flow_run_id)
+    assert flow_run.state is not None
+    assert f"{row.next_attempt_at.astimezone(UTC):%H:%M:%S} UTC" in (flow_run.state.message or "")
+
+
 async def test_while_the_breaker_is_open_a_run_only_waits(
     nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
 ) -> None:

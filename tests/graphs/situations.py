@@ -153,7 +153,7 @@ def _rows() -> Iterator[RunSnapshot]:
         ("free", "held", "expired"),
     )
     for status, attempt, kind, revoked, reopened_from, lease in every:
-        if _may_be(status, attempt, kind, revoked, reopened_from, lease):
+        if _may_be(status, attempt, kind, revoked, reopened_from):
             yield row(status, attempt, kind, revoked=revoked, reopened_from=reopened_from, lease=lease)
 
 
@@ -163,15 +163,14 @@ def _may_be(
     kind: ErrorKind | None,
     revoked: bool,
     reopened_from: UUID | None,
-    lease: str,
 ) -> bool:
-    if kind is ErrorKind.NOT_STARTED and (attempt > 0 or lease != "free" or reopened_from is not None):
+    if kind is ErrorKind.NOT_STARTED and (attempt > 0 or revoked or reopened_from is not None):
         return False
     match status:
         case Status.PENDING:
             return attempt == 0 and kind is not ErrorKind.NOT_STARTED
         case Status.RUNNING:
-            return attempt > 0
+            return attempt > 0 and kind is not ErrorKind.NOT_STARTED
         case Status.COMPLETED:
             return attempt > 0 and kind is None and not revoked
         case Status.FAILED:

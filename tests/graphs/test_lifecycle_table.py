@@ -150,7 +150,8 @@ def test_how_a_row_stands() -> None:
     for lease, case in (("free", RowCase.ENDED), ("held", RowCase.ENDING), ("expired", RowCase.ENDED)):
         assert row_case(row(failed, 1, ErrorKind.NODE, lease=lease)) is case
     assert row_case(row(Status.CANCELLED, 1, ErrorKind.CANCELLED, revoked=True)) is RowCase.ENDED
-    assert row_case(row(Status.CANCELLED, 0, ErrorKind.NOT_STARTED)) is RowCase.REFUSED
+    for lease, case in (("free", RowCase.REFUSED), ("held", RowCase.ENDING), ("expired", RowCase.REFUSED)):
+        assert row_case(row(Status.CANCELLED, 0, ErrorKind.NOT_STARTED, lease=lease)) is case
     assert row_case(row(Status.COMPLETED)) is RowCase.COMPLETED
     assert row_case(row(Status.COMPLETED, lease="held")) is RowCase.ENDING
 
@@ -201,7 +202,7 @@ def test_prefects_limit_skips_new_runs_only() -> None:
 
 
 def test_prefect_is_asked_for_a_persons_request_only_where_one_may_matter() -> None:
-    """It costs a question: the row may be reopened, and the flow run waits."""
+    """It costs a question: the row may be reopened, and the flow run waits or was claimed."""
     for each in situations():
         bad = each.row is not None and each.row.status in REOPENABLE and not each.was_refused
-        assert needs_request(each.row, each.state) == (bad and each.kind == "scheduled"), each
+        assert needs_request(each.row, each.state) == (bad and each.kind in ("scheduled", "pending")), each

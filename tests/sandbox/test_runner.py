@@ -188,10 +188,10 @@ def test_the_packed_runner_is_the_same_everywhere() -> None:
     """The runner's path in a template is the same on every machine, whatever its clock and time zone."""
     code = "from flows.sandbox.protocol import installed_runner; print(installed_runner())"
     elsewhere = {**os.environ, "TZ": "Pacific/Kiritimati", "PYTHONPATH": str(Path(__file__).parents[2])}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == installed_runner()
+    assert printed.stdout.strip() == installed_runner()
 
 
 @pytest.mark.parametrize("line", [b"}", b"[" * 100_000, b"[1]", b"7", b"\xff", b"9" * 5000])

@@ -98,10 +98,10 @@ def begin(
     if lease is None or execution.lease_owner != lease.owner:
         raise LeaseLostError(f"Execution {execution.id} is not this process's to begin.")
     if public_id is None and execution.attempt == 0:
+        execution.initial = values.put(session, execution.id, initial)
         execution.client_id = client.id if client else None
         execution.client_slug = client.slug if client else None
         execution.priority = checks.one_of("priority", priority, checks.PRIORITIES)
-        execution.initial = values.put(session, execution.id, initial)
     return _start(session, execution)
 
 
@@ -138,6 +138,7 @@ def complete(session: Session, lease: Lease) -> None:
     _end(
         session,
         lease,
+        (Status.RUNNING,),
         status=case((Execution.revoked, Status.CANCELLED), else_=Status.COMPLETED),
         error=case((Execution.revoked, columns.text(CANCELLED)), else_=None),
         error_kind=case((Execution.revoked, ErrorKind.CANCELLED), else_=None),
@@ -150,7 +151,7 @@ def fail(session: Session, lease: Lease, error: str, kind: ErrorKind, node: str 
 
     From pending, running to failed, or to cancelled where somebody was told so. Raises LeaseLostError.
     """
-    _end(session, lease, **columns.unless_revoked(Closure(Status.FAILED, error, kind), node))
+    _end(session, lease, LIVE, **columns.unless_revoked(Closure(Status.FAILED, error, kind), node))
 
 
 def cancel(session: Session, lease: Lease, message: str) -> None:
@@ -158,7 +159,7 @@ def cancel(session: Session, lease: Lease, message: str) -> None:
 
     From pending, running to cancelled. Raises LeaseLostError.
     """
-    _end(session, lease, **columns.of_closure(Closure(Status.CANCELLED, message, ErrorKind.CANCELLED)))
+    _end(session, lease, LIVE, **columns.of_closure(Closure(Status.CANCELLED, message, ErrorKind.CANCELLED)))
 
 
 def schedule_retry(
@@ -227,11 +228,12 @@ def _check_startable(execution: Execution, flow_run_id: uuid.UUID, workflow_id: 
 
 def _start(session: Session, execution: Execution) -> Execution:
     if execution.version_id is None:
-        execution.version_id = session.scalars(
-            select(WorkflowVersion.id)
-            .join(Workflow, Workflow.id == WorkflowVersion.workflow_id)
-            .where(Workflow.id == execution.workflow_id, WorkflowVersion.number == Workflow.version)
-        ).one()
+        with session.no_autoflush:  # the client may be gone: `columns.flush` says so
+            execution.version_id = session.scalars(
+                select(WorkflowVersion.id)
+                .join(Workflow, Workflow.id == WorkflowVersion.workflow_id)
+                .where(Workflow.id == execution.workflow_id, WorkflowVersion.number == Workflow.version)
+            ).one()
     execution.status = Status.RUNNING
     execution.attempt += 1
     execution.started_at = execution.started_at or utcnow()
@@ -260,10 +262,11 @@ def _put_off(
     return due
 
 
-def _end(session: Session, lease: Lease, **changes: Any) -> None:
-    """Close a run for its own process, whose lease lasts anew. A run that is closed stays as it is."""
-    which = (lease.is_ours, Execution.status.in_(LIVE))
-    if columns.close(session, which, lease_until=now(lease.seconds), **changes):
+def _end(session: Session, lease: Lease, origins: tuple[Status, ...], **changes: Any) -> None:
+    """Close a run for its own process, whose lease lasts anew. What it has closed before stays as it is."""
+    renewed = {"lease_until": now(lease.seconds)}
+    if columns.close(session, (lease.is_ours, Execution.status.in_(origins)), **renewed, **changes):
         return
-    if not leases.renew(session, [lease.owner], lease.seconds):
+    closed_before = update(Execution).where(lease.is_ours, Execution.status.not_in(LIVE)).values(renewed)
+    if session.scalar(closed_before.returning(Execution.id)) is None:
         raise leases.lost(session, lease)

@@ -43,7 +43,7 @@ class Reopened:
 def revoke(session: Session, seen: RunSnapshot) -> bool:
     """Note, before anybody is told so, that a run is cancelled though it has not stopped yet.
 
-    From pending, running to pending, running; it ends as cancelled, even if its last node succeeds first.
+    From pending, running to pending, running. It ends as cancelled, even if its last node succeeds first.
     False when that attempt is over, or the run was retried since.
     """
     revoked = update(Execution).where(*columns.as_seen(seen)).values(revoked=True).returning(Execution.id)
@@ -126,6 +126,7 @@ def undo_reopen(session: Session, reopened: Reopened) -> None:
 
     From pending, running to failed, cancelled. Raises LeaseLostError.
     """
-    ours = update(Execution).where(reopened.lease.is_ours).values(**reopened.before, **columns.FREE)
+    ours = update(Execution).where(reopened.lease.is_ours, Execution.status.in_(LIVE))
+    ours = ours.values(**reopened.before, **columns.FREE)
     if session.scalar(ours.returning(Execution.id)) is None:
         raise leases.lost(session, reopened.lease)

@@ -17,9 +17,9 @@ from flows.store.transitions import attempts, columns
 
 
 def recover(session: Session, execution_id: int, flow_run_id: uuid.UUID | None, seconds: float) -> Lease:
-    """Take the lease of a run, locked by the caller, to look after it; notes its flow run if it has none.
+    """Take the lease of a run, locked by the caller, to look after it; note its flow run if it has none.
 
-    The status stays.
+    From any status to the same.
     """
     lease = Lease(execution_id, uuid.uuid4(), seconds)
     changes: dict[str, Any] = {"lease_owner": lease.owner, "lease_until": now(seconds)}
