@@ -41,7 +41,7 @@ class Losses:
         return True
 
     async def _was_deleted(self, execution_id: int, flow_run_id: UUID) -> bool:
-        """Whether Prefect remembers the flow run, and has its deployment since before it was heard of last."""
+        """Whether Prefect remembers the flow run, and has its deployment since before that."""
         heard = await self._runs.last_heard(flow_run_id)
         if heard is None:
             return False
