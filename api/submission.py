@@ -144,14 +144,22 @@ async def execute(
 async def resubmit(services: Services, execution_id: int) -> UUID:
     """Hand an execution to Prefect that may not have reached it; where it did, it is the same flow run.
 
-    Raises NotFoundError when the execution is gone, PrefectUnavailableError and DatabaseUnavailableError.
+    One that Prefect had lost may be there again, and over: what was lost came back. It is requeued then.
+    Raises NotFoundError when the execution is gone, ConflictError when Prefect refuses for good,
+    PrefectUnavailableError and DatabaseUnavailableError.
     """
 
     def read(session: Session) -> Pending:
         row = executions.get(session, execution_id)
         return Pending.of(row, row.workflow)
 
-    return await _create_flow_run(services, await services.database.run(read))
+    pending = await services.database.run(read)
+    flow_run_id = await _create_flow_run(services, pending)
+    if pending.task_id is not None:
+        state = await services.gateway.runs.find(flow_run_id)
+        if state is not None and state.final:
+            await services.gateway.runs.requeue(flow_run_id, "Prefect has this run again.")
+    return flow_run_id
 
 
 async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:

@@ -143,7 +143,7 @@ class Reconciler:
             await self._database.run(lambda session: attempts.release(session, found.lease))
             return
         state = await self._runs.find(flow_run_id)
-        lost = state is None and await self._losses.include(found.row.id)
+        lost = state is None and await self._losses.include(found.row.id, flow_run_id)
         await actions.act(found, flow_run_id, state, lost)
 
     async def _compare(self, actions: RecoveryActions, active: Collection[FlowRunState]) -> None:
@@ -232,7 +232,7 @@ class Reconciler:
     ) -> None:
         state = await self._runs.find(flow_run_id)
         if (state and state.state_id) == (seen and seen.state_id):
-            lost = state is None and await self._losses.include(found.row.id)
+            lost = state is None and await self._losses.include(found.row.id, flow_run_id)
             await actions.act(found, flow_run_id, state, lost)
         else:
             await self._put_down(found)

@@ -163,17 +163,6 @@ def unsubmitted(session: Session, limit: int) -> Sequence[RunSnapshot]:
     )
 
 
-def newest(session: Session, limit: int) -> list[tuple[int, UUID]]:
-    """The newest executions that Prefect has or had, newest first: their ids and their flow runs' ids."""
-    rows = session.execute(
-        select(Execution.id, Execution.flow_run_id)
-        .where(Execution.flow_run_id.is_not(None))
-        .order_by(Execution.id.desc())
-        .limit(limit)
-    )
-    return [(execution_id, flow_run_id) for execution_id, flow_run_id in rows if flow_run_id is not None]
-
-
 def deployment_of(session: Session, execution_id: int) -> UUID | None:
     """The deployment of an execution's workflow; None where it has none, or there is no such execution."""
     return session.scalar(
