@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     """Bytes that a run's whole context may have, as JSON."""
 
     lease_seconds: float = Field(default=30.0, gt=0, validation_alias="NOVA_LEASE_SECONDS")
-    """Seconds that a lease lasts; the worker renews it every third of that, and counts as dead without."""
+    """Seconds that a lease lasts; renewed every third of that. Once it expires, its worker counts as dead."""
     recovery_interval: float = Field(default=5.0, gt=0, validation_alias="NOVA_RECOVERY_INTERVAL")
     """Seconds between two checks for runs whose worker died."""
     crash_limit: int = Field(default=3, ge=1, validation_alias="NOVA_CRASH_LIMIT")

@@ -83,9 +83,9 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
     of_tasks = {execution.task_id: execution for execution in found}
     chains = chain_rows(batch)
     went_on: list[float] = []
-    told: dict[int, list[Entry]] = defaultdict(list)
+    entries: dict[int, list[Entry]] = defaultdict(list)
     for entry in batch.stack.entries():
-        told[entry.run_no].append(entry)
+        entries[entry.run_no].append(entry)
     ours: list[Execution] = []
     for run in batch.runs.values():
         execution = of_tasks.get(str(run.task_id))
@@ -95,19 +95,21 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
         ours.append(execution)
         rows = chains.get(execution.id, [])
         judge_end(verdict, run, execution, rows, kills)
-        judge_nodes(verdict, run, execution.attempt, told[run.run_no], rows, kills)
+        judge_nodes(verdict, run, execution.attempt, entries[run.run_no], rows, kills)
         judge_polls(verdict, run)
-        went_on += [started - killed for killed, started in waits(told[run.run_no], kills)]
+        went_on += [started - killed for killed, started in waits(entries[run.run_no], kills)]
         await _judge_result(verdict, batch, run, execution)
     for run_no in batch.refused:
-        for entry in told[run_no]:
+        for entry in entries[run_no]:
             verdict.fault(STARTED_THOUGH_REFUSED, f"run {run_no}: {entry.node} {entry.what}")
     judge_number(verdict, [each for each in found if each not in ours], batch.unknown)
-    judge_unknown(verdict, [entry for run_no in batch.unknown for entry in told[run_no]])
-    judge_keys(verdict, [entry for run_no in batch.asked for entry in told[run_no]])
+    judge_unknown(verdict, [entry for run_no in batch.unknown for entry in entries[run_no]])
+    judge_keys(verdict, [entry for run_no in batch.asked for entry in entries[run_no]])
     for answer in batch.bad_answers:
         verdict.fault(BAD_ANSWERS, answer)
-    started = [entry for run in batch.runs.values() for entry in told[run.run_no] if entry.what == "started"]
+    started = [
+        entry for run in batch.runs.values() for entry in entries[run.run_no] if entry.what == "started"
+    ]
     verdict.facts |= {
         "runs": len(batch.runs),
         "refused": len(batch.refused),
@@ -141,10 +143,10 @@ def explain(starts: Sequence[float], kills: Sequence[Kill]) -> tuple[int, list[K
     return without, left
 
 
-def waits(told: Sequence[Entry], kills: Sequence[Kill]) -> Iterator[tuple[float, float]]:
+def waits(entries: Sequence[Entry], kills: Sequence[Kill]) -> Iterator[tuple[float, float]]:
     """Yield, for one run's entries, each kill's end and the next start of the node that it interrupted."""
     for node in NODES:
-        starts = [entry.at for entry in told if entry.node == node and entry.what == "started"]
+        starts = [entry.at for entry in entries if entry.node == node and entry.what == "started"]
         for before, after in pairwise(starts):
             yield from ((ended, after) for begun, ended in kills if before <= begun and ended <= after)
 
@@ -153,15 +155,15 @@ def judge_end(
     verdict: Verdict, run: Run, execution: Execution, rows: Sequence[Row], kills: Sequence[Kill]
 ) -> None:
     """Check a run's end: the wanted status, or stopped at its unrepeatable node for a reason."""
-    told = f"run {run.run_no}, {execution}"
+    run_name = f"run {run.run_no}, {execution}"
     stopped = execution.error_kind == "interrupted" and execution.failed_at_node == UNREPEATABLE
     if execution.status in ("pending", "running"):
-        verdict.fault(STUCK, told)
+        verdict.fault(STUCK, run_name)
     elif run.unrepeatable and stopped:
         if not _is_explained(run, execution, rows, kills):
-            verdict.fault(STOPPED, told)
+            verdict.fault(STOPPED, run_name)
     elif execution.status != run.wanted:
-        verdict.fault(FAILED, told)
+        verdict.fault(FAILED, run_name)
 
 
 def _is_explained(run: Run, execution: Execution, rows: Sequence[Row], kills: Sequence[Kill]) -> bool:
@@ -175,7 +177,7 @@ def _is_explained(run: Run, execution: Execution, rows: Sequence[Row], kills: Se
 
 
 def judge_nodes(
-    verdict: Verdict, run: Run, attempts: int, told: list[Entry], rows: list[Row], kills: Sequence[Kill]
+    verdict: Verdict, run: Run, attempts: int, entries: list[Entry], rows: list[Row], kills: Sequence[Kill]
 ) -> None:
     """Check the ledger's entries of a run against its attempts, its rows and the kills.
 
@@ -184,7 +186,7 @@ def judge_nodes(
     """
     left, again = list(kills), 0
     for node in NODES:
-        starts = [entry.at for entry in told if entry.node == node and entry.what == "started"]
+        starts = [entry.at for entry in entries if entry.node == node and entry.what == "started"]
         success = next((row.committed for row in rows if row.node == node and row.status == "success"), None)
         for at in starts:
             if success is not None and at > success:
@@ -212,11 +214,11 @@ def judge_polls(verdict: Verdict, run: Run) -> None:
             verdict.fault(STATUS_CHANGED, f"run {run.run_no}: {status}, then {after}")
 
 
-def judge_keys(verdict: Verdict, told: Iterable[Entry]) -> None:
+def judge_keys(verdict: Verdict, entries: Iterable[Entry]) -> None:
     """Check that each step has the same idempotency key on every attempt, and no other step has it."""
     keys: dict[tuple[int, str], set[str]] = defaultdict(set)
     steps: dict[str, set[tuple[int, str]]] = defaultdict(set)
-    for entry in told:
+    for entry in entries:
         keys[entry.run_no, entry.node].add(entry.key)
         steps[entry.key].add((entry.run_no, entry.node))
     for (run_no, node), several in keys.items():
@@ -227,9 +229,9 @@ def judge_keys(verdict: Verdict, told: Iterable[Entry]) -> None:
             verdict.fault(KEYS, f"{key} for {sorted(users)}")
 
 
-def judge_unknown(verdict: Verdict, told: Iterable[Entry]) -> None:
+def judge_unknown(verdict: Verdict, entries: Iterable[Entry]) -> None:
     """Check that each node of a run whose request got no answer started at most once."""
-    starts = Counter((entry.run_no, entry.node) for entry in told if entry.what == "started")
+    starts = Counter((entry.run_no, entry.node) for entry in entries if entry.what == "started")
     for (run_no, node), times in starts.items():
         if times > 1:
             verdict.fault(SUCCESS_AGAIN, f"run {run_no}, whose client had no answer: {node} {times} times")

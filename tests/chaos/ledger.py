@@ -18,18 +18,18 @@ from pathlib import Path
 _NODE = """
 import json, os, random, socket, time
 
-def tell(what):
+def report(what):
     entry = {{"what": what, "run_no": context["run_no"], "node": {node!r}, "key": run["idempotency_key"],
              "sandbox": os.environ["E2B_SANDBOX_ID"]}}
     with socket.create_connection(("127.0.0.1", {port}), 10) as line:
         line.sendall(json.dumps(entry).encode() + b"\\n")
         line.recv(1)
 
-tell("started")
+report("started")
 time.sleep(random.uniform({shortest}, {longest}))
 context[{node!r}] = context["run_no"]
 print(os.environ["E2B_SANDBOX_ID"])
-tell("done")
+report("done")
 """
 
 
@@ -78,11 +78,11 @@ class _Line(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         """Write one entry to the file and confirm it."""
-        told = self.rfile.readline()
-        if not told.endswith(b"\n"):  # the node was killed while it wrote
+        line = self.rfile.readline()
+        if not line.endswith(b"\n"):  # the node was killed while it wrote
             return
         with self.server.lock:
-            self.server.file.write(json.dumps({"at": time.time(), **json.loads(told)}) + "\n")
+            self.server.file.write(json.dumps({"at": time.time(), **json.loads(line)}) + "\n")
             self.server.file.flush()
         self.wfile.write(b"+")
 

@@ -26,8 +26,8 @@ class Execution:
 
     def __str__(self) -> str:
         """Return its id, status and error."""
-        told = [self.status, self.error_kind, json.loads(self.error) if self.error else None]
-        return f"execution {self.id}: " + ", ".join(each for each in told if each)
+        parts = [self.status, self.error_kind, json.loads(self.error) if self.error else None]
+        return f"execution {self.id}: " + ", ".join(each for each in parts if each)
 
 
 @dataclass(frozen=True)

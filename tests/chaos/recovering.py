@@ -20,12 +20,12 @@ SLOW = "nodes that waited too long after a kill"
 
 async def judge_waits(verdict: Verdict, batch: Batch, kills: Sequence[Kill]) -> None:
     """Check the time from each kill to the interrupted node's next start."""
-    told = batch.stack.entries()
+    entries = batch.stack.entries()
     verdict.faults[SLOW], longest = [], 0.0
     for run in batch.runs.values():
-        ours = [entry for entry in told if entry.run_no == run.run_no]
+        ours = [entry for entry in entries if entry.run_no == run.run_no]
         for killed, started in waits(ours, kills):
-            others = begins(entry for entry in told if entry.run_no != run.run_no)
+            others = begins(entry for entry in entries if entry.run_no != run.run_no)
             requeued = await asyncio.to_thread(_requeued_at, batch, run, killed)
             seconds = without_queue(killed, requeued, started, others)
             longest = max(longest, seconds)
@@ -36,10 +36,10 @@ async def judge_waits(verdict: Verdict, batch: Batch, kills: Sequence[Kill]) -> 
     verdict.facts["s at most of these without the wait for other runs"] = ceil(longest)
 
 
-def begins(told: Iterable[Entry]) -> list[float]:
+def begins(entries: Iterable[Entry]) -> list[float]:
     """Return when attempts began: the time of the first entry from each sandbox."""
     first: dict[str, float] = {}
-    for entry in told:
+    for entry in entries:
         first.setdefault(entry.sandbox, entry.at)
     return sorted(first.values())
 

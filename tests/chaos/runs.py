@@ -224,7 +224,7 @@ class Batch:
             await asyncio.sleep(pause)
 
     def all_started(self, runs: list[Run]) -> bool:
-        """Whether a node of each of these runs has started."""
+        """Return whether each of these runs has started a node."""
         return {run.run_no for run in runs} <= {entry.run_no for entry in self.stack.entries()}
 
     def open(self) -> int:

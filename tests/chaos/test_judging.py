@@ -175,8 +175,8 @@ def test_an_unrepeatable_node_starts_once() -> None:
 
 def test_how_long_an_interrupted_node_waits() -> None:
     """An interrupted node waits from the kill's end to its next start; other nodes do not count."""
-    told = [started(1, "n0"), started(2, "n1"), started(9, "n1")]
-    assert list(judging.waits(told, [(3, 4), (10, 11)])) == [(4, 9)]
+    entries = [started(1, "n0"), started(2, "n1"), started(9, "n1")]
+    assert list(judging.waits(entries, [(3, 4), (10, 11)])) == [(4, 9)]
 
 
 @pytest.mark.parametrize(
@@ -198,13 +198,13 @@ def test_the_wait_for_other_runs_does_not_count(
 
 def test_a_step_has_one_key_of_its_own() -> None:
     """A key that changes between attempts, or is used for two nodes or runs, is a violation."""
-    for told in (
+    for entries in (
         [started(1, "n0", "a"), started(3, "n0", "b")],
         [started(1, "n0", "a"), started(3, "n1", "a")],
         [started(1, "n0", "a"), started(3, "n0", "a", run_no=2)],
     ):
         verdict = Verdict()
-        judging.judge_keys(verdict, told)
+        judging.judge_keys(verdict, entries)
         assert counted(verdict) == {judging.KEYS: 1}
     verdict = Verdict()
     judging.judge_keys(verdict, [started(1, "n0"), started(3, "n0"), started(5, "n1")])

@@ -176,13 +176,13 @@ def test_the_database_holds_no_secret(database: Database, client: Client) -> Non
 @pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
 def test_texts_are_redacted_however_the_secret_is_written(overlay: vault.Overlay, password: str) -> None:
     """A password is redacted in every written form; the rest of the text stays."""
-    for way, text_ in written(password).items():
+    for name, text_ in written(password).items():
         redacted = overlay.redact(f"before {text_} after")
-        assert "***" in redacted, way
+        assert "***" in redacted, name
         assert redacted.startswith("before ")
         assert redacted.endswith(" after")
         for form in written(password).values():
-            assert form not in redacted, way
+            assert form not in redacted, name
     assert overlay.redact("nothing of it") == "nothing of it"
 
 
@@ -216,12 +216,12 @@ def test_any_secret_is_found(secret: str, before: str, after: str) -> None:
 @pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
 def test_values_built_from_a_secret_are_sealed(cipher: Cipher, overlay: vault.Overlay, password: str) -> None:
     """Values that contain a secret at any depth and in any form are sealed; opened, they are unchanged."""
-    changes = {way: dumps({"deep": [1, {"x": text_}]}) for way, text_ in written(password).items()}
+    changes = {name: dumps({"deep": [1, {"x": text_}]}) for name, text_ in written(password).items()}
     changes["a key of an object"] = dumps({password: 1})
     stored = vault.store_changes(cipher, overlay, changes)
     assert stored.keys() == changes.keys()
-    for way, value in stored.items():
-        assert value.sealed, way
+    for name, value in stored.items():
+        assert value.sealed, name
         assert vault.show(value) == b'"***"'
     assert vault.open_values(cipher, stored) == changes
 

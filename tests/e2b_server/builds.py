@@ -161,7 +161,7 @@ async def request_build(builds: Builds, request: Request) -> Response:
     template_id = builds.template_of(name) or secrets.token_hex(10)
     build = Build(template_id, name, body.get("cpuCount"), body.get("memoryMB"))
     builds.all.append(build)
-    told = {
+    described = {
         "templateID": template_id,
         "buildID": build.id,
         "public": False,
@@ -169,7 +169,7 @@ async def request_build(builds: Builds, request: Request) -> Response:
         "aliases": [name],
         "tags": [*body.get("tags", ()), *([tag] if tag else [])] or ["default"],
     }
-    return JSONResponse(told, 202)
+    return JSONResponse(described, 202)
 
 
 async def files(builds: Builds, request: Request) -> Response:
@@ -209,14 +209,14 @@ async def status(builds: Builds, request: Request) -> Response:
     if build is None:
         return answer(400, f"Build '{request.path_params['build']}' not found")
     first = int(request.query_params.get("logsOffset", 0))
-    told = {
+    described = {
         "templateID": build.template_id,
         "buildID": build.id,
         "status": build.status,
         "logs": [],
         "logEntries": build.log[first : first + min(PAGE, int(request.query_params.get("limit", PAGE)))],
     }
-    return JSONResponse({**told, "reason": build.reason} if build.reason else told)
+    return JSONResponse({**described, "reason": build.reason} if build.reason else described)
 
 
 async def alias(builds: Builds, request: Request) -> Response:

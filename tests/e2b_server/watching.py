@@ -73,13 +73,13 @@ class Watcher:
 
     def event(self, name: str, kind: str) -> dict[str, Any]:
         """Return one change as an event."""
-        told: dict[str, Any] = {"name": name, "type": f"EVENT_TYPE_{kind}"}
+        event: dict[str, Any] = {"name": name, "type": f"EVENT_TYPE_{kind}"}
         if self.with_entry and kind != "REMOVE":
             try:
-                told["entry"] = entry(self.sandbox, self.top / name)
+                event["entry"] = entry(self.sandbox, self.top / name)
             except RpcError:
-                return told
-        return told
+                return event
+        return event
 
 
 async def watch_dir(sandbox: SimulatedSandbox, request: Request) -> Response:

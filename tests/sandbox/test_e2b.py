@@ -20,10 +20,10 @@ from tests.sandbox.conftest import FLOW_RUN, Bench, spec
 from tests.waiting import eventually
 
 
-async def started(told: Path) -> None:
+async def started(marker: Path) -> None:
     """Wait until a node has written its file."""
     async with asyncio.timeout(60):
-        while not told.exists():  # noqa: ASYNC110, ASYNC240  (a file tells no event)
+        while not marker.exists():  # noqa: ASYNC110, ASYNC240  (a file tells no event)
             await asyncio.sleep(0.01)
 
 
@@ -74,10 +74,10 @@ async def test_a_vanished_sandbox_is_an_error_at_once(e2b_server: E2BServer, tmp
     """If a sandbox disappears during a node or between two, the run gets a SandboxError without waiting."""
     sandbox = await E2BProvider().create(spec())
     bench = Bench(sandbox)
-    await bench.load(told=str(tmp_path / "told"))
-    code = "import time; open(context['told'], 'w'); time.sleep(60)"
+    await bench.load(marker=str(tmp_path / "marker"))
+    code = "import time; open(context['marker'], 'w'); time.sleep(60)"
     running = asyncio.create_task(bench.run(code, timeout=60))
-    await started(tmp_path / "told")
+    await started(tmp_path / "marker")
     e2b_server.vanish(sandbox.id)
     async with asyncio.timeout(40):
         with pytest.raises(SandboxError, match="gone") as caught:
@@ -122,19 +122,19 @@ async def test_a_broken_stream_is_connected_again(e2b_server: E2BServer, tmp_pat
     """When the connection breaks during a node, its answer is fetched again; the node runs once."""
     sandbox = await E2BProvider().create(spec())
     bench = Bench(sandbox)
-    await bench.load(told=str(tmp_path / "told"), big="x" * 100_000)
+    await bench.load(marker=str(tmp_path / "marker"), big="x" * 100_000)
     code = """
 import time
-with open(context["told"], "a") as file: file.write("ran ")
+with open(context["marker"], "a") as file: file.write("ran ")
 time.sleep(1)
 context["big"] += "y"
 """
     running = asyncio.create_task(bench.run(code, timeout=30))
-    await started(tmp_path / "told")
+    await started(tmp_path / "marker")
     e2b_server.cut_streams(sandbox.id)
     result = await running
     assert len(result.changes["big"]) == 100_003
-    assert (tmp_path / "told").read_text() == "ran "
+    assert (tmp_path / "marker").read_text() == "ran "
     e2b_server.cut_streams(sandbox.id)
     assert await bench.changes("context['n'] = len(context['big'])") == {"n": 100_001}
     await sandbox.kill()
@@ -144,16 +144,16 @@ async def test_a_lost_answer_is_sent_again(e2b_server: E2BServer, tmp_path: Path
     """When a node ends while the connection is broken, its answer is sent again; it does not run again."""
     sandbox = await E2BProvider().create(spec())
     bench = Bench(sandbox)
-    told = tmp_path / "told"
-    await bench.load(told=str(told))
-    code = "import time; time.sleep(0.3); open(context['told'], 'a').write('ran '); context['n'] = 1"
+    marker = tmp_path / "marker"
+    await bench.load(marker=str(marker))
+    code = "import time; time.sleep(0.3); open(context['marker'], 'a').write('ran '); context['n'] = 1"
     running = asyncio.create_task(bench.run(code, timeout=30))
     async with asyncio.timeout(60):
         while not running.done():
             e2b_server.cut_streams(sandbox.id)
-            await asyncio.sleep(0.07 if not told.exists() else 2)
+            await asyncio.sleep(0.07 if not marker.exists() else 2)
     assert (await running).changes == {"n": b"1"}
-    assert told.read_text() == "ran "
+    assert marker.read_text() == "ran "
     await sandbox.kill()
 
 
@@ -253,18 +253,18 @@ async def test_a_killed_sandbox_takes_its_processes_along(
     """Killing a sandbox during a node ends the node's processes; its caller gets a SandboxError."""
     sandbox = await E2BProvider().create(spec())
     bench = Bench(sandbox)
-    told = tmp_path / "told"
-    await bench.load(told=str(told))
+    marker = tmp_path / "marker"
+    await bench.load(marker=str(marker))
     code = """
 import os, pathlib, time
-told = pathlib.Path(context["told"])
-told.with_suffix(".new").write_text(str(os.getpid()))
-told.with_suffix(".new").rename(told)
+marker = pathlib.Path(context["marker"])
+marker.with_suffix(".new").write_text(str(os.getpid()))
+marker.with_suffix(".new").rename(marker)
 time.sleep(60)
 """
     running = asyncio.create_task(bench.run(code, timeout=60))
-    await started(told)
-    node = int(told.read_text())
+    await started(marker)
+    node = int(marker.read_text())
     assert alive(node)
     await sandbox.kill()
     with pytest.raises(SandboxError):

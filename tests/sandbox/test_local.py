@@ -30,9 +30,9 @@ from tests.sandbox.conftest import Bench, spec
 async def main():
     sandbox = await LocalProvider().create(spec())
     print(sandbox.id, flush=True)
-    code = "import os, time; open(context['told'], 'w').write(str(os.getpid())); time.sleep(300)"
+    code = "import os, time; open(context['marker'], 'w').write(str(os.getpid())); time.sleep(300)"
     bench = Bench(sandbox)
-    await bench.load(told=sys.argv[1])
+    await bench.load(marker=sys.argv[1])
     await bench.run(code, timeout=60)
 
 asyncio.run(main())
@@ -71,14 +71,14 @@ async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 async def test_a_killed_worker_leaves_nothing(tmp_path: Path, alive: Callable[[int], bool]) -> None:
     """When a worker is killed, its runner and node end and their folder is removed."""
-    told = tmp_path / "told"
+    marker = tmp_path / "marker"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": ROOT}
-    command = [sys.executable, "-c", WORKER, str(told)]
+    command = [sys.executable, "-c", WORKER, str(marker)]
     worker = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=environment)
     assert worker.stdout is not None
     runner = int((await worker.stdout.readline()).split(b"-")[1])
-    await until(lambda: written(told))
-    node = int(text_of(told))
+    await until(lambda: written(marker))
+    node = int(text_of(marker))
     assert alive(runner)
     assert alive(node)
     worker.kill()
@@ -91,17 +91,17 @@ async def test_a_cancelled_run_leaves_nothing(folders: Path, alive: Callable[[in
     """Cancelling a run and killing its sandbox, even twice, ends all its processes."""
     sandbox = await LocalProvider().create(spec())
     bench = Bench(sandbox)
-    told = folders / "told"
-    await bench.load(told=str(told))
-    code = "import os, time; open(context['told'], 'w').write(str(os.getpid())); time.sleep(300)"
+    marker = folders / "marker"
+    await bench.load(marker=str(marker))
+    code = "import os, time; open(context['marker'], 'w').write(str(os.getpid())); time.sleep(300)"
     running = asyncio.create_task(bench.run(code, timeout=60))
-    await until(lambda: written(told))
+    await until(lambda: written(marker))
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await sandbox.kill()
     await sandbox.kill()
-    assert not alive(int(text_of(told)))
+    assert not alive(int(text_of(marker)))
     assert not alive(int(sandbox.id.split("-")[1]))
     with pytest.raises(SandboxError):
         await bench.run("pass")

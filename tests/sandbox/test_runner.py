@@ -13,6 +13,7 @@ from typing import IO
 import pytest
 
 from flows.sandbox.port import NodeCall, NodeResult
+from flows.sandbox.processes import is_alive
 from flows.sandbox.protocol import (
     BOOT,
     Answer,
@@ -25,7 +26,7 @@ from flows.sandbox.protocol import (
     run_message,
     runner_zip,
 )
-from flows.sandbox.runner.processes import descendants, is_alive
+from flows.sandbox.runner.processes import descendants
 
 
 class Wire:
@@ -188,10 +189,10 @@ def test_the_packed_runner_is_the_same_everywhere() -> None:
     """The runner's path in a template is the same on every machine, whatever its clock and time zone."""
     code = "from flows.sandbox.protocol import installed_runner; print(installed_runner())"
     elsewhere = {**os.environ, "TZ": "Pacific/Kiritimati", "PYTHONPATH": str(Path(__file__).parents[2])}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == installed_runner()
+    assert printed.stdout.strip() == installed_runner()
 
 
 @pytest.mark.parametrize("line", [b"}", b"[" * 100_000, b"[1]", b"7", b"\xff", b"9" * 5000])

@@ -100,7 +100,7 @@ async def test_what_has_not_changed_is_not_uploaded_again(e2b_server: E2BServer)
     await template.build("nova-runner")
     runner_zip.cache_clear()  # as in another process
     lines: list[str] = []
-    await template.build("nova-runner", cache=False, tell=lambda entry: lines.append(entry.message))
+    await template.build("nova-runner", cache=False, on_log=lambda entry: lines.append(entry.message))
     first, second = e2b_server.builds.all
     assert first.template_id == second.template_id
     assert (first.forced, second.forced) == (False, True)
@@ -111,7 +111,7 @@ async def test_every_log_line_comes_once_and_in_order(e2b_server: E2BServer) -> 
     """A long log comes complete, though E2B returns it in pages of a hundred lines."""
     e2b_server.builds.lines = 150
     lines: list[str] = []
-    await template.build("nova-runner", tell=lambda entry: lines.append(entry.message))
+    await template.build("nova-runner", on_log=lambda entry: lines.append(entry.message))
     [build] = e2b_server.builds.all
     said = [entry["message"] for entry in build.log]
     assert len(said) > 300
@@ -123,7 +123,7 @@ async def test_a_step_that_fails_is_named(e2b_server: E2BServer) -> None:
     e2b_server.builds.fails = "pip install"
     lines: list[str] = []
     with pytest.raises(template.TemplateError, match=r"failed at step 2: failed to run command 'pip install"):
-        await template.build("nova-runner", tell=lambda entry: lines.append(entry.message))
+        await template.build("nova-runner", on_log=lambda entry: lines.append(entry.message))
     assert "failed to run command 'pip install" in lines[-1]
     assert "nova-runner" not in e2b_server.cloud.installed
 
@@ -148,9 +148,9 @@ async def test_a_build_that_e2b_forgot_is_reported(e2b_server: E2BServer) -> Non
     """When a build's state cannot be read any more, the error says that it may go on."""
     e2b_server.builds.held = True
 
-    def tell(entry: e2b.LogEntry) -> None:
+    def on_log(entry: e2b.LogEntry) -> None:
         if "FROM python" in entry.message:
             e2b_server.builds.all.clear()
 
     with pytest.raises(template.TemplateError, match="may go on, but its state cannot be read any more: 400"):
-        await template.build("nova-runner", tell=tell)
+        await template.build("nova-runner", on_log=on_log)

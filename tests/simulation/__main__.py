@@ -13,6 +13,7 @@ from pathlib import Path
 from flows.store import migrations
 from tests.servers import postgres_server
 from tests.simulation.driver import LENGTH, find, simulate
+from tests.simulation.healing import HEALS
 from tests.simulation.mutations import MUTATIONS, mutated
 from tests.simulation.site import Site, site
 
@@ -56,7 +57,7 @@ def _simulate(opened: Site, options: argparse.Namespace) -> int:
         if result.violations:
             bad += 1
             print(f"\nseed {seed}, after {result.steps} steps:")
-            print("\n".join(result.trace[-SHOWN:]))
+            print("\n".join(_telling(result.trace)))
             print("\n".join(f"VIOLATION: {each}" for each in result.violations), flush=True)
         seed += 1
     seconds, cpu = time.perf_counter() - began, time.process_time() - spent
@@ -65,6 +66,12 @@ def _simulate(opened: Site, options: argparse.Namespace) -> int:
         f"{seconds:.0f} s, {steps / seconds:.0f} steps a second, {steps / cpu:.0f} per second of CPU"
     )
     return min(1, bad)
+
+
+def _telling(trace: list[str]) -> list[str]:
+    """The last lines of a trace before nothing broke any more, and the first after that."""
+    end = next((n for n, line in enumerate(trace) if line.endswith(HEALS)), len(trace))
+    return trace[max(0, end - SHOWN) : end + SHOWN // 4]
 
 
 def _options() -> argparse.Namespace:

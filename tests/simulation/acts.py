@@ -27,7 +27,7 @@ MOST_WORKERS = 3
 MOST_APIS = 2
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
-NODES_FAIL = 7
+NODES_FAIL = 4
 """One node of so many raises."""
 RANKS = 2
 KEYS = ("key-1", "key-2")
@@ -176,8 +176,8 @@ class Acts:
             )
 
     def retry(self, which: int, task: int) -> None:
-        """Somebody retries a run."""
-        if (task_id := pick(self.world.tasks_known, task)) is not None:
+        """Somebody retries a run, usually one that did not succeed."""
+        if (task_id := pick(self._stopped() or self.world.tasks_known, task)) is not None:
             known = task_id
             self._ask(
                 which,
@@ -188,9 +188,9 @@ class Acts:
 
     def skip(self, which: int, number: int) -> None:
         """Somebody leads a run past the node at which it stopped."""
-        stopped = [row for row in self.world.ledger.rows.values() if row["status"] in ("failed", "cancelled")]
-        if (row := pick(stopped, number)) is not None and row["flow_run_id"] is not None:
-            found = row
+        rows = {row["flow_run_id"]: row for row in self.world.ledger.rows.values()}
+        if (task_id := pick(self._stopped(), number)) is not None:
+            found = row = rows[task_id]
             self._ask(
                 which,
                 f"skip step {row['steps']} of execution {row['id']}",
@@ -290,6 +290,15 @@ class Acts:
     def _know(self, task_id: UUID) -> None:
         if task_id not in self.world.tasks_known:
             self.world.tasks_known.append(task_id)
+
+    def _stopped(self) -> list[UUID]:
+        """The runs that failed or were cancelled."""
+        rows = self.world.ledger.rows.values()
+        return [
+            row["flow_run_id"]
+            for row in rows
+            if row["status"] in ("failed", "cancelled") and row["flow_run_id"]
+        ]
 
     def _awake(self, processes: Sequence[Any]) -> list[Any]:
         return [process for process in processes if not process.is_paused]

@@ -11,39 +11,38 @@ from tests.simulation.healing import Healing
 from tests.simulation.site import Site
 from tests.simulation.world import World
 
-LENGTH = 500
+LENGTH = 800
 """Choices that are made before everything is let come to rest."""
 BITS = 16
 IN_ORDER = 0.8
 """Share of the steps that are the first of those that may happen."""
 
-WEIGHTS: dict[str, float] = {
-    "step": 700,
+ALWAYS: dict[str, float] = {"step": 800, "poll_for_runs": 40, "reconcile": 16, "execute": 14}
+"""How often each act is chosen that every simulation has."""
+AT_TIMES: dict[str, float] = {
     "hurry": 30,
-    "poll_for_runs": 40,
-    "reconcile": 25,
-    "pass_time": 25,
-    "kill": 6,
-    "pause": 10,
-    "resume": 14,
-    "lose": 8,
-    "double": 6,
-    "break_sandbox": 3,
-    "cut_renewals": 2,
-    "execute": 12,
-    "poll": 20,
+    "pass_time": 14,
+    "kill": 3,
+    "pause": 6,
+    "resume": 9,
+    "lose": 5,
+    "double": 4,
+    "break_sandbox": 2,
+    "cut_renewals": 1,
+    "poll": 14,
     "cancel": 4,
     "retry": 10,
     "skip": 4,
     "run_in_prefect": 4,
-    "cancel_in_prefect": 3,
+    "cancel_in_prefect": 2,
     "retry_in_prefect": 5,
     "force_in_prefect": 2,
     "delete_in_prefect": 1,
-    "suspend_in_prefect": 2,
-    "resume_in_prefect": 2,
+    "suspend_in_prefect": 1,
+    "resume_in_prefect": 1,
 }
-"""How often each act is chosen."""
+"""The same of those of which each simulation has some more often and some less."""
+SHARES = (0.0, 0.3, 1.0, 1.0, 3.0)
 
 
 @dataclass
@@ -65,7 +64,8 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
     for _ in range(2):
         world.start_worker()
     world.start_api()
-    names, weights = list(WEIGHTS), list(WEIGHTS.values())
+    weighed = ALWAYS | {name: often * chance.choice(SHARES) for name, often in AT_TIMES.items()}
+    names, weights = list(weighed), list(weighed.values())
     try:
         for _ in range(length):
             name = chance.choices(names, weights)[0]

@@ -12,9 +12,13 @@ from tests.stand_in.records import FlowRun
 
 ROUNDS = 150
 """Rounds of the reconcilers in which everything must have come to rest."""
+PATIENCE = 25
+"""Rounds after which what has not changed will not."""
 BETWEEN = 12.0
 """Seconds between two of them."""
 STEPS_A_ROUND = 5000
+
+HEALS = "nothing breaks any more"
 
 _OF_ROW = {"completed": {"COMPLETED"}, "failed": {"FAILED", "CRASHED"}, "cancelled": {"CANCELLED"}}
 
@@ -29,7 +33,7 @@ class Healing:
     def heal(self) -> list[str]:
         """Let everything come to rest; return what is wrong then."""
         world = self._world
-        world.note("nothing breaks any more")
+        world.note(HEALS)
         world.gate.forget()
         for process in world.processes:
             process.database.is_cut = False
@@ -40,12 +44,16 @@ class Healing:
         if not world.apis:
             world.start_api()
         left: list[str] = []
+        since = 0
         for number in range(ROUNDS):
             self._resume_suspended()
             self._flow()
-            left = self._left()
+            before, left = left, self._left()
+            since = since + 1 if left == before else 0
             if not left or world.ledger.violations:
                 return []
+            if since == PATIENCE:
+                break
             world.pass_time(BETWEEN)
             for worker in world.workers:
                 if worker.polling is None or worker.polling.done():
@@ -90,7 +98,7 @@ class Healing:
             return [f"{name} is {row['status']} and leased"]
         if run is None or run.state is None or self._was_marked(row["flow_run_id"]):
             return []
-        if run.state.type not in _OF_ROW[row["status"]]:
+        if row["error_kind"] != "not_started" and run.state.type not in _OF_ROW[row["status"]]:
             return [f"{name} is {row['status']}, and {run.state.name} in Prefect"]
         return []
 

@@ -24,6 +24,8 @@ class Place:
     flow_run: UUID
     is_alive: bool = True
     node: Node | None = None
+    calls: set[str] = field(default_factory=set)
+    """Ids of the calls that it knows: none is run again."""
 
 
 class Node(Step, Later[NodeResult]):
@@ -133,6 +135,9 @@ class CloudSandbox:
 
         def start() -> Node:
             self._check()
+            if call.call_id in self.place.calls:
+                raise SandboxError("That call was sent before.")
+            self.place.calls.add(call.call_id)
             node = self.place.node = Node(self.cloud.gate, self.place, call)
             self.cloud.gate.add(node)
             self.cloud.started(node)

@@ -32,9 +32,7 @@ from tests.stand_in.transport import API, client
 
 UNREPEATABLE = frozenset({"mail"})
 """Nodes that say `on_interrupt: fail`."""
-GRAPH: dict[str, Any] = line(
-    action("read", "pass", retries=1), action("mail", "pass", on_interrupt="fail"), action("note", "pass")
-)
+GRAPH: dict[str, Any] = line(action("read", "pass"), action("mail", "pass", on_interrupt="fail"))
 
 _ENVIRONMENT = {
     "NOVA_LEASE_SECONDS": "30",

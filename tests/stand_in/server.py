@@ -33,6 +33,7 @@ class StandInServer:
         self.stand_in = stand_in or StandIn(seed=random.randrange(2**63))
         self.port = port
         self.log = log
+        log.touch()
         self._thread: threading.Thread | None = None
         self.start()
 

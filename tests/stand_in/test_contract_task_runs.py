@@ -33,20 +33,18 @@ async def test_every_state_proposed_in_every_state(real: Conversation, stand_in:
     async def story(talk: Conversation) -> None:
         place = await Place(talk).make()
         flow_run = await place.run(state={"type": "RUNNING"})
-        for source in TYPES:
-            run = await task_run(talk, flow_run, source, state={"type": source})
-            path = f"/task_runs/{run['id']}/set_state"
-            held = run["state"]["id"]
-            for goal in TYPES:
-                status, answer = await talk.silently("POST", path, {"state": {"type": goal}})
-                state = answer["state"]
-                kept = state["id"] == held
-                talk.write(f"{source} → {goal}: {status} {state['name']} {kept} {answer['details']}")
-                if not kept:
-                    body = {"state": {"type": source}, "force": True}
-                    _, back = await talk.silently("POST", path, body)
-                    held = back["state"]["id"]
-            await talk.ask("GET", f"/task_runs/{run['id']}")
+        run = await task_run(talk, flow_run, "task")
+        left = {source: list(TYPES) for source in TYPES}
+        while any(left.values()):
+            here, held = run["state"]["type"], run["state"]["id"]
+            force = not left[here]
+            goal = next(source for source in TYPES if left[source]) if force else left[here].pop(0)
+            body = {"state": {"type": goal}, "force": force}
+            status, answer = await talk.silently("POST", f"/task_runs/{run['id']}/set_state", body)
+            run["state"] = state = answer["state"]
+            kept = state["id"] == held
+            talk.write(f"{here} → {goal} {force}: {status} {state['name']} {kept} {answer['details']}")
+        await talk.ask("GET", f"/task_runs/{run['id']}")
 
     await assert_same(story, real, stand_in)
 

@@ -25,7 +25,8 @@ ROWS = """
            CASE WHEN status NOT IN ('pending', 'running') THEN now() END,
            CASE WHEN status IN ('failed', 'cancelled') THEN '"Why."' END,
            CASE status WHEN 'failed' THEN 'node' WHEN 'cancelled' THEN 'cancelled' END
-    FROM (SELECT n, (CAST(:statuses AS text[]))[1 + n % cardinality(CAST(:statuses AS text[]))] AS status
+    FROM (SELECT n, (CAST(:statuses AS text[]))
+                        [1 + n % cardinality(CAST(:statuses AS text[]))] AS status
           FROM generate_series(1, :number) AS n) AS each,
          LATERAL (SELECT CASE WHEN status = 'pending' THEN 0 ELSE 1 END AS begun) AS attempts
 """

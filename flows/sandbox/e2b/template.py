@@ -27,7 +27,7 @@ POLL_INTERVAL = 0.5
 """Seconds between two requests for a build's state."""
 FINISHED = (e2b.TemplateBuildStatus.READY, e2b.TemplateBuildStatus.ERROR)
 
-Tell = Callable[[e2b.LogEntry], None]
+OnLog = Callable[[e2b.LogEntry], None]
 
 
 class TemplateError(NovaError):
@@ -63,11 +63,11 @@ async def build(
     cpus: int = 2,
     memory: int = 1024,
     cache: bool = True,
-    tell: Tell = lambda entry: None,
+    on_log: OnLog = lambda entry: None,
 ) -> None:
     """Build the template under a name and wait until it is ready; raises TemplateError.
 
-    `memory` is in MiB; `tell` gets each line of the build's log. Until the build is ready, sandboxes are
+    `memory` is in MiB; `on_log` gets each line of the build's log. Until the build is ready, sandboxes are
     created from the previous build. Cancelling the wait does not stop the build.
     """
     with tempfile.TemporaryDirectory(prefix="nova-template-") as folder:
@@ -78,28 +78,28 @@ async def build(
                 cpu_count=cpus,
                 memory_mb=memory,
                 skip_cache=not cache,
-                on_build_logs=tell,
+                on_build_logs=on_log,
                 api_key=api_key,
             )
         except Exception as error:
             raise TemplateError(f"The template cannot be built: {reason_of(error)[1]}.") from error
-    await _follow(begun, api_key, tell)
+    await _follow(begun, api_key, on_log)
 
 
-async def _follow(begun: e2b.BuildInfo, api_key: str | None, tell: Tell) -> None:
-    """Pass a build's log to `tell` until the build ends; raises TemplateError if it fails."""
-    told = 0
+async def _follow(begun: e2b.BuildInfo, api_key: str | None, on_log: OnLog) -> None:
+    """Pass a build's log to `on_log` until the build ends; raises TemplateError if it fails."""
+    seen = 0
     while True:
         try:
-            state = await e2b.AsyncTemplate.get_build_status(begun, told, api_key=api_key)
+            state = await e2b.AsyncTemplate.get_build_status(begun, seen, api_key=api_key)
         except Exception as error:
             why = reason_of(error)[1]
             raise TemplateError(
                 f"The build may go on, but its state cannot be read any more: {why}."
             ) from error
         for entry in state.log_entries:
-            tell(entry)
-        told += len(state.log_entries)
+            on_log(entry)
+        seen += len(state.log_entries)
         if state.status not in FINISHED:
             await asyncio.sleep(POLL_INTERVAL)
         elif not state.log_entries:  # one answer has at most a hundred lines
