@@ -33,7 +33,7 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)  # type
 settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nova")
 
-pytest_plugins = ("tests.row_checks",)
+pytest_plugins = ("tests.row_checks", "tests.statement_watch")
 
 
 _SHARED = pytest.StashKey[SharedServers]()
