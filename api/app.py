@@ -20,6 +20,7 @@ from api.responses import JsonResponse
 from api.routers import clients, executions, health, schedules, tasks, workflows
 from api.services import Services
 from api.version import VERSION
+from flows.config import times
 from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
@@ -33,9 +34,6 @@ from flows.store import migrations
 from flows.store.database import Database
 
 log = logging.getLogger(__name__)
-
-_DRAIN = 30.0
-"""Seconds that work which was begun gets at the end."""
 
 _DESCRIPTION = """
 NOVA runs workflows: graphs of small Python programs, on Prefect and E2B.
@@ -122,7 +120,7 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
                 app.state.services = services
                 async with _recovery(services):
                     yield
-                await services.background.drain(_DRAIN)
+                await services.background.drain(times.API_DRAIN)
         finally:
             await asyncio.to_thread(database.close)
 

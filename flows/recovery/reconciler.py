@@ -17,6 +17,7 @@ from uuid import UUID
 import anyio
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.config.log_once import FaultLog
 from flows.config.settings import Settings
 from flows.graphs.errors import (
@@ -36,12 +37,6 @@ from flows.store.sweep_lock import SweepLock
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 20.0
-"""Seconds that looking after one execution may take: less than its lease lasts (`orphans.SECONDS`)."""
-UNSUBMITTED = 30.0
-"""Seconds from which a run that was not handed to Prefect counts as forgotten: the API tries as long."""
-STRAY = 30.0
-"""Seconds after which a task run's end, which Prefect writes down late, does not come any more."""
 AT_ONCE = 50
 """Runs handed to Prefect in one round at most."""
 
@@ -91,7 +86,7 @@ class Reconciler:
                 await self.once([sweep for sweep in SWEEPS if await _is_ours(sweep, locks or {})])
             except DatabaseUnavailableError:
                 # No lease could be renewed: those that live get time for it before they count as dead.
-                self._calm_until = self._clock() + self._settings.lease_seconds / 2
+                self._calm_until = self._clock() + times.calm(self._settings.lease_seconds)
                 raise
 
         await keep_looking(look, self._settings.recovery_interval, "Runs", log)
@@ -215,7 +210,7 @@ class Reconciler:
         if self._resubmit is None:
             return
         for row in await self._database.run(lambda session: orphans.unsubmitted(session, AT_ONCE)):
-            if not self._lasted(row.id, UNSUBMITTED):
+            if not self._lasted(row.id, times.UNSUBMITTED):
                 continue
             seized = await self._database.run(functools.partial(orphans.seize, seen=row))
             if seized is not None:
@@ -234,7 +229,7 @@ class Reconciler:
 
     async def _tidy(self, report: Report) -> None:
         """End the task runs whose end nobody told: their flow run does not run any more."""
-        late = [one for one in await self._runs.stray_task_runs() if self._lasted(one, STRAY)]
+        late = [one for one in await self._runs.stray_task_runs() if self._lasted(one, times.STRAY)]
         await self._runs.crash_task_runs(late, "Its run ended, or goes on, without it.")
         report.task_runs += len(late)
 
@@ -244,7 +239,7 @@ class Reconciler:
         What is wrong with one must not keep the others waiting; with two in a row, Prefect is what is wrong.
         """
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(times.LOOK_AFTER_ONE):
                 await work
         except LeaseError as error:
             log.info("%s", error)

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.config.log_once import FaultLog, OutageLog
 from flows.graphs.errors import BreakerOpenError, DatabaseUnavailableError, LeaseLostError
 from flows.prefect_gateway.flow_runs import FlowRuns
@@ -238,20 +239,20 @@ class LeaseKeeper:
             self._breaker.ended("E2B works again: runs go on.")
 
     def _renew_for_ever(self) -> None:
-        pause = self._seconds / 3
+        pause = times.renewal(self._seconds)
         faults, outage = FaultLog(log), OutageLog(log)
         while not self._closed.wait(pause):
             try:
                 self._renew()
             except DatabaseUnavailableError as error:
                 outage.began("Leases cannot be renewed: %s", error)
-                pause = self._seconds / 10
+                pause = times.renewal_again(self._seconds)
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
                 faults.note(error, "Leases were not renewed.")
-                pause = self._seconds / 10
+                pause = times.renewal_again(self._seconds)
             else:
                 outage.ended("Leases are renewed again.")
-                pause = self._seconds / 3
+                pause = times.renewal(self._seconds)
 
     def _renew(self) -> None:
         with self._lock:

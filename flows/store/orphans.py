@@ -15,13 +15,14 @@ from uuid import UUID, uuid4
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.graphs.errors import ConflictError
 from flows.store import checks, creation, leases
 from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution
 
-SECONDS = 30.0
+SECONDS = times.RECOVERY_LEASE
 """How long a lease lasts that was seized."""
 
 

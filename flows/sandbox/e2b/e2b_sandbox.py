@@ -17,6 +17,7 @@ import e2b
 from e2b.sandbox.commands.command_handle import CommandExitException
 from e2b.sandbox_async.commands.command_handle import AsyncCommandHandle
 
+from flows.config import times
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import Channel, seen
 from flows.sandbox.e2b.sdk_errors import reason_of, sandbox_error
@@ -36,7 +37,7 @@ CHUNK = 2 * 1024 * 1024
 """Bytes of stdin sent with one request."""
 PAUSES = (0.1, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each new try after a broken connection; then the sandbox is given up."""
-REQUEST = 30.0
+REQUEST = times.SANDBOX_REQUEST
 """Seconds that one request may take."""
 NO_RUNNER = 86
 """Exit status of a runner's command where the runner is not: none that Python or a shell has itself."""

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import e2b
 
+from flows.config import times
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE
 from flows.sandbox.e2b import e2b_sandbox
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 60
 """Seconds that a sandbox outlives its run's limit: it ends itself if nobody else does."""
-CREATION = 60.0
+CREATION = times.SANDBOX_CREATION
 """Seconds that the request for a sandbox may take, which starts it."""
 UNANSWERED = frozenset({"unreachable", "timeout"})
 """Reasons after which nobody knows whether a sandbox was made."""
