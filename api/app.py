@@ -20,19 +20,22 @@ from api.responses import JsonResponse
 from api.routers import clients, executions, health, schedules, tasks, workflows
 from api.services import Services
 from api.version import VERSION
+from flows.code_check.checker import GraphChecker
+from flows.code_check.compiler_process import Limits
+from flows.config import times
 from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
-from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
+from flows.graphs.errors import ConfigurationError, DatabaseRefusedError, DatabaseUnavailableError
 from flows.prefect_gateway.gateway import PrefectGateway
+from flows.recovery.deployment_healer import DeploymentHealer
 from flows.recovery.reconciler import Reconciler
+from flows.recovery.rounds import keep_looking
+from flows.recovery.sweeps import Sweep, sweep_lock
 from flows.store import migrations
 from flows.store.database import Database
 
 log = logging.getLogger(__name__)
-
-_DRAIN = 30.0
-"""Seconds that work which was begun gets at the end."""
 
 _DESCRIPTION = """
 NOVA runs workflows: graphs of small Python programs, on Prefect and E2B.
@@ -115,11 +118,12 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
         database = Database(chosen.sqlalchemy_url, chosen.database_pool_size)
         try:
             async with PrefectGateway(chosen) as gateway:
-                services = Services(chosen, database, gateway, cipher)
+                graphs = GraphChecker(Limits(chosen.node_code_limit))
+                services = Services(chosen, database, gateway, cipher, graphs)
                 app.state.services = services
                 async with _recovery(services):
                     yield
-                await services.background.drain(_DRAIN)
+                await services.background.drain(times.API_DRAIN)
         finally:
             await asyncio.to_thread(database.close)
 
@@ -128,24 +132,39 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
 
 @asynccontextmanager
 async def _recovery(services: Services) -> AsyncIterator[None]:
-    """Look after the runs that nobody runs, beside the requests."""
+    """Look after runs that nobody runs, and deployments that Prefect has lost, beside the requests."""
+    settings = services.settings
+    locks = {sweep: sweep_lock(settings, sweep) for sweep in (Sweep.RUNS, Sweep.SUBMISSIONS)}
     reconciler = Reconciler(
-        services.database,
-        services.gateway.runs,
-        services.settings,
-        partial(submission.resubmit, services),
+        services.database, services.gateway.runs, settings, partial(submission.resubmit, services)
     )
-    task = asyncio.create_task(reconciler.run_forever())
+    healer = DeploymentHealer(
+        services.database, services.gateway.deployments, partial(submission.deploy, services)
+    )
+
+    async def heal() -> None:
+        if await locks[Sweep.SUBMISSIONS].hold():
+            await healer.once()
+
+    tasks = {
+        asyncio.create_task(reconciler.run_forever(locks)),
+        asyncio.create_task(
+            keep_looking(heal, settings.recovery_interval, "Deployments", log, tells_outages=False)
+        ),
+    }
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for lock in locks.values():
+            await lock.close()
 
 
 async def _check_tables(url: str) -> None:
     """Refuse tables that are behind this code; a database that is away for now is no reason not to start."""
     try:
         await asyncio.to_thread(migrations.check, url)
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         log.warning("Starting without the database: %s", error)

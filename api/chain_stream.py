@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain as flattened
 from itertools import islice
 from typing import Literal
 
@@ -18,6 +19,7 @@ from api.responses import timestamp
 from flows.credentials import vault
 from flows.graphs.graph import Node, load_graph
 from flows.graphs.json_values import dumps
+from flows.graphs.lifecycle import StepStatus
 from flows.store import chain, values, workflows
 from flows.store.chain import Frame
 from flows.store.database import Database
@@ -57,6 +59,12 @@ class _Values:
             if digest not in at_hand:
                 at_hand = await self._load(islice(digests, place, None))
             yield at_hand[digest]
+
+    def read_ahead(self, session: Session, digests: Iterable[str]) -> None:
+        """Load those that are small and will be asked for soon, in one go."""
+        missing = (digest for digest in dict.fromkeys(digests) if digest not in self._kept)
+        for digest, value in values.load_ahead(session, self._execution_id, missing, _GROUP_BYTES).items():
+            self._keep(digest, vault.show(value))
 
     async def _load(self, digests: Iterable[str]) -> dict[str, bytes]:
         missing = dict.fromkeys(digest for digest in digests if digest not in self._kept)
@@ -102,18 +110,34 @@ class RunText:
 
     def read_page(self, session: Session, skip: int, limit: int, contexts: Contexts) -> list[Frame]:
         """Rows of the chain, at most a page of them, with the contexts around them if these are shown."""
+        self._read_nodes(session)
+        page = chain.entries(session, self._id, skip, min(limit, _PAGE))
+        if contexts == "full":
+            return self._prepared(session, list(chain.frames(session, self._id, page)), contexts)
+        return self._prepared(session, _bare(page), contexts)
+
+    def _read_on(self, session: Session, last: Frame, limit: int, contexts: Contexts) -> list[Frame]:
+        """The page that follows a frame; its contexts go on from there."""
+        page = chain.entries_after(session, self._id, last.entry, min(limit, _PAGE))
+        if contexts == "full":
+            return self._prepared(session, list(chain.frames_after(last, page)), contexts)
+        return self._prepared(session, _bare(page), contexts)
+
+    def _prepared(self, session: Session, page: list[Frame], contexts: Contexts) -> list[Frame]:
+        """The same page, with the values at hand that it shows, as far as they are small."""
+        if page and contexts != "none":
+            changed = flattened.from_iterable(frame.entry.changes.values() for frame in page)
+            self._values.read_ahead(session, [*page[0].before.values(), *changed])
+        return page
+
+    def _read_nodes(self, session: Session) -> None:
+        """Read the graph of the run, whose nodes have the labels and the code."""
         if self._version_id is not None and not self._nodes:
             graph = load_graph(workflows.version(session, self._version_id).graph)
             self._nodes = {node.id: node for node in graph.nodes}
-        page = chain.entries(session, self._id, skip, min(limit, _PAGE))
-        if contexts == "full":
-            return list(chain.frames(session, self._id, page))
-        return [Frame(entry, {}, {}) for entry in page]
 
-    async def entries(
-        self, first: list[Frame], skip: int, limit: int, contexts: Contexts
-    ) -> AsyncIterator[bytes]:
-        """The rows from `skip` on, `limit` of them, as the inside of a list; `first` is the first page."""
+    async def entries(self, first: list[Frame], limit: int, contexts: Contexts) -> AsyncIterator[bytes]:
+        """The rows from `first` on, which is the first page, `limit` of them, as the inside of a list."""
         page, comma = first, b""
         while page:
             for frame in page:
@@ -123,11 +147,11 @@ class RunText:
                 comma = b","
             if len(page) < min(limit, _PAGE):
                 return
-            skip, limit = skip + len(page), limit - len(page)
+            limit -= len(page)
             if limit < 1:
                 return
             page = await self._database.run(
-                partial(self.read_page, skip=skip, limit=limit, contexts=contexts)
+                partial(self._read_on, last=page[-1], limit=limit, contexts=contexts)
             )
 
     async def _entry(self, frame: Frame, contexts: Contexts) -> AsyncIterator[bytes]:
@@ -157,12 +181,17 @@ class RunText:
             yield text
 
 
+def _bare(page: list[ChainEntry]) -> list[Frame]:
+    """Rows whose contexts nobody wants to see."""
+    return [Frame(entry, {}, {}) for entry in page]
+
+
 def _program(node: Node | None) -> str | None:
     return (node.code or node.condition) if node and node.type in ("action", "decision") else None
 
 
 def _output(frame: Frame, contexts: Contexts) -> Mapping[str, str] | None:
-    if contexts == "none" or frame.entry.status != "success":
+    if contexts == "none" or frame.entry.status != StepStatus.SUCCESS:
         return None
     return frame.after if contexts == "full" else frame.entry.changes
 

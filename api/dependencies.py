@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
@@ -83,6 +83,9 @@ TaskId = Annotated[UUID, Depends(task_id)]
 ScheduleId = Annotated[int, Depends(schedule_id)]
 Skip = Annotated[int, Query(ge=0, lt=2**63, description="How many to leave out.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
+Graphs = Annotated[
+    Literal["full", "none"], Query(description="`none` leaves the graphs out, which may be large.")
+]
 OfWorkflow = Annotated[
     int | None, BeforeValidator(_blank_is_none), Query(description="Only those of this workflow.")
 ]

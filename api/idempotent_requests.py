@@ -8,6 +8,7 @@ from typing import TypeVar
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import ConflictError
+from flows.graphs.lifecycle import ErrorKind
 from flows.store import checks, executions, idempotency
 from flows.store.models import Execution
 
@@ -36,7 +37,7 @@ def run_of(session: Session, key: str, digest: str, make: Callable[[], Execution
     if known.digest != digest:
         raise ConflictError("This Idempotency-Key was given with another request. Take a new one.")
     found = executions.get(session, known.execution_id)
-    if found.error_kind != "not_started":
+    if found.error_kind is not ErrorKind.NOT_STARTED:
         return found
     made = make()
     if not idempotency.move(session, key, found.id, made.id):

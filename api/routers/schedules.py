@@ -128,7 +128,7 @@ async def delete_schedule(
 
     def read(session: Session) -> UUID | None:
         schedules.get(session, workflow_id, schedule_id)
-        return workflows.get(session, workflow_id).deployment_id
+        return workflows.without_graph(session, workflow_id).deployment_id
 
     deployment_id = await services.database.run(read)
 
@@ -142,7 +142,7 @@ async def delete_schedule(
 
 
 async def _in_prefect(services: Services, workflow_id: int) -> list[ScheduleView]:
-    row = await services.database.run(lambda session: workflows.get(session, workflow_id))
+    row = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     if row.deployment_id is None:
         return []
     try:
@@ -161,7 +161,7 @@ def _merged(row: Schedule, found: ScheduleView | None) -> dict[str, Any]:
 
 async def _put(services: Services, workflow_id: int, row: Schedule, *, keep_active: bool = False) -> None:
     """Make Prefect's schedule equal to the row; a deployment that is gone is made again."""
-    workflow = await services.database.run(lambda session: workflows.get(session, workflow_id))
+    workflow = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     deployments = services.gateway.deployments
     if workflow.deployment_id is not None:
         try:

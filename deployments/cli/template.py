@@ -63,7 +63,7 @@ def build(
 
     try:
         asyncio.run(
-            template.build(name, api_key=api_key, cpus=cpus, memory=memory, cache=not no_cache, tell=tell)
+            template.build(name, api_key=api_key, cpus=cpus, memory=memory, cache=not no_cache, on_log=tell)
         )
     except KeyboardInterrupt:
         fail("Stopped waiting. A build that has begun goes on in E2B's cloud.", 130)

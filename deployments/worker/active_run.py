@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,14 +10,8 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
+from flows.graphs.lifecycle import Ending
 from flows.runs.lease_keeper import HeldLease
-
-
-class Ending(enum.Enum):
-    """How a run that the worker stops ends in Prefect."""
-
-    CANCELLED = "cancelled"
-    REQUEUED = "handed back"
 
 
 @dataclass
@@ -46,6 +39,11 @@ class Run:
     async def release_lease(self) -> bool:
         """Let others have the run; False when it was not ours any more: its row says what became of it."""
         return self.held is None or await self.held.release()
+
+    def abandon_lease(self) -> None:
+        """Let the lease run out: nobody knows whether Prefect has given us the run."""
+        if self.held is not None:
+            self.held.abandon()
 
     def let_end(self) -> None:
         """Do not interrupt it any more: it is telling Prefect how it ended."""

@@ -11,7 +11,7 @@ test_private.py` checks that every name used here is still what it was in Prefec
 - `prefect._flow_run_suspension`: the stock observer opens a thread and a websocket per run (130 ms); here one
   subscription feeds all runs.
 - `AsyncClientContext`, `SyncClientContext`: one client per process, not one per run and task.
-- `prefect.utilities.engine.propose_state`: claims a run (Pending) as Prefect's own workers do.
+- `prefect.utilities.engine.propose_state`: fails a run that cannot be started, as Prefect's own workers do.
 - `prefect.utilities.callables`: a flow run's parameters as its function's arguments, as the engine does it.
 - `PrefectClient.__dict__` with `_context_stack`: a client for one run on the connections of the process.
 - `PrefectClient.request`: the look-up of due runs with a `limit`, which the public method lacks.
@@ -40,15 +40,20 @@ from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.flows import Flow
-from prefect.states import Cancelled, Cancelling, Failed, Pending
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Failed
 from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
 from prefect.utilities.engine import propose_state
 
-from deployments.worker.active_run import Ending, Run
-from flows.graphs.errors import LeaseLostError
-from flows.prefect_gateway.flow_runs import put_back
+from deployments.worker.active_run import Run
+from flows.config.log_once import FaultLog
+from flows.config.settings import get_settings
+from flows.graphs.errors import ConflictError, LeaseLostError, NotFoundError
+from flows.graphs.lifecycle import CANCELLED, Ending
+from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.prefect_gateway.prefect_errors import is_prefects
 
 log = logging.getLogger("prefect.nova.worker")
+_faults = FaultLog(log)
 
 SETTLE_TRIES = 120
 """How often a run's last state is sent again while Prefect does not answer."""
@@ -86,10 +91,9 @@ async def claim(client: PrefectClient, flow_run: FlowRun) -> bool:
 
     One whose deployment is gone is closed as Failed: Prefect would show it for ever, and let nobody have it.
     """
-    try:
-        state = await propose_state(client, Pending(), flow_run_id=flow_run.id)
-    except (Abort, Pause) as refusal:
-        log.debug("Flow run %s was not to be had: %s", flow_run.id, refusal)
+    state = await FlowRuns(client, get_settings().prefect_timeout).claim(flow_run.id)
+    if state is None:
+        log.debug("Prefect does not give flow run %s.", flow_run.id)
         if await _is_adrift(client, flow_run):
             log.error("Flow run %s is closed: %s", flow_run.id, DEPLOYMENT_GONE)
             await refuse(client, flow_run, DEPLOYMENT_GONE)
@@ -119,9 +123,9 @@ async def refuse(client: PrefectClient, flow_run: FlowRun, reason: str) -> None:
 async def requeue(client: PrefectClient, flow_run_id: UUID, message: str) -> None:
     """Put a run that cannot be stopped back into its queue, from outside."""
     try:
-        await propose_state(client, put_back(message), flow_run_id=flow_run_id)
-    except (Abort, Pause) as refusal:
-        log.debug("Flow run %s could not be handed back: %s", flow_run_id, refusal)
+        await FlowRuns(client, get_settings().prefect_timeout).requeue(flow_run_id, message)
+    except (ConflictError, NotFoundError) as refusal:
+        log.debug("Flow run %s could not be requeued: %s", flow_run_id, refusal)
 
 
 def suspend(flow_run_id: UUID, state: State[Any]) -> None:
@@ -145,9 +149,12 @@ async def execute(run: Run, flow: Flow[..., Any], client: PrefectClient) -> None
     try:
         await _execute(engine, client)
     except (Abort, Pause) as stop:
-        log.info("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
-    except Exception as error:  # noqa: BLE001 - Prefect did not answer: a flow's own errors do not get here
-        log.error("Flow run %s lost Prefect: %r", run.flow_run.id, error)
+        log.debug("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
+    except Exception as error:  # noqa: BLE001 - a flow's own errors do not get here
+        if is_prefects(error):
+            log.warning("Flow run %s lost Prefect: %r", run.flow_run.id, error)
+        else:
+            _faults.note(error, "Flow run %s broke off.", run.flow_run.id)
         await engine.settle(client, error)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like end the run, not the worker
         log.error("Flow run %s crashed: %r", run.flow_run.id, error)
@@ -252,16 +259,31 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
                 await self.run.held.look()
             except LeaseLostError as lost:  # what its row says now is not ours to undo
                 raise Abort(str(lost)) from None
-        state = await self.set_state(put_back("Its worker was stopped; another one goes on."))
-        if state.is_cancelling():
+        runs = FlowRuns(super().client, get_settings().prefect_timeout)
+        try:
+            requeued = await runs.requeue(self.run.id, "Its worker was stopped; another one goes on.")
+        except (ConflictError, NotFoundError) as refusal:
+            raise Abort(str(refusal)) from None
+        if requeued:
+            self._know(AwaitingRetry())
+            return
+        found = await super().client.read_flow_run(self.run.id)
+        if found.state is not None:
+            self._know(found.state)
+        if self.state.is_cancelling():
             await self._close_cancelled()
+
+    def _know(self, state: State[Any]) -> None:
+        """Take note of the state that the run has in Prefect."""
+        if self.flow_run is not None:
+            self.flow_run.state, self.flow_run.state_type = state, state.type
+            self.flow_run.state_name = state.name
 
     async def _close_cancelled(self) -> None:
         """Call the flow's hooks, which close the execution's row, then tell Prefect."""
-        await self.run.release_lease()
         if not self.state.is_cancelling():
             await self.call_hooks(Cancelling())
-        await self.set_state(Cancelled(message="The run was cancelled."))
+        await self.set_state(Cancelled(message=CANCELLED))
 
     async def settle(self, client: PrefectClient, error: Exception) -> None:
         """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed.
@@ -285,8 +307,13 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
                     await super().handle_crash(error)
             except (Abort, Pause, ObjectNotFound):
                 return
-            except Exception as again:  # noqa: BLE001 - whichever way it is out of reach
-                log.warning("Prefect still does not take the end of %s: %r", self.run.flow_run.id, again)
+            except Exception as again:  # noqa: BLE001 - it is tried once more
+                if is_prefects(again):
+                    log.debug("Prefect still does not take the end of %s: %r", self.run.flow_run.id, again)
+                else:
+                    _faults.note(
+                        again, "The end of flow run %s was not told to Prefect.", self.run.flow_run.id
+                    )
             else:
                 return
         log.error("Flow run %s keeps a state in Prefect that is not true.", self.run.flow_run.id)

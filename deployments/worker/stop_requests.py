@@ -19,14 +19,14 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 
 from deployments.worker.events import until
+from flows.config import times
+from flows.config.log_once import FaultLog
 
 log = logging.getLogger("prefect.nova.worker")
 
 NAMES = ["Cancelling", "Suspended"]
 POLL_WITHOUT_EVENTS = 1.0
 """Seconds between two looks at the runs in hand while the event stream is down."""
-PATIENCE = 5.0
-"""Seconds for one look: Prefect's client would try on for a minute, however short the outage."""
 POLL_WITH_EVENTS = 10.0
 """Seconds between two looks in any case: an event may get lost where several servers share no broker."""
 
@@ -50,6 +50,7 @@ class StopWatch:
         self._connected = connected
         self._stop = stop
         self._checks: set[asyncio.Task[None]] = set()
+        self._faults = FaultLog(log)
 
     def heard(self, flow_run_id: UUID) -> None:
         """Look at a run that an event told of, if it is one of ours."""
@@ -67,10 +68,12 @@ class StopWatch:
             return flow_run_id not in self._held()
 
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(times.PREFECT_LOOK):
                 await until(ask)
         except (httpx.HTTPError, ObjectNotFound, TimeoutError) as error:
             log.warning("Flow run %s could not be looked at: %r; the next poll will.", flow_run_id, error)
+        except Exception as error:  # noqa: BLE001 - nobody waits for this look
+            self._faults.note(error, "Flow run %s was not looked at; the next poll will.", flow_run_id)
 
     async def poll(self) -> None:
         """Look at all runs in hand now and then, until cancelled."""
@@ -87,7 +90,7 @@ class StopWatch:
                 state=FlowRunFilterState(name=FlowRunFilterStateName(any_=NAMES)),
             )
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(times.PREFECT_LOOK):
                     stopping = await self._client.read_flow_runs(flow_run_filter=wanted)
                 for flow_run in stopping:
                     self._stop(flow_run)

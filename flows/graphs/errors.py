@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+from flows.graphs.lifecycle import ErrorKind
+
 
 class NovaError(Exception):
     """Base of every error that NOVA raises on purpose; `str()` is a sentence for a person."""
 
-    kind: ClassVar[str] = "internal"
-    """One word stored with a failed execution: which kind of failure this was."""
+    kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
+    """What is stored with a failed execution: which kind of failure this was."""
 
 
 # -- what a caller did -------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ class InvalidGraphError(InvalidInputError):
 class NodeError(NovaError):
     """A node failed by its own doing: it raised, exited, ran past its timeout, left what is not JSON."""
 
-    kind = "node"
+    kind = ErrorKind.NODE
 
     def __init__(self, message: str, *, node_id: str = "", error_type: str = "", traceback: str = "") -> None:
         super().__init__(message)
@@ -96,7 +98,7 @@ class NodeError(NovaError):
 class LimitError(NovaError):
     """A run passed one of its bounds: steps, seconds, size."""
 
-    kind = "limit"
+    kind = ErrorKind.LIMIT
 
 
 class StepLimitError(LimitError):
@@ -110,13 +112,9 @@ class RunTimeoutError(LimitError):
 class ExecutionClosedError(NovaError):
     """A flow run came for an execution that is over already; nothing is to be run."""
 
-    kind = "closed"
-
 
 class LeaseError(NovaError):
     """This process may not write what becomes of a run: it says nothing to Prefect either."""
-
-    kind = "lease"
 
 
 class LeaseHeldError(LeaseError):
@@ -130,13 +128,13 @@ class LeaseLostError(LeaseError):
 class InterruptedRunError(NovaError):
     """A node that must not be started twice was started, and what became of it is unknown."""
 
-    kind = "interrupted"
+    kind = ErrorKind.INTERRUPTED
 
 
 class InfrastructureError(NovaError):
     """Something under the run broke; the same step may well succeed later."""
 
-    kind = "infrastructure"
+    kind = ErrorKind.INFRASTRUCTURE
 
 
 class SandboxError(InfrastructureError):
@@ -167,6 +165,19 @@ class DatabaseUnavailableError(InfrastructureError):
 
 class CommitUnknownError(DatabaseUnavailableError):
     """PostgreSQL did not answer a commit: what was to be written may stand, or not."""
+
+
+class DatabaseRefusedError(NovaError):
+    """PostgreSQL answered that it will not do this, and would answer so again: nobody waits for it.
+
+    `code` is its SQLSTATE. See `flows.store.refusals` for what counts as one.
+    """
+
+    kind = ErrorKind.REFUSED
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class PrefectUnavailableError(InfrastructureError):

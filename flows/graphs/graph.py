@@ -6,6 +6,7 @@ A graph is `{"nodes": [...], "edges": [{"from", "to", "condition"?}], "max_steps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
@@ -22,7 +23,7 @@ from pydantic import (
 
 from flows.graphs.errors import Fault, InvalidGraphError, NotFoundError
 from flows.graphs.names import one_line, quoted
-from flows.graphs.validation.inspection import MAX_STEPS, edge_condition, find_faults
+from flows.graphs.validation.inspection import MAX_STEPS, Inspection, edge_condition
 from flows.graphs.validation.node_policy import MAX_RETRIES, MAX_TIMEOUT, MIN_TIMEOUT, OnInterrupt
 
 NodeType = Literal["start", "action", "decision", "end"]
@@ -89,7 +90,7 @@ class Edge(_Part):
 
 
 class Graph(_Part):
-    """A graph that can be walked: from a caller by `parse_graph`, from the store by `load_graph`."""
+    """A graph that can be walked; `load_graph` reads it."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
@@ -112,11 +113,11 @@ class Graph(_Part):
         return {node.id: node for node in self.nodes}
 
     @cached_property
-    def _ways(self) -> dict[str, tuple[Edge, ...]]:
-        ways: dict[str, list[Edge]] = {}
+    def _edges_by_source(self) -> dict[str, tuple[Edge, ...]]:
+        found: dict[str, list[Edge]] = {}
         for edge in self.edges:
-            ways.setdefault(edge.source, []).append(edge)
-        return {source: tuple(edges) for source, edges in ways.items()}
+            found.setdefault(edge.source, []).append(edge)
+        return {source: tuple(edges) for source, edges in found.items()}
 
     def node(self, node_id: str) -> Node:
         """Return a node by its id; raises NotFoundError."""
@@ -125,9 +126,9 @@ class Graph(_Part):
         except KeyError:
             raise NotFoundError(f"The graph has no node {quoted(node_id)}.") from None
 
-    def ways(self, node_id: str) -> tuple[Edge, ...]:
+    def edges_from(self, node_id: str) -> tuple[Edge, ...]:
         """Return the edges that leave a node, in the graph's order; none for an end."""
-        return self._ways.get(node_id, ())
+        return self._edges_by_source.get(node_id, ())
 
 
 @dataclass(frozen=True)
@@ -139,26 +140,19 @@ class Validation:
     warnings: list[Fault]
 
 
-def validate_graph(data: object) -> Validation:
-    """Look at a graph as a caller sent it and name everything that is wrong; never raises.
+def judge_graph(data: object, inspection: Inspection, verdicts: Sequence[Fault | None]) -> Validation:
+    """Read a graph that was inspected and compiled, and name everything that is wrong; never raises.
 
-    Warnings are no reason to refuse it: fields that NOVA does not know, or does not use where they stand.
+    `verdicts` has what came of compiling each of the inspection's programs: its fault, or None.
+    Warnings are no reason to refuse a graph: fields that NOVA does not know, or does not use in that place.
     """
-    faults, warnings = find_faults(data)
+    faults = inspection.faults(verdicts)
     if faults:
-        return Validation(None, faults, warnings)
+        return Validation(None, faults, inspection.warnings)
     try:
-        return Validation(load_graph(data), [], warnings)
+        return Validation(load_graph(data), [], inspection.warnings)
     except InvalidGraphError as error:
-        return Validation(None, error.faults, warnings)
-
-
-def parse_graph(data: object) -> Graph:
-    """Read a graph as a caller sent it; raises InvalidGraphError that names every fault."""
-    validation = validate_graph(data)
-    if validation.graph is None:
-        raise InvalidGraphError(validation.faults)
-    return validation.graph
+        return Validation(None, error.faults, inspection.warnings)
 
 
 def load_graph(data: object) -> Graph:

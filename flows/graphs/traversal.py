@@ -54,7 +54,7 @@ def branch_label(graph: Graph, node_id: str, branch: str | None, truth: bool | N
     that equals a way's label picks that way; otherwise, where the ways are true and false, truth decides.
     Raises NodeError that names the labels when nothing fits.
     """
-    labels = [edge.condition for edge in graph.ways(node_id) if edge.condition is not None]
+    labels = [edge.condition for edge in graph.edges_from(node_id) if edge.condition is not None]
     if branch is not None and branch in labels:
         return branch
     if truth is not None and set(labels) == {"true", "false"}:
@@ -68,7 +68,7 @@ def branch_label(graph: Graph, node_id: str, branch: str | None, truth: bool | N
 
 
 def _way(graph: Graph, node: Node, visit: Visit) -> Edge:
-    ways = graph.ways(node.id)
+    ways = graph.edges_from(node.id)
     if node.type == "decision":
         label = branch_label(graph, node.id, visit.branch, visit.truth)
         ways = tuple(edge for edge in ways if edge.condition == label)

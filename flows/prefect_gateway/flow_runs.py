@@ -1,11 +1,10 @@
-"""Flow runs: submitting them, asking after them, and what their states mean in the contract."""
+"""Flow runs: submitting them, asking after them, and telling Prefect how they stand."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
@@ -22,18 +21,26 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
-from prefect.client.schemas.responses import SetStateStatus
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed
+from prefect.states import (
+    AwaitingRetry,
+    Cancelled,
+    Cancelling,
+    Completed,
+    Crashed,
+    Failed,
+    Pending,
+    to_state_create,
+)
 
 from flows.graphs.errors import ConflictError, NotFoundError
+from flows.graphs.flow_run_state import FlowRunState, PrefectState, TaskStatus
+from flows.graphs.lifecycle import Status
 from flows.prefect_gateway.cleanup_deployment import CLEANUP_FLOW
 from flows.prefect_gateway.prefect_errors import prefect_call
 from flows.prefect_gateway.text import printable
 from flows.prefect_gateway.workflow_deployments import FLOW_NAME
-
-TaskStatus = Literal["PENDING", "RUNNING", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
-"""The task states of the HTTP contract."""
 
 PAGE = 200
 """The most flow runs that Prefect's server gives at once."""
@@ -41,17 +48,13 @@ PAGE = 200
 MOST = 5 * PAGE
 """How many active runs are looked at in one go."""
 
-CANCELLED = "The run was cancelled."
-"""An execution's error where whoever cancelled it did not say more."""
-
 MESSAGE_LIMIT = 2000
 """Characters of a state's message."""
 
-BY_NOVA = "NOVA: "
-"""How the messages of the states begin by which NOVA itself puts a run in its queue: see `Runs.retried`."""
-
-Closure = tuple[Literal["failed", "cancelled"], str, str]
-"""How an execution's row is closed from outside: status, error, error kind."""
+_BY_NOVA = {"by": "nova"}
+"""The data of the states by which NOVA itself claims a run, or puts it in its queue."""
+_BY_PREFECT = frozenset({"AwaitingConcurrencySlot", "Late"})
+"""Names of the states by which Prefect lets a run wait on: they say nothing of who put it in its queue."""
 
 _STATUS_OF_TYPE: dict[StateType, TaskStatus] = {
     StateType.SCHEDULED: "PENDING",
@@ -66,46 +69,6 @@ _STATUS_OF_TYPE: dict[StateType, TaskStatus] = {
 }
 
 
-@dataclass(frozen=True)
-class FlowRunState:
-    """What Prefect says of a flow run."""
-
-    flow_run_id: UUID
-    status: TaskStatus
-    kind: str
-    """Prefect's type of state, in lower case: scheduled, pending, running, paused, cancelling, cancelled,
-    crashed, failed or completed."""
-    state_id: UUID | None
-    """A new one with each change, so that it tells whether anything has happened since."""
-    state_name: str
-    """Prefect's own word: Late, AwaitingRetry, Suspended, …"""
-    state_message: str
-    final: bool
-    run_count: int
-    """How often it was started."""
-    next_attempt: datetime | None
-    """When a run that waits is due."""
-    workflow_id: int | None
-    """The parameter of that name; None for a flow run that is not of a workflow."""
-    public_id: UUID | None
-    """The execution that the API made it for; None where it was started elsewhere."""
-
-    @property
-    def message(self) -> str:
-        """The contract's sentence for this state."""
-        if self.status == "RETRY":
-            return f"Task failed, retrying ({self.run_count} attempts)"
-        if self.state_name in ("Paused", "Suspended"):
-            return f"Task is executing ({self.state_name.lower()} in Prefect)"
-        return {
-            "PENDING": "Task is queued, waiting for worker",
-            "RUNNING": "Task is executing",
-            "SUCCESS": "Task completed successfully",
-            "FAILURE": "Task failed",
-            "REVOKED": "Task was cancelled",
-        }[self.status]
-
-
 def state_of(flow_run: FlowRun) -> FlowRunState:
     """Translate Prefect's flow run."""
     state = flow_run.state
@@ -115,12 +78,13 @@ def state_of(flow_run: FlowRun) -> FlowRunState:
     workflow_id = flow_run.parameters.get("workflow_id")
     return FlowRunState(
         flow_run_id=flow_run.id,
-        kind=kind.value.lower(),
+        kind=PrefectState(kind.value.lower()),
         state_id=state.id if state else None,
         status="RETRY" if name == "AwaitingRetry" else _STATUS_OF_TYPE[kind],
         state_name=name,
-        state_message=message.removeprefix(BY_NOVA),
+        state_message=message,
         final=bool(state and state.is_final()),
+        by_nova=state is not None and state.data == _BY_NOVA,
         run_count=flow_run.run_count,
         next_attempt=state.state_details.scheduled_time if state else None,
         workflow_id=workflow_id if isinstance(workflow_id, int) else None,
@@ -133,34 +97,6 @@ def _uuid(text: object) -> UUID | None:
         return UUID(str(text)) if text else None
     except ValueError:
         return None
-
-
-def closure_for(state: FlowRunState | None, reopened_from: UUID | None = None) -> Closure | None:
-    """What an execution's open row becomes, given Prefect's state; None while the run may still go on.
-
-    The flow closes its row before it ends, so a final state beside an open row says that the flow could
-    not: it was cancelled before its start, was deleted (no state at all) or marked by hand. One that crashed
-    may still go on: the reconciler puts it back in its queue. So does one whose row a person opened again
-    beside that very state (`reopened_from`).
-    """
-    if state is None:
-        return "cancelled", "The flow run was deleted in Prefect.", "cancelled"
-    if not state.final or state.kind == "crashed" or state.state_id == reopened_from:
-        return None
-    if state.status == "REVOKED":
-        return "cancelled", state.state_message or CANCELLED, "cancelled"
-    if state.status == "SUCCESS":
-        return (
-            "failed",
-            "The flow run was marked as completed in Prefect before it had run to its end.",
-            "crashed",
-        )
-    return "failed", state.state_message or f"The flow run ended as {state.state_name}.", "crashed"
-
-
-def put_back(message: str, at: datetime | None = None) -> State[Any]:
-    """The state by which NOVA puts a run in its queue again, due at `at` or now."""
-    return AwaitingRetry(scheduled_time=at, message=_message(BY_NOVA + message))
 
 
 class FlowRuns:
@@ -203,6 +139,28 @@ class FlowRuns:
             found = await self._client.read_flow_runs(flow_run_filter=wanted, limit=len(flow_run_ids))
         return {flow_run.id: state_of(flow_run) for flow_run in found}
 
+    async def last_heard(self, flow_run_id: UUID) -> datetime | None:
+        """When something happened to a flow run last; None where nothing ever did, or not for a week.
+
+        Of a flow run that was deleted Prefect keeps the events, which this is read from.
+        """
+        async with prefect_call(self._timeout, "reading the flow run's events"):
+            response = await self._client.request(
+                "POST",
+                "/events/filter",
+                json={"filter": {"resource": {"id": [f"prefect.flow-run.{flow_run_id}"]}}, "limit": 1},
+            )
+        newest = response.json()["events"]
+        return datetime.fromisoformat(newest[0]["occurred"]) if newest else None
+
+    async def deployed_at(self, deployment_id: UUID) -> datetime | None:
+        """When a deployment was made; None where Prefect does not know it."""
+        try:
+            async with prefect_call(self._timeout, "reading the deployment"):
+                return (await self._client.read_deployment(deployment_id)).created
+        except NotFoundError:
+            return None
+
     async def cancel(self, flow_run_id: UUID) -> None:
         """Ask for a run to stop; one that is over or unknown is no error."""
         try:
@@ -223,30 +181,62 @@ class FlowRuns:
         retry already is well: an answer that was lost has the client ask twice. Raises NotFoundError, and
         ConflictError when the run can never be put back, as one whose deployment is gone.
         """
-        async with prefect_call(self._timeout, "putting the flow run back"):
-            result = await self._client.set_flow_run_state(flow_run_id, put_back(message, at))
+        state: State[Any] = AwaitingRetry(scheduled_time=at, message=_message(message))
+        result = await self._propose(flow_run_id, state, "putting the flow run back")
         if result.status == SetStateStatus.ABORT:
             reason = getattr(result.details, "reason", None) or "it does not say why"
             raise ConflictError(f"Prefect refuses to put the flow run back: {reason}")
         waits = result.state is not None and result.state.name == "AwaitingRetry"
         return result.status == SetStateStatus.ACCEPT or waits
 
-    async def retried(self, flow_run_id: UUID) -> bool:
-        """Whether it was a person, and not NOVA, that put a run in its queue when it last came there.
+    async def claim(self, flow_run_id: UUID) -> State[Any] | None:
+        """Move a run that waits to Pending, which works for one worker only; return its state then.
 
-        Prefect does not fence: what a process of NOVA's sends late may reach a run that is over by then, and
-        must not have it go on.
+        None when Prefect refuses and keeps the state that the run has. Raises NotFoundError.
         """
+        result = await self._propose(flow_run_id, Pending(), "claiming the flow run")
+        accepted = result.status in (SetStateStatus.ACCEPT, SetStateStatus.REJECT)
+        return result.state if accepted else None
+
+    async def _propose(self, flow_run_id: UUID, state: State[Any], what: str) -> OrchestrationResult[Any]:
+        """Propose a state that carries NOVA's mark."""
+        proposed = to_state_create(state)
+        # As Prefect's client does: where an answer is lost and it asks again, the server knows it.
+        proposed.state_details.transition_id = uuid4()
+        body = proposed.model_dump(mode="json", exclude_unset=True) | {"data": _BY_NOVA}
+        async with prefect_call(self._timeout, what):
+            # Not by `set_flow_run_state`, which leaves out the data of a state that is no result.
+            response = await self._client.request(
+                "POST",
+                "/flow_runs/{id}/set_state",
+                path_params={"id": flow_run_id},
+                json={"state": body, "force": False},
+            )
+        return OrchestrationResult[Any].model_validate(response.json())
+
+    async def retry_request(self, flow_run_id: UUID) -> UUID | None:
+        """Return the state by which a person asks in Prefect for an ended run to go on; None: nobody does.
+
+        The run waits in its queue by that state now. Prefect does not fence: what a process of NOVA's sends
+        late may reach a run that is over by then, and must not have it go on. And how a run first came into
+        its queue is no request.
+        """
+        states = await self._states(flow_run_id)
+        return _request_of(states) if states and states[-1].is_scheduled() else None
+
+    async def request_of_start(self, flow_run_id: UUID) -> UUID | None:
+        """As `retry_request`, of a run that Prefect's own worker may have claimed or started since."""
+        return _request_of(await self._states(flow_run_id))
+
+    async def _states(self, flow_run_id: UUID) -> list[State[Any]]:
+        """The states of a flow run, oldest first."""
         async with prefect_call(self._timeout, "reading the flow run's states"):
             states = await self._client.read_flow_run_states(flow_run_id)
-        # Prefect's own, for a run that it lets wait, say nothing of who put it there.
-        queued = [each for each in states if each.name != "AwaitingConcurrencySlot" and each.is_scheduled()]
-        last = max(queued, key=lambda state: state.timestamp, default=None)
-        return last is not None and not (last.message or "").startswith(BY_NOVA)
+        return sorted(states, key=lambda state: state.timestamp)
 
-    async def set_final(self, flow_run_id: UUID, status: str, message: str | None) -> None:
+    async def set_final(self, flow_run_id: UUID, status: Status, message: str | None) -> None:
         """Set a run to what its execution's closed row says; one that is gone is no error."""
-        ends = {"completed": Completed, "failed": Failed, "cancelled": Cancelled}
+        ends = {Status.COMPLETED: Completed, Status.FAILED: Failed, Status.CANCELLED: Cancelled}
         state: State[Any] = ends[status](message=_message(message or ""))
         try:
             async with prefect_call(self._timeout, "ending the flow run"):
@@ -310,6 +300,18 @@ class FlowRuns:
                 flow_filter=_OURS, flow_run_filter=of, task_run_filter=TaskRunFilter(state=state), limit=PAGE
             )
         return [task_run.id for task_run in found]
+
+
+def _request_of(states: list[State[Any]]) -> UUID | None:
+    """The last state that put a run in its queue, if it is younger than its last end, and not of NOVA's."""
+    ended = False
+    request: UUID | None = None
+    for state in states:
+        if state.is_final():
+            ended, request = True, None
+        elif state.is_scheduled() and state.name not in _BY_PREFECT:
+            request = state.id if ended and state.data != _BY_NOVA else None
+    return request
 
 
 _OURS = FlowFilter(name=FlowFilterName(any_=[FLOW_NAME, CLEANUP_FLOW]))

@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.settings import get_current_settings
 
+from flows.config import times
 from flows.config.settings import Settings
 from flows.graphs.errors import NotFoundError, PrefectUnavailableError
 from flows.prefect_gateway.flow_runs import FlowRuns
@@ -53,20 +54,20 @@ class PrefectGateway:
     async def healthy(self) -> bool:
         """Whether Prefect's server answers and has its database."""
         try:
-            async with prefect_call(min(self._timeout, 5.0), "asking for its health"):
+            async with prefect_call(min(self._timeout, times.PREFECT_LOOK), "asking for its health"):
                 response = await self._client.request("GET", "/ready")
                 return response.status_code == 200
         except (PrefectUnavailableError, NotFoundError):
             return False
 
-    async def workers(self) -> int:
-        """How many workers of the pool are online; raises PrefectUnavailableError."""
+    async def workers(self) -> int | None:
+        """How many workers of the pool are online; None: there is no pool. Raises PrefectUnavailableError."""
         online = WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE]))
         try:
             async with prefect_call(self._timeout, "counting the workers"):
                 return len(await self._client.read_workers_for_work_pool(self._pool, worker_filter=online))
         except NotFoundError:
-            return 0
+            return None
 
 
 def _client(settings: Settings) -> PrefectClient:

@@ -1,1 +1,1 @@
-"""Runs whose worker died, and rows and Prefect that disagree: found and set right."""
+"""Finds runs whose worker died, and rows that disagree with Prefect, and sets them right."""

@@ -1,28 +1,45 @@
-"""What is done about an execution that nobody runs: put back in its queue, closed, or opened again."""
+"""What is done about an execution that nobody runs: it is requeued, closed, reopened or resubmitted."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings
 from flows.graphs.errors import ConflictError
-from flows.prefect_gateway.flow_runs import Closure, FlowRuns, FlowRunState, closure_for
-from flows.store import checks, leases, orphans, transitions
+from flows.graphs.flow_run_state import FlowRunState, PrefectState
+from flows.graphs.lifecycle import (
+    Action,
+    Asker,
+    Closure,
+    ErrorKind,
+    Status,
+    closure_for,
+    decide,
+    needs_request,
+)
+from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.store import leases, orphans
 from flows.store.database import Database
 from flows.store.orphans import RecoveryLease
+from flows.store.transitions import attempts, interventions, recoveries, submissions
 
 log = logging.getLogger(__name__)
 
-LOST_STARTS = 10
-"""Attempts in a row that ended before a node was started, from which a run is given up."""
-
-_DIED = "The worker of this run died."
+DIED = "The worker of this run died."
 RETRIED = "A person retried it."
 """What Prefect shows of a run that was retried over the API."""
+FULL = "Too many runs of its workflow go on; it waits for one of them to end."
+FULL_SECONDS = 30.0
+"""Seconds after which a run that has begun asks Prefect again for a place among its workflow's runs."""
+
+Resubmit = Callable[[int], Awaitable[UUID]]
+"""Hands the execution of that id to Prefect, once more perhaps, and returns its flow run's id."""
 
 
 @dataclass
@@ -43,156 +60,178 @@ class Report:
 
 
 class RecoveryActions:
-    """Acts on one execution at a time, whose lease was seized; gives it back, whatever it does.
+    """Acts on one execution at a time, whose lease its caller took, and releases it, whatever it does.
 
     The row is changed first where a run ends, and Prefect first where it goes on: if what comes second fails,
-    the next look finds a run that is over, or one that waits.
+    the next round finds a run that is over, or one that waits.
     """
 
-    def __init__(self, database: Database, runs: FlowRuns, settings: Settings, report: Report) -> None:
+    def __init__(
+        self,
+        database: Database,
+        runs: FlowRuns,
+        settings: Settings,
+        report: Report,
+        resubmit: Resubmit | None = None,
+    ) -> None:
         self._database = database
         self._runs = runs
         self._crash_limit = settings.crash_limit
         self._report = report
+        self._resubmit = resubmit
 
-    async def attend(self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None) -> None:
-        """Bring a run to where it belongs, given Prefect's state of this moment.
+    async def act(
+        self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None, lost: bool
+    ) -> None:
+        """Do what the lifecycle decides about a run, given Prefect's state of this moment.
 
         Raises PrefectUnavailableError, DatabaseUnavailableError, and LeaseLostError when it took so long that
         somebody else looks after it.
         """
-        if seized.row.status not in checks.LIVE:
-            await self._agree(seized, flow_run_id, state)
-            return
-        end: Closure | None = closure_for(state, seized.row.reopened_from)
-        if state is not None and (state.kind == "cancelling" or seized.row.revoked):
-            end = "cancelled", state.state_message or "The run was cancelled.", "cancelled"
-        if end is not None:
-            await self._close(seized, flow_run_id, state, end)
-        elif state is not None and state.final and state.state_id == seized.row.reopened_from:
-            await self._retry(seized, flow_run_id)
-        elif state is None or state.kind == "paused":  # nobody has to run it
-            await self._release(seized)
+        row = found.snapshot
+        request = await self._runs.request_of_start(flow_run_id) if needs_request(row, state) else None
+        action = decide(row, state, Asker.RECONCILER, request=request, lost=lost)
+        if action is Action.CLOSE:
+            await self._close(found, flow_run_id, state, closure_for(row, state))
+        elif action is Action.TELL_RETRY:
+            await self._tell_retry(found, flow_run_id)
+        elif action is Action.REQUEUE and state is not None:
+            await self._requeue(found, flow_run_id, state)
+        elif action is Action.REOPEN and request is not None:
+            await self._reopen(found, request)
+        elif action is Action.END_FLOW_RUN:
+            await self._confirm(found)
+            await self._end(found, flow_run_id, row.status, found.row.error)
+            await self._release(found)
+            self._report.ended += 1
+            log.warning("Execution %d is %s, and so is its flow run now.", row.id, row.status)
+        elif action is Action.RESUBMIT:
+            await self.resubmit(found)
         else:
-            await self._go_on(seized, flow_run_id, state)
+            await self._release(found)
 
-    async def _go_on(self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState) -> None:
-        """Put a run back in its queue, unless that was done too often or cannot be done."""
-        given_up = self._given_up(seized)
-        if given_up is None and state.kind != "scheduled":
-            # A last look: a run that somebody else has taken meanwhile is not ours to put back.
-            await self._confirm(seized)
-            try:
-                await self._crash_task_runs(seized, flow_run_id)
-                if not await self._runs.requeue(flow_run_id, f"{_DIED} Another one goes on.", seized.due):
-                    await self._database.run(lambda session: orphans.release_recovery(session, seized))
-                    return  # something was done to it in Prefect at this moment: the next look tells what
-            except ConflictError as error:
-                given_up = f"{_DIED} {error}"
-        if given_up is not None:
-            await self._fail(seized, flow_run_id, given_up)
+    async def resubmit(self, found: RecoveryLease) -> None:
+        """Hand a run to Prefect, which was never told of it or has lost it.
+
+        Only the API can: others note that Prefect has lost it, and the API finds it among those that were
+        never submitted.
+        """
+        if found.row.flow_run_id is not None:
+            await self._database.run(lambda session: recoveries.resubmit(session, found.lease))
+        if self._resubmit is None:
+            await self._release(found)
             return
-        await self._database.run(lambda session: orphans.put_back(session, seized, _DIED))
-        self._report.requeued += 1
-        log.warning("Execution %d lost its worker and is in its queue again.", seized.row.id)
+        try:
+            flow_run_id = await self._resubmit(found.row.id)
+        except ConflictError as error:
+            await self._close_as_failed(found, str(error))
+            return
 
-    async def _retry(self, seized: RecoveryLease, flow_run_id: UUID) -> None:
+        def note(session: Session) -> None:
+            submissions.confirm(session, found.row.id, flow_run_id)
+            attempts.release(session, found.lease)
+
+        await self._database.run(note)
+        self._report.resubmitted += 1
+        log.warning("Execution %d was missing in Prefect and was handed to it.", found.row.id)
+
+    async def _requeue(self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState) -> None:
+        """Put a run back in its queue, unless that was done too often or cannot be done."""
+        if state.is_over_limit:
+            await self._let_wait(found, flow_run_id)
+            return
+        attempt = found.lost_attempt
+        given_up = attempt.why_given_up(self._crash_limit) if attempt is not None else None
+        if given_up is None and state.kind is not PrefectState.SCHEDULED:
+            # Look once more: somebody else may have taken the run meanwhile.
+            await self._confirm(found)
+            try:
+                await self._crash_task_runs(found, flow_run_id)
+                if not await self._runs.requeue(flow_run_id, f"{DIED} Another one goes on.", found.due):
+                    await self._put_down(found)
+                    return  # a person did something to it in Prefect at this moment: the next round sees what
+            except ConflictError as error:
+                given_up = f"{DIED} {error}"
+        if given_up is not None:
+            await self._give_up(found, flow_run_id, given_up)
+            return
+        counts = attempt.counters() if attempt is not None else {}
+        why = DIED if found.due is None else None
+        await self._database.run(lambda session: recoveries.requeue(session, found.lease, counts, why))
+        self._report.requeued += 1
+        log.warning("Execution %d lost its worker and is in its queue again.", found.row.id)
+
+    async def _let_wait(self, found: RecoveryLease, flow_run_id: UUID) -> None:
+        """Requeue a run that had begun and that Prefect cancelled because too many of its workflow go on."""
+        await self._confirm(found)
+        due = datetime.now(UTC) + timedelta(seconds=FULL_SECONDS)
+        if await self._runs.requeue(flow_run_id, FULL, due):
+            self._report.requeued += 1
+            log.info(
+                "Execution %d was cancelled by Prefect and is in its queue again: %s", found.row.id, FULL
+            )
+        await self._release(found)
+
+    async def _tell_retry(self, found: RecoveryLease, flow_run_id: UUID) -> None:
         """Tell Prefect of a person's retry: the API that had opened the row did not come to it."""
-        await self._confirm(seized)
+        await self._confirm(found)
         try:
             await self._runs.requeue(flow_run_id, RETRIED)
         except ConflictError as error:
-            await self._fail(seized, flow_run_id, str(error))
+            await self._give_up(found, flow_run_id, str(error))
             return
-        await self._release(seized)
+        await self._release(found)
         self._report.reopened += 1
-        log.info("Execution %d was retried and is in its queue.", seized.row.id)
+        log.info("Execution %d was retried and is in its queue.", found.row.id)
 
-    def _given_up(self, seized: RecoveryLease) -> str | None:
-        """Why a run is not tried any more; None while it is."""
-        counts, node = seized.counts, seized.row.current_node
-        where = f"at step {seized.step}" + (f", node {node!r}" if node else "")
-        if counts.get("crashes", 0) >= self._crash_limit:
-            return f"The run's worker died {counts['crashes']} times in a row {where}."
-        if counts.get("lost_starts", 0) >= LOST_STARTS:
-            return (
-                f"The run was taken {counts['lost_starts']} times in a row and never came to start {where}."
-            )
-        return None
-
-    async def _fail(self, seized: RecoveryLease, flow_run_id: UUID, reason: str) -> None:
+    async def _reopen(self, found: RecoveryLease, request: UUID) -> None:
         await self._database.run(
-            lambda session: transitions.finish(
-                session,
-                seized.row.id,
-                status="failed",
-                error=reason,
-                error_kind="crashed",
-                failed_at_node=seized.row.current_node,
-                lease=seized.lease,
-            )
+            lambda session: interventions.reopen_recovered(session, found.lease, request)
+        )
+        self._report.reopened += 1
+        log.info("Execution %d was retried in Prefect and is open again.", found.row.id)
+
+    async def _give_up(self, found: RecoveryLease, flow_run_id: UUID, reason: str) -> None:
+        await self._close_as_failed(found, reason)
+        await self._end(found, flow_run_id, Status.FAILED, reason)
+
+    async def _close_as_failed(self, found: RecoveryLease, reason: str) -> None:
+        closure = Closure(Status.FAILED, reason, ErrorKind.CRASHED)
+        node = found.row.current_node
+        await self._database.run(
+            lambda session: recoveries.close_recovered(session, found.lease, closure, node)
         )
         self._report.failed += 1
-        log.error("Execution %d is given up: %s", seized.row.id, reason)
-        await self._end(seized, flow_run_id, "failed", reason)
+        log.error("Execution %d is given up: %s", found.row.id, reason)
 
     async def _close(
-        self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None, end: Closure
+        self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None, closure: Closure
     ) -> None:
         """Close the row of a run that was ended, or is to be ended, in Prefect."""
-        status, error, kind = end
-        await self._database.run(
-            lambda session: transitions.finish(
-                session, seized.row.id, status=status, error=error, error_kind=kind, lease=seized.lease
-            )
-        )
+        await self._database.run(lambda session: recoveries.close_recovered(session, found.lease, closure))
         self._report.closed += 1
-        log.warning("Execution %d is closed as %s: %s", seized.row.id, status, error)
-        if state is not None and (not state.final or state.kind == "crashed"):
-            await self._end(seized, flow_run_id, status, error)
+        log.warning("Execution %d is closed as %s: %s", found.row.id, closure.status, closure.error)
+        if state is not None and (not state.final or state.kind is PrefectState.CRASHED):
+            await self._end(found, flow_run_id, closure.status, closure.error)
         elif state is not None:
-            await self._crash_task_runs(seized, flow_run_id)
+            await self._crash_task_runs(found, flow_run_id)
 
-    async def _agree(self, seized: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None) -> None:
-        """Bring a row that is closed and Prefect together: by what the row says, or by a person's retry."""
-        row = seized.row
-        if state is None:
-            await self._release(seized)
-            return
-        may_go_on = row.status != "completed" and row.error_kind != "not_started"
-        waits = state.kind == "scheduled" and may_go_on
-        if waits and await self._runs.retried(flow_run_id):
-
-            def reopen(session: Session) -> None:
-                transitions.reopen(session, row.id, state.state_id)
-                leases.release(session, seized.lease)
-
-            await self._database.run(reopen)
-            self._report.reopened += 1
-            log.info("Execution %d was retried in Prefect and is open again.", row.id)
-            return
-        # It waits because of what a process of NOVA's sent late, or nobody runs it.
-        if waits or state.kind in ("pending", "running", "cancelling"):
-            await self._confirm(seized)
-            await self._end(seized, flow_run_id, row.status, row.error)
-            self._report.ended += 1
-            log.warning("Execution %d is %s, and so is its flow run now.", row.id, row.status)
-        await self._release(seized)
-
-    async def _end(self, seized: RecoveryLease, flow_run_id: UUID, status: str, message: str | None) -> None:
+    async def _end(
+        self, found: RecoveryLease, flow_run_id: UUID, status: Status, message: str | None
+    ) -> None:
         await self._runs.set_final(flow_run_id, status, message)
-        await self._crash_task_runs(seized, flow_run_id)
+        await self._crash_task_runs(found, flow_run_id)
 
-    async def _crash_task_runs(self, seized: RecoveryLease, flow_run_id: UUID) -> None:
+    async def _crash_task_runs(self, found: RecoveryLease, flow_run_id: UUID) -> None:
         """End what Prefect still shows as running of the attempt that died."""
-        if seized.row.attempt == 0:
+        if found.row.attempt == 0:
             return
-        found = await self._runs.open_task_runs(flow_run_id)
-        await self._runs.crash_task_runs(found, _DIED)
-        self._report.task_runs += len(found)
+        open_task_runs = await self._runs.open_task_runs(flow_run_id)
+        await self._runs.crash_task_runs(open_task_runs, DIED)
+        self._report.task_runs += len(open_task_runs)
 
-    async def _confirm(self, seized: RecoveryLease) -> None:
-        lease = seized.lease
+    async def _confirm(self, found: RecoveryLease) -> None:
+        lease = found.lease
 
         def renew(session: Session) -> None:
             if not leases.renew(session, [lease.owner], lease.seconds):
@@ -200,5 +239,9 @@ class RecoveryActions:
 
         await self._database.run(renew)
 
-    async def _release(self, seized: RecoveryLease) -> None:
-        await self._database.run(lambda session: leases.release(session, seized.lease))
+    async def _release(self, found: RecoveryLease) -> None:
+        await self._database.run(lambda session: attempts.release(session, found.lease))
+
+    async def _put_down(self, found: RecoveryLease) -> None:
+        """Leave a run as it was found; a lease that had run out has run out again."""
+        await self._database.run(lambda session: orphans.release(session, found))

@@ -1,1 +1,1 @@
-"""One execution put together from the store, the engine and the vault; no Prefect here."""
+"""One attempt of a run: its lease, its nodes, its sandbox, its end."""

@@ -1,4 +1,4 @@
-"""What Prefect is told of a workflow: its deployment and schedules, as the database has them."""
+"""What a workflow's deployment and schedules in Prefect should be, by the database."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from flows.store.models import Schedule
 
 
 def deployment_spec(session: Session, workflow_id: int) -> DeploymentSpec:
-    """A workflow as its deployment is to be. Raises NotFoundError."""
-    row = workflows.get(session, workflow_id)
+    """Return what a workflow's deployment should be. Raises NotFoundError."""
+    row = workflows.without_graph(session, workflow_id)
     return DeploymentSpec(
         workflow_id=row.id,
         name=row.name,
@@ -28,7 +28,7 @@ def deployment_spec(session: Session, workflow_id: int) -> DeploymentSpec:
 
 
 def schedule_spec(row: Schedule) -> ScheduleSpec:
-    """A schedule as Prefect is to have it."""
+    """Return what a schedule should be in Prefect."""
     return ScheduleSpec(
         id=row.id, cron=row.cron, timezone=row.timezone, parameters=row.parameters, active=row.active
     )

@@ -10,25 +10,37 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from flows.graphs.errors import BreakerOpenError, DatabaseUnavailableError, LeaseLostError
+from flows.config import times
+from flows.config.log_once import FaultLog, OutageLog
+from flows.graphs.errors import (
+    BreakerOpenError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    LeaseLostError,
+)
+from flows.graphs.lifecycle import Action, Asker, decide
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.runs.loading import RunRequest
 from flows.runs.retry_policy import run_until_committed
-from flows.store import circuit_breaker, leases
+from flows.store import circuit_breaker, leases, orphans
 from flows.store.database import Database
-from flows.store.leases import Lease
+from flows.store.leases import Lease, LeaseClaim
+from flows.store.transitions import attempts
 
 log = logging.getLogger(__name__)
 
+AskRequest = Callable[[UUID], Awaitable[UUID | None]]
+"""Asks Prefect by which state a person wants a flow run to go on."""
+
 
 class HeldLease:
-    """One lease of this process, until it is given back or lost."""
+    """One lease of this process, until it is released or lost."""
 
     def __init__(self, keeper: LeaseKeeper, flow_run_id: UUID, lease: Lease, asked_at: float) -> None:
         self.lease = lease
@@ -45,7 +57,7 @@ class HeldLease:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the run's last word of this attempt is written, or on its way: nothing is to stop that."""
+        """Whether the end of this attempt is written, or is being written: nothing may stop that."""
         return self._is_ending
 
     @property
@@ -54,15 +66,15 @@ class HeldLease:
         return self._is_leave_requested
 
     def request_leave(self) -> None:
-        """Have the run leave before its next node, where nothing of it gets lost."""
+        """Ask the run to leave before its next node: there nothing of it is lost."""
         self._is_leave_requested = True
 
     def end(self) -> None:
-        """Let what follows be the run's last word of this attempt."""
+        """Note that from here on the end of this attempt is written."""
         self._is_ending = True
 
     async def confirm(self) -> None:
-        """Raise LeaseLostError unless the execution is ours, or was until we gave it back ourselves.
+        """Raise LeaseLostError unless the execution is ours, or was until we released it ourselves.
 
         Asks the database only where the lease might have run out since it was last renewed.
         """
@@ -80,6 +92,10 @@ class HeldLease:
         """Free it for whoever goes on with the run; False when it was not ours any more."""
         return await self._keeper.release(self._flow_run_id)
 
+    def abandon(self) -> None:
+        """Let it run out; the reconciler then sees how the run stands."""
+        self._keeper.forget(self._flow_run_id)
+
     def check(self) -> None:
         """Raise LeaseLostError when the lease is known to be lost."""
         if self._is_lost:
@@ -87,7 +103,7 @@ class HeldLease:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within it the task is cancelled as soon as the lease is lost, and LeaseLostError comes out."""
+        """Cancel the current task as soon as the lease is lost, and raise LeaseLostError then."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
 
         if task is None:
@@ -113,11 +129,11 @@ class HeldLease:
             self._on_loss = None
 
     def note_released(self) -> None:
-        """Take note that from now on its row may have no lease: that is no loss."""
+        """Note that the lease is being released: that it is gone is no loss then."""
         self._is_released = True
 
     def note(self, is_ours: bool, asked_at: float) -> None:
-        """Take note of what the database said; called in the keeper's thread, too."""
+        """Note what the database said about the lease; the keeper's thread calls this, too."""
         if is_ours:
             self._sure_until = max(self._sure_until, asked_at + self.lease.seconds)
         elif not self._is_released and not self._is_lost:
@@ -150,6 +166,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._breaker = OutageLog(log)
 
     def start(self) -> None:
         """Start the thread, which renews until `close`."""
@@ -157,20 +174,29 @@ class LeaseKeeper:
         self._thread.start()
 
     async def take_for(
-        self, request: RunRequest, runs: FlowRuns, *, ask_breaker: bool = False
+        self, request: RunRequest, runs: FlowRuns, ask: AskRequest, *, ask_breaker: bool = False
     ) -> HeldLease | None:
-        """As `take`, for the start of a flow run, which opens an execution again that a person retried.
+        """As `take`, and open a run that is over where a person retried it in Prefect.
 
-        Raises PrefectUnavailableError besides: where there is nothing to run, Prefect says who wants it to.
+        `ask` tells by which state: `FlowRuns.retry_request` for a run that waits in its queue,
+        `FlowRuns.request_of_start` for one that has started. Raises PrefectUnavailableError besides.
         """
         held = await self.take(request, ask_breaker=ask_breaker)
-        if held is None and await runs.retried(request.flow_run_id):
-            held = await self.take(request, ask_breaker=ask_breaker, reopens=True)
-        return held
+        if held is not None:
+            return held
+        flow_run_id = request.flow_run_id
+        state, asked = await runs.find(flow_run_id), await ask(flow_run_id)
+        key = {flow_run_id: request.public_id}
+        row = (await self._database.run(lambda session: orphans.match_flow_runs(session, key))).get(
+            flow_run_id
+        )
+        if asked is None or decide(row, state, Asker.WORKER, request=asked) is not Action.REOPEN:
+            return None
+        return await self._take(
+            request, lambda session, claim: attempts.take_retried(session, claim, asked), ask_breaker
+        )
 
-    async def take(
-        self, request: RunRequest, *, ask_breaker: bool = False, reopens: bool = False
-    ) -> HeldLease | None:
+    async def take(self, request: RunRequest, *, ask_breaker: bool = False) -> HeldLease | None:
         """Take the lease of a run that is about to start, or return it where this process has it already.
 
         None: there is nothing to run, and `load_run` says why. Raises LeaseHeldError, BreakerOpenError where
@@ -178,20 +204,23 @@ class LeaseKeeper:
         """
         if (known := self.held(request.flow_run_id)) is not None:
             return known
+        return await self._take(request, attempts.take, ask_breaker)
+
+    async def _take(
+        self,
+        request: RunRequest,
+        way: Callable[[Session, LeaseClaim], Lease | None],
+        ask_breaker: bool,
+    ) -> HeldLease | None:
+        claim = LeaseClaim(
+            request.flow_run_id, request.public_id, request.workflow_id, uuid4(), self._seconds
+        )
         asked_at = self.clock()
 
         def take(session: Session) -> Lease | None:
-            lease = leases.take(
-                session,
-                flow_run_id=request.flow_run_id,
-                public_id=request.public_id,
-                workflow_id=request.workflow_id,
-                owner=uuid4(),
-                seconds=self._seconds,
-                reopens=reopens,
-            )
+            lease = way(session, claim)
             if lease is not None and ask_breaker:
-                check_breaker(session)
+                self._check_breaker(session)
             return lease
 
         lease = await self._database.run(take)
@@ -209,7 +238,7 @@ class LeaseKeeper:
     async def release(self, flow_run_id: UUID) -> bool:
         """Free a run's lease for whoever goes on with it; without the database it runs out by itself.
 
-        False when it was not ours any more: lost, or given back before.
+        False when it was not ours any more: lost, or released before.
         """
         with self._lock:
             held = self._held.pop(flow_run_id, None)
@@ -217,17 +246,30 @@ class LeaseKeeper:
             return False
         held.note_released()
         try:
-            return await self._database.run(lambda session: leases.release(session, held.lease))
-        except DatabaseUnavailableError as error:
+            return await self._database.run(lambda session: attempts.release(session, held.lease))
+        except (DatabaseUnavailableError, DatabaseRefusedError) as error:
             log.warning("The lease of execution %d runs out by itself: %s", held.lease.execution_id, error)
             return False
 
+    def forget(self, flow_run_id: UUID) -> None:
+        """Stop renewing a run's lease, so that it runs out."""
+        with self._lock:
+            self._held.pop(flow_run_id, None)
+
     async def look_at(self, held: HeldLease) -> None:
-        """Ask the database whether a lease is still ours; waits for as long as it does not answer."""
+        """Ask the database whether a lease is still ours; waits for as long as it does not answer.
+
+        Raises LeaseLostError where it refuses to say so: nobody must speak for the run then.
+        """
         asked_at = self.clock()
-        ours = await run_until_committed(
-            self._renewals, lambda session: leases.renew(session, [held.lease.owner], self._seconds)
-        )
+        try:
+            ours = await run_until_committed(
+                self._renewals, lambda session: leases.renew(session, [held.lease.owner], self._seconds)
+            )
+        except DatabaseRefusedError as error:
+            raise LeaseLostError(
+                f"Whether execution {held.lease.execution_id} is still this process's is not known: {error}"
+            ) from error
         held.note(held.lease.owner in ours, asked_at)
 
     def close(self) -> None:
@@ -236,15 +278,30 @@ class LeaseKeeper:
         if self._thread is not None:
             self._thread.join()
 
+    def _check_breaker(self, session: Session) -> None:
+        """Raise BreakerOpenError unless a sandbox may be made now; who may reports what comes of it."""
+        admission = circuit_breaker.admit(session)
+        if not admission.allowed:
+            self._breaker.began("E2B fails again and again: runs wait until it works.")
+            raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)
+        if not admission.is_probe:
+            self._breaker.ended("E2B works again: runs go on.")
+
     def _renew_for_ever(self) -> None:
-        pause = self._seconds / 3
+        pause = times.renewal(self._seconds)
+        faults, outage = FaultLog(log), OutageLog(log)
         while not self._closed.wait(pause):
             try:
                 self.renew()
-                pause = self._seconds / 3
+            except DatabaseUnavailableError as error:
+                outage.began("Leases cannot be renewed: %s", error)
+                pause = times.renewal_again(self._seconds)
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
-                log.warning("Leases could not be renewed: %s", error)
-                pause = self._seconds / 10
+                faults.note(error, "Leases were not renewed.")
+                pause = times.renewal_again(self._seconds)
+            else:
+                outage.ended("Leases are renewed again.")
+                pause = times.renewal(self._seconds)
 
     def renew(self) -> None:
         """Renew all that are held, and take note of those that are lost. Raises DatabaseUnavailableError."""
@@ -252,15 +309,19 @@ class LeaseKeeper:
             holding = list(self._held.values())
         if not holding:
             return
+        try:
+            self._renew_together(holding)
+        except DatabaseRefusedError:
+            # One row that cannot be written must not cost the others their leases.
+            for held in holding:
+                try:
+                    self._renew_together([held])
+                except DatabaseRefusedError as error:
+                    log.warning("The lease of execution %d runs out: %s", held.lease.execution_id, error)
+
+    def _renew_together(self, holding: Sequence[HeldLease]) -> None:
         asked_at = self.clock()
         owners = [held.lease.owner for held in holding]
         ours = self._renewals.run_sync(lambda session: leases.renew(session, owners, self._seconds))
         for held in holding:
             held.note(held.lease.owner in ours, asked_at)
-
-
-def check_breaker(session: Session) -> None:
-    """Raise BreakerOpenError unless a sandbox may be made now; who may reports what comes of it."""
-    admission = circuit_breaker.admit(session)
-    if not admission.allowed:
-        raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)

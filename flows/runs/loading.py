@@ -17,10 +17,10 @@ from flows.graphs import json_values
 from flows.graphs.errors import InvalidInputError, LimitError
 from flows.graphs.graph import Graph, load_graph
 from flows.graphs.traversal import Visit
-from flows.sandbox.runner.values import size_of
-from flows.store import chain, clients, transitions, values, workflows
+from flows.store import chain, clients, values, workflows
 from flows.store.leases import Lease
 from flows.store.models import Execution
+from flows.store.transitions import attempts
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LoadedRun:
     public_id: UUID
     attempt: int
     retries: int
-    """How often it was put off because infrastructure broke."""
+    """How many retries it has used because infrastructure broke."""
     tries: int
     """Rows that its next step has already, of tries that failed."""
     unrepeatable_step: int | None
@@ -90,9 +90,9 @@ def load_run(
     initial context that is not JSON.
     """
     if request.public_id is None:
-        workflows.get(session, request.workflow_id)  # says which one there is not
+        workflows.without_graph(session, request.workflow_id)  # raises NotFoundError with the workflow's id
     client = clients.active(session, request.client_slug) if request.client_slug else None
-    row = transitions.begin(
+    row = attempts.begin(
         session,
         lease,
         flow_run_id=request.flow_run_id,
@@ -104,11 +104,11 @@ def load_run(
     if row.client_slug and client is None:
         client = clients.active(session, row.client_slug)
     opened = open_context(session, row.id, cipher)
-    check_size(starmap(size_of, opened.items()), settings.context_limit)
+    check_size(starmap(json_values.size_of, opened.items()), settings.context_limit)
     overlay = vault.overlay(cipher, client, extra_secrets=vault.secrets_of(opened))
     if row.attempt == 1:
         _store_overlay(session, row, overlay)
-    # begin pins every run and wants a lease; without them there is nothing to walk.
+    # `begin` pins every run and wants a lease: this cannot be.
     if lease is None or row.version is None:
         raise InvalidInputError(f"Execution {row.id} is not pinned to a version of its workflow.")
     graph = load_graph(row.version.graph)
@@ -140,7 +140,7 @@ def open_context(session: Session, execution_id: int, cipher: Cipher) -> dict[st
 
 
 def check_size(sizes: Iterable[int], limit: int) -> None:
-    """Raise LimitError when the keys of a context, by `size_of`, have more bytes together than they may."""
+    """Raise LimitError when the sizes of a context's keys, by `size_of`, come to more than `limit` bytes."""
     if (total := sum(sizes)) > limit:
         raise LimitError(
             f"The context has {total:,} bytes; a run's may have {limit:,} (NOVA_CONTEXT_LIMIT). "
@@ -155,7 +155,7 @@ def _fragments(initial_context: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _store_overlay(session: Session, row: Execution, overlay: vault.Overlay) -> None:
-    """Put what may be shown of the client's credentials into the stored initial context: nodes saw it."""
+    """Add the public fields of the client's credentials to the stored initial context: nodes see them."""
     shown = {key: values.Value(data) for key, data in json_values.to_fragments(overlay.public).items()}
     initial = {key: digest for key, digest in row.initial.items() if key not in overlay.keys}
     row.initial = initial | values.put(session, row.id, shown)

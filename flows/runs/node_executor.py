@@ -1,4 +1,4 @@
-"""The nodes of a run: each is sent to the sandbox, tried again where that may help, and written down."""
+"""Runs the nodes of a run: sends each to the sandbox, tries it again where that may help, writes its row."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import (
     ConflictError,
+    DatabaseRefusedError,
     InterruptedRunError,
     LimitError,
     NodeError,
@@ -23,16 +24,18 @@ from flows.graphs.errors import (
     SandboxError,
 )
 from flows.graphs.graph import Node
+from flows.graphs.json_values import size_of
+from flows.graphs.lifecycle import StepStatus
 from flows.graphs.traversal import UNKNOWN_BRANCH, Visit, branch_label
 from flows.runs import retry_policy
 from flows.runs.loading import LoadedRun, check_size
 from flows.runs.retry_policy import run_until_committed
 from flows.runs.sandbox_session import SandboxSession
 from flows.sandbox.port import NodeCall, NodeResult
-from flows.sandbox.runner.values import size_of
-from flows.store import chain, transitions
+from flows.store import chain
 from flows.store.base import utcnow
 from flows.store.database import Database
+from flows.store.transitions import attempts
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -65,7 +68,7 @@ class NodeExecutor:
         """The node that is being run, or was when the run broke off."""
 
     def check_unrepeatable(self, node: Node, step: int) -> None:
-        """Raise InterruptedRunError when this step's node was started, must not be again, and did not end."""
+        """Raise InterruptedRunError when this node was started, did not end, and must not start again."""
         if step == self._run.unrepeatable_step:
             self.at = node.id
             raise InterruptedRunError(
@@ -78,8 +81,9 @@ class NodeExecutor:
         """Run an action or a decision as step number `step` (from 0).
 
         Raises NodeError when the node's code failed, SandboxError when the sandbox did, LimitError when the
-        context grew too large, InterruptedRunError when a node that must not be started twice got lost, and
-        LeaseLostError; each failed try has a row by then, but after the last of these.
+        context grew too large, InterruptedRunError when the end of a node that must not be started twice is
+        unknown, DatabaseRefusedError, and LeaseLostError. Each failed try has its row by then, except after
+        the last two.
         """
         node = self._run.graph.node(node_id)
         self.at = node_id
@@ -93,16 +97,16 @@ class NodeExecutor:
 
     async def pass_through(self, node: Node, step: int) -> Visit:
         """Write the row of a start or an end, which have no code."""
-        ways = self._run.graph.ways(node.id)
+        ways = self._run.graph.edges_from(node.id)
         target = ways[0].target if ways else None
         visit = Visit(node.id)
         await self._record(_Try(node, step, self._number(step), utcnow()), NodeResult(), visit, target)
         return visit
 
     async def _run_once(self, node: Node, step: int) -> Visit:
-        """Run a node that is never to be started a second time, once it has been written down that it was."""
+        """Run a node that must never be started a second time; the row says first that it was started."""
         await run_until_committed(
-            self._database, lambda session: transitions.mark_unrepeatable(session, self._run.lease, step)
+            self._database, lambda session: attempts.mark_unrepeatable(session, self._run.lease, step)
         )
         try:
             return await self._try(node, step)
@@ -127,7 +131,7 @@ class NodeExecutor:
             except NodeError as error:
                 failure: NovaError = error
                 pause = next(of_code, None)
-                # A decision whose code succeeded with an answer that is no way: the sandbox kept its changes.
+                # The decision's code succeeded, but no edge has its answer: the sandbox kept its changes.
                 broken = error.error_type == UNKNOWN_BRANCH
             except SandboxError as error:
                 failure, broken = error, True
@@ -138,7 +142,7 @@ class NodeExecutor:
             await asyncio.sleep(pause)
 
     async def _try(self, node: Node, step: int) -> Visit:
-        """Send a node once and write down what came of it."""
+        """Send a node once and write its row."""
         this = _Try(node, step, self._number(step), utcnow())
         try:
             result = await self._place.run(self._call(this))
@@ -178,7 +182,7 @@ class NodeExecutor:
         return NodeCall(call_id, node.id, kind, code, node.timeout, about, run.context_limit)
 
     def _follow(self, node: Node, result: NodeResult) -> tuple[Visit, str]:
-        """Where the run goes on from a result; raises NodeError for a failure or an answer without a way."""
+        """Return where the run goes on; raises NodeError for a failure and for an answer that no edge has."""
         redact = self._run.overlay.redact
         if result.failure is not None:
             message = f"{result.failure.type}: {result.failure.message}".rstrip(": ")
@@ -188,13 +192,13 @@ class NodeExecutor:
                 error_type=result.failure.type,
                 traceback=redact(result.failure.traceback),
             )
-        ways = self._run.graph.ways(node.id)
+        ways = self._run.graph.edges_from(node.id)
         if node.type != "decision":
             return Visit(node.id), ways[0].target
         try:
             label = branch_label(self._run.graph, node.id, result.branch, result.branch_truth)
         except NodeError as error:
-            # The answer stands in the message, and a node may answer with anything, a password too.
+            # The message holds the answer, which may be a password.
             raise NodeError(redact(str(error)), node_id=node.id, error_type=error.error_type) from None
         target = next(way.target for way in ways if way.condition == label)
         return Visit(node.id, label), target
@@ -212,7 +216,10 @@ class NodeExecutor:
         target: str | None = None,
         failure: NovaError | None = None,
     ) -> None:
-        """Write the row and where the run stands now, in one transaction, once the database is there."""
+        """Write the step's row and the node that comes next, as soon as the database is there.
+
+        Raises DatabaseRefusedError that says what the node did, for nothing else will.
+        """
         overlay, began = self._run.overlay, 0
 
         # One transaction in a thread: hashing, encrypting and compressing 10 MB must not block the loop.
@@ -224,7 +231,7 @@ class NodeExecutor:
                 attempt=this.number,
                 node_id=this.node.id,
                 node_type=this.node.type,
-                status="failed" if failure else "success",
+                status=StepStatus.FAILED if failure else StepStatus.SUCCESS,
                 timestamp=this.started,
                 execution_time=result.duration,
                 changes={} if failure else vault.store_changes(self._cipher, overlay, result.changes),
@@ -243,11 +250,17 @@ class NodeExecutor:
         except ConflictError:
             if began == 1:  # else it was committed before, and only the answer was lost with the database
                 raise
+        except DatabaseRefusedError as error:
+            did = f"failed ({failure})" if failure else "has run"
+            where = f"Node {this.node.id!r} (step {this.step}) {did}"
+            raise DatabaseRefusedError(
+                f"{where}, but that could not be written down. {error}", code=error.code
+            ) from error
 
 
 @dataclass(frozen=True)
 class _Try:
-    """What is known of a row before its node has run."""
+    """One try of a step, before its node has run."""
 
     node: Node
     step: int

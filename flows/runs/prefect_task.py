@@ -1,4 +1,4 @@
-"""The nodes of a run as Prefect tasks, one after the other: what Prefect's UI shows of it."""
+"""Runs the nodes of a run as Prefect tasks, one after the other: these are what Prefect's UI shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Crashed, Failed
 
-from flows.graphs.errors import InterruptedRunError, LeaseError, LimitError, NodeError, SandboxError
+from flows.graphs.errors import (
+    DatabaseRefusedError,
+    InterruptedRunError,
+    LeaseError,
+    LimitError,
+    NodeError,
+    SandboxError,
+)
 from flows.graphs.graph import Node
 from flows.graphs.traversal import Visit, next_node
 from flows.prefect_gateway.text import printable
@@ -37,7 +44,7 @@ async def run_node(runner: NodeExecutor, node_id: str, step: int, title: str) ->
         return await runner.run(node_id, step)
     except LeaseError as error:
         return Crashed(message=str(error), data=error)
-    except (NodeError, SandboxError, LimitError, InterruptedRunError) as error:
+    except (NodeError, SandboxError, LimitError, InterruptedRunError, DatabaseRefusedError) as error:
         lines = error.traceback if isinstance(error, NodeError) else ""
         get_run_logger().error("%s", printable(lines or str(error)))
         return Failed(message=printable(str(error))[:MESSAGE_LIMIT], data=error)
@@ -46,8 +53,8 @@ async def run_node(runner: NodeExecutor, node_id: str, step: int, title: str) ->
 async def walk(run: LoadedRun, nodes: NodeExecutor, held: HeldLease, log: Log) -> int:
     """Run node after node until an end; return how many steps the whole run has.
 
-    Raises what `NodeExecutor.run` and `next_node` raise, and CancelledError where the worker wants the run
-    back: between two nodes nothing is interrupted.
+    Raises what `NodeExecutor.run` and `next_node` raise, and CancelledError between two nodes where the
+    worker stops and asked the run to leave.
     """
     visits = list(run.visits)
     previous: State[Visit] | None = None
@@ -68,7 +75,7 @@ async def walk(run: LoadedRun, nodes: NodeExecutor, held: HeldLease, log: Log) -
 async def _run_task(
     nodes: NodeExecutor, node: Node, step: int, previous: State[Visit] | None
 ) -> State[Visit]:
-    """Run a node as a task named after it; waiting for the one before draws the arrow in the UI."""
+    """Run a node as a task named after it; `wait_for` the one before draws the arrow in the UI."""
     wait_for = [previous] if previous is not None else None
     call = run_node(nodes, node.id, step, _shown(node), return_state=True, wait_for=wait_for)
     # Prefect types the call of an async task as if it were a sync one.

@@ -16,7 +16,7 @@ from flows.store.database import Database
 
 @dataclass(frozen=True)
 class Process:
-    """Opened once, and never closed: a process that runs flows does so until its end."""
+    """Opened once for a process that runs flows, and open until the process ends."""
 
     database: Database
     cipher: Cipher
@@ -36,7 +36,7 @@ def process(settings: Settings) -> Process:
 
 @lru_cache(maxsize=4)
 def opened(settings: Settings) -> Process:
-    """Open it, once for each settings; raises ConfigurationError."""
+    """Open what the runs of a process share, once for each settings; raises ConfigurationError."""
     url = settings.sqlalchemy_url
     database = Database(url, settings.database_pool_size)
     keeper = LeaseKeeper(database, Database(url, 1), settings.lease_seconds)

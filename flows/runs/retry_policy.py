@@ -1,4 +1,4 @@
-"""What infrastructure breaks: what passes by itself, how long to wait for it, and how to outlast it."""
+"""Faults of infrastructure: which ones pass by themselves, and how long to wait for that."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
+from flows.config.log_once import OutageLog
 from flows.graphs.errors import DatabaseUnavailableError, InfrastructureError, SandboxError
 from flows.store.database import Database
 
 log = logging.getLogger(__name__)
+_outage = OutageLog(log)
 
 T = TypeVar("T")
 
 TRIES = 3
-"""How often something is tried again in place before the run is put off."""
+"""How often something is tried again in place before the run's next attempt is scheduled."""
 LONGEST_IN_PLACE = 30.0
-"""Seconds that nothing waits longer for in place, where it holds a worker's slot."""
+"""Longest pause in place, in seconds: meanwhile the run holds a worker's slot."""
 JITTER = 0.2
-"""Share by which a pause is longer or shorter, by chance: what failed together shall not come again so."""
+"""Each pause is longer or shorter by up to this share, by chance: runs that failed together return apart."""
 LASTING = frozenset({"authentication", "space"})
-"""Reasons of a SandboxError that another try would find again."""
+"""Reasons of a SandboxError that do not pass: another try would fail the same way."""
 WAITED_OUT = frozenset({"no_turn"})
-"""Reasons that whoever makes sandboxes has waited out already, for as long as its patience lasted. A bare
-refusal, `rate_limit` or `busy`, comes from another call than the creation: the start of the runner, say."""
+"""Reasons that the provider has waited out already (`NOVA_E2B_PATIENCE`). A bare `rate_limit` or `busy` comes
+from another call than the creation: the start of the runner, say."""
 PROVIDER = frozenset({"no_turn", "rate_limit", "busy", "unreachable", "unwell"})
-"""Reasons that speak of the provider as a whole, whenever they come."""
+"""Reasons that tell of the provider as a whole."""
 OWN = frozenset({"runner", "refused"})
-"""Reasons that lie in what was asked for: a template without Python, or of which E2B knows nothing."""
+"""Reasons that lie in what was asked for: a template that has no Python, or that E2B does not know."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-"""Seconds between two looks whether the database is back."""
+"""Shortest and longest pause between two tries while the database is away, in seconds."""
 
 
-def passes(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Whether the run may succeed when it is tried again later."""
     if isinstance(error, SandboxError):
         return error.reason not in LASTING
@@ -49,45 +51,51 @@ def may_pass_soon(error: SandboxError) -> bool:
 
 
 def is_provider_failure(error: SandboxError) -> bool:
-    """Whether the circuit breaker is to count it: a sandbox in use may also end by what runs in it.
+    """Whether the circuit breaker counts an error: what runs in a sandbox may end it, too.
 
-    One that was made and cannot be used is as little worth as one that cannot be made.
+    A sandbox that was made and cannot be used counts as one that cannot be made.
     """
     return error.reason in PROVIDER or (error.unused and error.reason not in LASTING | OWN)
 
 
 def pauses(first: float, tries: int = TRIES) -> Iterator[float]:
-    """Seconds before each further try: each twice as long as the one before, more or less."""
+    """Yield the seconds before each further try: twice as long as before, more or less."""
     for number in range(tries):
         yield jittered(min(LONGEST_IN_PLACE, first * 2**number))
 
 
 def delay(retries: int, first: float, longest: float) -> float:
-    """Seconds that a run is put off which was put off so many times before."""
+    """Return the seconds until the next attempt of a run that has used so many retries."""
     return float(jittered(min(longest, first * 2.0**retries)))
 
 
 def jittered(seconds: float) -> float:
-    """A little more or less."""
+    """Return a little more or less."""
     return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
 
 async def retry_until_database(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again and again for as long as the database is away.
+    """Make an attempt again and again while the database is away; what it refuses is raised at once.
 
-    While it is, nobody can take a lease over: what is to be written waits, and the write itself finds out
-    whether it still may. It may have been committed before, if only the answer was lost.
+    Meanwhile nobody can take a lease over: the write waits, and finds out by itself whether it still may. It
+    may have been committed before, if only the answer was lost.
     """
     pause = FIRST_PAUSE
     while True:
         try:
-            return await attempt()
+            result = await attempt()
         except DatabaseUnavailableError as error:
-            log.log(logging.WARNING if pause == FIRST_PAUSE else logging.DEBUG, "Waiting for it: %s", error)
+            _outage.began("Runs wait for the database: %s", error)
+        else:
+            _outage.ended("Runs wait for the database no more.")
+            return result
         await asyncio.sleep(jittered(pause))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
 async def run_until_committed(database: Database, work: Callable[[Session], T]) -> T:
-    """Do the work in one transaction, as soon as the database is there; see `retry_until_database`."""
+    """Do the work in one transaction, as soon as the database is there; see `retry_until_database`.
+
+    Raises DatabaseRefusedError, and what the work raises.
+    """
     return await retry_until_database(lambda: database.run(work))

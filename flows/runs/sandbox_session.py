@@ -1,4 +1,4 @@
-"""Where a run's nodes run: the sandbox that was begun ahead, then each that replaces one that broke."""
+"""The sandbox of an attempt: the one that was prewarmed, then each that replaces one that broke."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from flows.runs.loading import LoadedRun, open_context
 from flows.runs.retry_policy import run_until_committed
 from flows.sandbox.port import NodeCall, NodeResult, Sandbox, SandboxSpec
 from flows.sandbox.prewarm import RunSandboxes
-from flows.store import circuit_breaker, transitions
+from flows.store import circuit_breaker
 from flows.store.database import Database
+from flows.store.transitions import attempts
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -47,13 +48,13 @@ class SandboxSession:
         self._sandbox: Sandbox | None = None
 
     async def dispose_stale(self) -> None:
-        """See to it that an earlier sandbox of the run is dead; raises SandboxError."""
+        """End the sandbox of an earlier attempt, if there is one; raises SandboxError."""
         if self._stale is not None:
             await self._sandboxes.provider.kill(self._stale)
             self._stale = None
 
     async def open(self) -> None:
-        """Have a sandbox with the run's context in it, tried again in place where that may help.
+        """Get a sandbox and load the run's context into it; tries again in place where that may help.
 
         Raises SandboxError, and LeaseLostError.
         """
@@ -70,7 +71,7 @@ class SandboxSession:
             await asyncio.sleep(pause)
 
     async def replace(self) -> None:
-        """Have another sandbox, after the death of the one that broke; raises what `_open` raises."""
+        """End the sandbox that broke and get another one; raises what `_open` raises."""
         if self._sandbox is not None:
             self._stale, self._sandbox = self._sandbox.id, None
             await self._sandboxes.end(self._spec.flow_run)
@@ -91,7 +92,7 @@ class SandboxSession:
         await self._sandboxes.end(self._spec.flow_run)
 
     async def _count(self, error: SandboxError) -> None:
-        """Tell the circuit breaker of a failure, if it speaks of the provider."""
+        """Count a failure in the circuit breaker, if the provider is to blame."""
         settings = self._settings
         if settings.uses_e2b and retry_policy.is_provider_failure(error):
             await run_until_committed(
@@ -102,7 +103,7 @@ class SandboxSession:
             )
 
     async def _open(self) -> None:
-        """Have a sandbox, or none left of the one that could not be used, and the failure counted."""
+        """Get a sandbox; one that cannot be used is ended, and the failure counted."""
         try:
             await self._prepare()
         except SandboxError as error:
@@ -119,11 +120,11 @@ class SandboxSession:
         context = {**await self._take_context(), **self._run.overlay.fragments()}
 
         def note(session: Session) -> None:
-            transitions.set_progress(session, self._run.lease, sandbox_id=sandbox.id)
+            attempts.note_sandbox(session, self._run.lease, sandbox.id)
             if self._settings.uses_e2b:
                 circuit_breaker.succeeded(session)
 
-        # Both to their end: a note that came late would name a sandbox that was replaced since.
+        # Wait for both: a note that came late would name a sandbox that was replaced since.
         done = await asyncio.gather(
             run_until_committed(self._database, note),
             sandbox.load(context),
@@ -135,9 +136,9 @@ class SandboxSession:
         self._sandbox = sandbox
 
     async def _take_context(self) -> Mapping[str, bytes]:
-        """The run's context: as it was loaded with the run, and from the rows ever after.
+        """Return the run's context: first as it was loaded with the run, later from the rows.
 
-        Kept here it would be in memory twice, with the part of it that is on its way to the sandbox.
+        It is not kept here: it would be in memory twice while it is sent to the sandbox.
         """
         if not self._is_taken:
             self._is_taken = True

@@ -1,4 +1,4 @@
-"""A context that a person gives a run, to go on with behind a node that failed."""
+"""The context that a person gives with a skip: the run goes on with it behind the node."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from sqlalchemy.orm import Session
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import InvalidInputError, LimitError
-from flows.graphs.json_values import to_fragments
+from flows.graphs.json_values import size_of, to_fragments
 from flows.runs.loading import check_size, open_context
-from flows.sandbox.runner.values import size_of
 from flows.store import clients, executions
 from flows.store.values import Stored
 
@@ -21,7 +20,7 @@ from flows.store.values import Stored
 def seal_context(
     session: Session, cipher: Cipher, execution_id: int, given: Mapping[str, Any], limit: int
 ) -> Stored:
-    """The context as it is stored: sealed is what would be sealed if the node had left it.
+    """Return the context as it is stored: sealed as if the node had left it.
 
     Raises NotFoundError when the execution is gone, or its client unknown or not active, and
     InvalidInputError when the run's context would have more than `limit` bytes with it.

@@ -1,1 +1,1 @@
-"""Sandboxes: where the code of nodes runs."""
+"""Sandboxes: the nodes' code runs in them."""

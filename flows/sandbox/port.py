@@ -1,8 +1,8 @@
-"""The sandbox port: where a node's code runs, whoever provides the place.
+"""The sandbox port: the interface that every sandbox provider implements.
 
-One sandbox serves one run. It holds the run's context; each node gets a clean fork of it and sends back
-only the keys that it changed. Contexts cross as *fragments*: key → the value's JSON text in ASCII bytes,
-so that neither side parses what it only passes on.
+One sandbox serves one run. It holds the run's context; each node gets a clean fork of it and returns only
+the keys that it changed. Contexts are sent as *fragments*: key → the value's JSON text in ASCII bytes, so
+that neither side parses a value that it does not use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Fragments = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """What a sandbox is made for; known as soon as a run is taken, before its execution was read."""
+    """The run that a sandbox is created for: what is known of it before its execution is read."""
 
     flow_run: UUID
     """The flow run's id."""
@@ -28,17 +28,17 @@ class SandboxSpec:
     timeout: float
     """The run's limit in seconds."""
     output_limit: int = 65_536
-    """Bytes of stdout, and of stderr, kept per node."""
+    """Bytes of stdout, and as many of stderr, kept per node."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the sandbox is labelled with, so that one left behind can be traced to its run."""
+        """The sandbox's labels; they name its run, so that the cleanup finds left-over sandboxes."""
         return {"nova": "run", "flow_run": str(self.flow_run), "run": self.run}
 
 
 @dataclass(frozen=True)
 class NodeCall:
-    """One node to run. `call_id` names this attempt of this step: a repeated id is not run again."""
+    """One node to run. `call_id` names this attempt of this step; a call with a known id is not run again."""
 
     call_id: str
     node_id: str
@@ -48,14 +48,14 @@ class NodeCall:
     timeout: float
     """Seconds."""
     run: Mapping[str, Any] = field(default_factory=dict)
-    """What the code finds in its variable `run`; JSON."""
+    """The value of the variable `run` in the node's code; JSON."""
     changes_limit: int = 64 * 1024 * 1024
-    """Bytes that the keys which it changes may have together (see `flows.sandbox.runner.values.size_of`)."""
+    """Bytes that all changed keys may have together (counted by `flows.graphs.json_values.size_of`)."""
 
 
 @dataclass(frozen=True)
 class NodeFailure:
-    """Why a node failed: an exception's type name, its message, a traceback in the node's own lines."""
+    """Why a node failed: the exception's type name, its message, its traceback in the node's own code."""
 
     type: str
     message: str
@@ -64,14 +64,14 @@ class NodeFailure:
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What came of a node, successful or not; times are in seconds."""
+    """A node's result, after success or failure; times are in seconds."""
 
     changes: dict[str, bytes] = field(default_factory=dict)
     """The keys that the node set or changed; empty after a failure."""
     branch: str | None = None
-    """A decision's answer: "true" or "false", or the label itself where it answered with a string."""
+    """A decision's answer: "true" or "false"; if it answered with a string, that string."""
     branch_truth: bool | None = None
-    """A decision's answer by Python's truth, whatever its type."""
+    """The truth value in Python of a decision's answer, of whatever type."""
     stdout: str = ""
     stderr: str = ""
     duration: float = 0.0
@@ -79,7 +79,7 @@ class NodeResult:
 
 
 class Sandbox(Protocol):
-    """A place for one run. Every method raises SandboxError when the place itself is broken."""
+    """The sandbox of one run. Every method but `kill` raises SandboxError if the sandbox itself is broken."""
 
     @property
     def id(self) -> str:
@@ -87,11 +87,11 @@ class Sandbox(Protocol):
         ...
 
     async def load(self, context: Fragments) -> None:
-        """Lay these keys over the context that the sandbox holds."""
+        """Set these keys in the context that the sandbox holds."""
         ...
 
     async def run(self, call: NodeCall) -> NodeResult:
-        """Run one node on the held context; its changes are kept for the nodes after it.
+        """Run one node on the context and return its result; the next nodes see its changes.
 
         A node's own failure is a result, not an exception.
         """
@@ -104,29 +104,32 @@ class Sandbox(Protocol):
 
 @dataclass(frozen=True)
 class FoundSandbox:
-    """A sandbox that there is, whoever made it."""
+    """A sandbox that exists at the provider, whichever process created it."""
 
     id: str
     flow_run: UUID | None
-    """The run that it was made for; None where it does not say."""
+    """The id of the flow run that it was created for; None if it has no such label."""
     started: datetime
-    """When it was made, by its provider's clock, with a time zone."""
+    """When it was created, by the provider's clock, with a time zone."""
 
 
 class SandboxProvider(Protocol):
-    """Makes sandboxes."""
+    """Creates, lists and ends sandboxes."""
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox with the runner started in it; raises SandboxError.
+        """Create a sandbox and start the runner in it; raises SandboxError.
 
-        It may have to wait its turn. Cancelled, it leaves none behind.
+        It may have to wait for its turn. If it is cancelled, it leaves no sandbox behind.
         """
         ...
 
     async def kill(self, sandbox_id: str) -> None:
-        """End a sandbox by its id, whoever made it; one that is gone is no error; raises SandboxError."""
+        """End a sandbox by its id, whichever process created it; raises SandboxError.
+
+        Does nothing if the sandbox has ended already.
+        """
         ...
 
     async def list(self) -> Sequence[FoundSandbox]:
-        """The sandboxes that may be left over of this installation's runs; raises SandboxError."""
+        """Return the sandboxes of this installation's runs that exist now; raises SandboxError."""
         ...

@@ -1,8 +1,8 @@
-"""A run's sandbox from the moment its creation begins to its end, whether the run comes to use it or not.
+"""Create a run's sandbox early, and end it even if the run never uses it.
 
-Making one takes longer than all else that a run needs before its first node, so it begins when the run is
-taken: by the worker, which ends what the run left, or by the flow itself under a worker that knows nothing of
-sandboxes. Both find the same one here, by the flow run's id.
+Creating a sandbox takes longer than everything else before a run's first node, so it begins as soon as the
+run is claimed. NOVA's own worker begins it, and ends it after the run if the run did not. Under another
+worker type the flow does both. Worker and flow get the same sandbox here, by the flow run's id.
 """
 
 from __future__ import annotations
@@ -11,53 +11,59 @@ import asyncio
 import logging
 from uuid import UUID
 
+from flows.config.log_once import FaultLog
+from flows.graphs.errors import NovaError
 from flows.sandbox.port import Sandbox, SandboxProvider, SandboxSpec
 
 log = logging.getLogger(__name__)
+_faults = FaultLog(log)
 
 
 class RunSandboxes:
-    """The sandboxes of one process's runs, by the flow runs' ids, until their end begins."""
+    """The sandboxes of one process's runs, by flow run id; one that is being ended is no longer here."""
 
     def __init__(self, provider: SandboxProvider) -> None:
         self.provider = provider
-        self._of_runs: dict[UUID, RunSandbox] = {}
+        self._by_run: dict[UUID, RunSandbox] = {}
 
     def begin(self, spec: SandboxSpec) -> RunSandbox:
-        """Begin to make a run's sandbox, unless that has begun already."""
-        found = self._of_runs.get(spec.flow_run)
+        """Begin to create a run's sandbox, or return the one that was begun before."""
+        found = self._by_run.get(spec.flow_run)
         if found is None:
-            found = self._of_runs[spec.flow_run] = RunSandbox(self, spec)
+            found = self._by_run[spec.flow_run] = RunSandbox(self, spec)
         return found
 
     async def end(self, flow_run: UUID) -> None:
-        """End the sandbox of a run that did not do so itself; usually there is none."""
-        if (found := self._of_runs.get(flow_run)) is not None:
+        """End a run's sandbox if the run has not ended it itself; usually it has."""
+        if (found := self._by_run.get(flow_run)) is not None:
             await found.end()
 
     def forget(self, flow_run: UUID) -> None:
-        """Let the next `begin` make another one, before the one that there is has ended."""
-        del self._of_runs[flow_run]
+        """Remove a run's sandbox, so that the next `begin` creates another one."""
+        del self._by_run[flow_run]
 
 
 class RunSandbox:
-    """One run's sandbox; made by `RunSandboxes.begin`."""
+    """One run's sandbox, from `RunSandboxes.begin`."""
 
-    def __init__(self, among: RunSandboxes, spec: SandboxSpec) -> None:
-        self._among = among
+    def __init__(self, registry: RunSandboxes, spec: SandboxSpec) -> None:
+        self._registry = registry
         self._flow_run = spec.flow_run
-        self._making = asyncio.create_task(among.provider.create(spec))
-        self._making.add_done_callback(_note)
+        self._making = asyncio.create_task(registry.provider.create(spec))
+        self._making.add_done_callback(_log_failure)
         self._ending: asyncio.Task[None] | None = None
 
     async def ready(self) -> Sandbox:
-        """Wait until it is made; raises SandboxError. Who stops waiting ends it all the same."""
+        """Return the sandbox when it is created; raises SandboxError.
+
+        Cancelling the wait does not cancel the creation: call `end` for that.
+        """
         return await asyncio.shield(self._making)
 
     async def end(self) -> None:
-        """End it, made or still in the making; may be called twice."""
+        """End the sandbox, or cancel its creation; may be called twice."""
         if self._ending is None:
-            self._among.forget(self._flow_run)  # the run may be taken anew before this one is gone
+            self._registry.forget(self._flow_run)  # the run may begin again before this sandbox has ended
             self._ending = asyncio.create_task(self._end())
         await asyncio.shield(self._ending)
 
@@ -68,7 +74,11 @@ class RunSandbox:
             await self._making.result().kill()
 
 
-def _note(making: asyncio.Task[Sandbox]) -> None:
-    """See a failure that nobody may come to ask for: the run failed or was stopped before."""
-    if not making.cancelled() and (error := making.exception()) is not None:
-        log.debug("A sandbox could not be made: %s", error)
+def _log_failure(making: asyncio.Task[Sandbox]) -> None:
+    """Retrieve and log a failure that nobody may await: the run may have failed or stopped before."""
+    if making.cancelled() or (error := making.exception()) is None:
+        return
+    if isinstance(error, NovaError):
+        log.debug("A sandbox could not be created: %s", error)
+    else:
+        _faults.note(error, "A sandbox was not created.")

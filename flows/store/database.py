@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, create_engine, func, make_url, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy import ColumnElement, Engine, create_engine, func, make_url, text, type_coerce
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flows.graphs.errors import CommitUnknownError, DatabaseUnavailableError
+from flows.store.base import UtcTime
+from flows.store.refusals import is_outage, is_refusal, refused, sqlstate
 
 T = TypeVar("T")
 
@@ -46,14 +48,19 @@ def make_engine(url: str, **options: Any) -> Engine:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn a lost, refused or exhausted connection (a deadlock, too) into DatabaseUnavailableError."""
+    """Turn what may pass by itself (a lost connection, a deadlock, …) into DatabaseUnavailableError.
+
+    And what PostgreSQL refuses for good into DatabaseRefusedError; faults of ours stay what they are.
+    """
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+    except PoolTimeoutError as error:
         raise DatabaseUnavailableError(_sentence(error)) from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        if is_outage(error):
             raise DatabaseUnavailableError(_sentence(error)) from error
+        if is_refusal(error):
+            raise refused(error) from error
         raise
 
 
@@ -61,7 +68,7 @@ def _sentence(error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
     lines = str(cause).strip().splitlines()
     # A code means that the server did answer: it shuts down, is full, or chose this one in a deadlock.
-    what = "cannot go on" if getattr(cause, "pgcode", None) else "does not answer"
+    what = "cannot go on" if sqlstate(error) else "does not answer"
     return f"PostgreSQL {what}: {lines[0] if lines else type(cause).__name__}"
 
 
@@ -73,7 +80,7 @@ def constraint(error: IntegrityError) -> str:
 
 def now(after: float = 0) -> ColumnElement[datetime]:
     """The database's clock, or `after` seconds later: two processes may disagree about the time."""
-    return func.clock_timestamp() + timedelta(seconds=after)
+    return type_coerce(func.clock_timestamp() + timedelta(seconds=after), UtcTime)
 
 
 class _ConnectionLostError(Exception):

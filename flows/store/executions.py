@@ -1,4 +1,4 @@
-"""Looking executions up; what changes them stands in `executions`."""
+"""Every read of executions; `transitions` changes them, `orphans` finds those that nobody runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from flows.graphs.errors import NotFoundError
+from flows.graphs.lifecycle import LIVE, ErrorKind, RunSnapshot, Status, StepStatus
 from flows.store import checks
 from flows.store.models import ChainEntry, Execution, Workflow, WorkflowVersion
 
@@ -19,7 +20,11 @@ class Poll:
     """What a poll of a run has to know of it."""
 
     id: int
-    status: str
+    flow_run_id: uuid.UUID | None
+    task_id: uuid.UUID | None
+    public_id: uuid.UUID
+    status: Status
+    error_kind: ErrorKind | None
     attempt: int
     workflow_id: int
     workflow_name: str
@@ -30,12 +35,28 @@ class Poll:
     error: str | None
     failed_at_node: str | None
     next_attempt_at: datetime | None
-    """When a run that was put off, put back or opened again is due."""
+    """When the next attempt of a run that waits for it, or that a person retried, is due."""
     retries: int
     revoked: bool
     reopened_from: uuid.UUID | None
+    leased: bool
     nodes_done: int
     """Steps that succeeded."""
+
+    @property
+    def snapshot(self) -> RunSnapshot:
+        """The row, as far as decisions need it."""
+        return RunSnapshot(
+            self.id,
+            self.flow_run_id,
+            self.public_id,
+            self.status,
+            self.attempt,
+            self.error_kind,
+            self.revoked,
+            self.reopened_from,
+            self.leased,
+        )
 
 
 def get(session: Session, execution_id: int) -> Execution:
@@ -48,7 +69,7 @@ def get(session: Session, execution_id: int) -> Execution:
 
 def by_task(session: Session, flow_run_id: uuid.UUID) -> Execution | None:
     """The execution of a task id, which is the flow run's, loaded like `get`'s."""
-    return session.scalars(_numbered().where(Execution.flow_run_id == flow_run_id)).one_or_none()
+    return session.scalars(_numbered().where(_of_task(flow_run_id))).one_or_none()
 
 
 def poll(session: Session, flow_run_id: uuid.UUID, public_id: uuid.UUID | None = None) -> Poll | None:
@@ -56,7 +77,7 @@ def poll(session: Session, flow_run_id: uuid.UUID, public_id: uuid.UUID | None =
 
     `public_id` finds the row that the flow run was made for where its id was not noted there.
     """
-    mine = Execution.flow_run_id == flow_run_id
+    mine = _of_task(flow_run_id)
     if public_id is not None:
         mine |= (Execution.public_id == public_id) & Execution.flow_run_id.is_(None)
     row = session.execute(_POLL.where(mine)).one_or_none()
@@ -81,7 +102,7 @@ def list_(
     if workflow_id is not None:
         where.append(Execution.workflow_id == workflow_id)
     if status is not None:
-        where.append(Execution.status == checks.one_of("status", status, checks.STATUSES))
+        where.append(Execution.status == checks.one_of("status", status, tuple(Status)))
     page = session.scalars(
         _numbered().where(*where).order_by(Execution.id.desc()).offset(skip).limit(limit)
     ).all()
@@ -90,7 +111,7 @@ def list_(
 
 def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
     """The runs that are not over, of one workflow or of all, oldest first."""
-    statement = with_workflow().where(Execution.status.in_(checks.LIVE)).order_by(Execution.id)
+    statement = with_workflow().where(Execution.status.in_(LIVE)).order_by(Execution.id)
     if workflow_id is not None:
         statement = statement.where(Execution.workflow_id == workflow_id)
     return list(session.scalars(statement))
@@ -105,7 +126,11 @@ def locked(session: Session, which: ColumnElement[bool]) -> Execution | None:
 
 _POLL = select(
     Execution.id,
+    Execution.flow_run_id,
+    Execution.task_id,
+    Execution.public_id,
     Execution.status,
+    Execution.error_kind,
     Execution.attempt,
     Execution.workflow_id,
     Workflow.name,
@@ -119,11 +144,17 @@ _POLL = select(
     Execution.retries,
     Execution.revoked,
     Execution.reopened_from,
+    Execution.lease_owner.is_not(None),
     select(func.count())
-    .where(ChainEntry.execution_id == Execution.id, ChainEntry.status == "success")
+    .where(ChainEntry.execution_id == Execution.id, ChainEntry.status == StepStatus.SUCCESS)
     .scalar_subquery(),
 ).join(Workflow, Workflow.id == Execution.workflow_id)
 """The fields of `Poll`, in their order."""
+
+
+def _of_task(task_id: uuid.UUID) -> ColumnElement[bool]:
+    """Whether a row is a task's: by its flow run, or by the first one, which Prefect may have lost."""
+    return (Execution.flow_run_id == task_id) | (Execution.task_id == task_id)
 
 
 def with_workflow() -> Select[tuple[Execution]]:

@@ -1,7 +1,7 @@
 """Executions that nobody runs any more: finding them, and holding their lease while they are looked after.
 
-Whoever looks after one seizes its lease first, for a short time: meanwhile no worker starts it, and of two
-that look at once one finds nothing to do. What comes of it (`put_back`, `executions.finish`) gives it back.
+Whoever looks after one takes its lease first, for a short time: meanwhile no worker starts it, and of two
+that look at once one finds nothing to do.
 """
 
 from __future__ import annotations
@@ -9,48 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
-from flows.graphs.errors import ConflictError
-from flows.store import checks, creation, leases
+from flows.config import times
+from flows.graphs.lifecycle import LIVE, LostAttempt, RunSnapshot, StepStatus
 from flows.store.database import now
 from flows.store.leases import Lease
-from flows.store.models import ChainEntry, Execution
+from flows.store.models import ChainEntry, Execution, Workflow
+from flows.store.transitions import recoveries, submissions
 
-SECONDS = 30.0
-"""How long a lease lasts that was seized."""
-
-
-@dataclass(frozen=True)
-class RunSnapshot:
-    """An execution as far as it tells whether somebody should look after it."""
-
-    id: int
-    flow_run_id: UUID | None
-    public_id: UUID
-    status: str
-    attempt: int
-    error_kind: str | None
-    revoked: bool
-    """Whether it is cancelled, and was told so, though it has not stopped yet."""
-    reopened_from: UUID | None
-    """Prefect's state from which a person's last retry began."""
-    leased: bool
-    """Whether somebody has it, be it that the lease has run out."""
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the run is not over."""
-        return self.status in checks.LIVE
-
-    @property
-    def may_be_retried(self) -> bool:
-        """Whether a person who retries it in Prefect opens it again."""
-        return self.status in ("failed", "cancelled") and self.error_kind != "not_started"
+SECONDS = times.RECOVERY_LEASE
+"""How long a lease lasts that was taken to look after a run."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +31,8 @@ class RecoveryLease:
 
     row: Execution
     """As it was before, its lease included."""
+    snapshot: RunSnapshot
+    """The same, as far as decisions need it."""
     lease: Lease
     step: int
     """Number of its next step."""
@@ -66,42 +40,44 @@ class RecoveryLease:
     """When its next attempt is to begin; None: now."""
 
     @property
-    def counts(self) -> dict[str, Any]:
-        """The row's counters with the attempt that has just come to nothing."""
+    def lost_attempt(self) -> LostAttempt | None:
+        """The attempt that came to nothing; None where the last one ended well: it scheduled the next."""
         row = self.row
         if self.due is not None or (row.stepping and row.next_attempt_at is not None):
-            return {}  # that attempt had ended well: it put the run off
-        if not row.stepping:
-            return {"lost_starts": row.lost_starts + 1}
-        crashes = row.crashes + 1 if row.crash_step == self.step else 1
-        return {"crashes": crashes, "crash_step": self.step, "lost_starts": 0}
+            return None
+        return LostAttempt(
+            row.crashes, row.crash_step, row.lost_starts, row.stepping, self.step, row.current_node
+        )
 
 
-def seize_expired(session: Session, but_not: Collection[int]) -> RecoveryLease | None:
-    """Seize the execution whose lease ran out first, of those that are not excepted; None: there is none."""
-    return _seize(session, Execution.lease_until <= now(), Execution.id.not_in(but_not))
+def take_expired(session: Session, but_not: Collection[int]) -> RecoveryLease | None:
+    """Take over the lease that ran out first, but for those of some executions; None: there is none."""
+    return _take(session, Execution.lease_until <= now(), Execution.id.not_in(but_not))
 
 
-def seize(session: Session, seen: RunSnapshot, flow_run_id: UUID | None = None) -> RecoveryLease | None:
-    """Seize an execution that is as it was seen; None when anything has happened to it.
+def take_as_seen(
+    session: Session, seen: RunSnapshot, flow_run_id: UUID | None = None
+) -> RecoveryLease | None:
+    """Take the lease of an execution that is as it was seen; None when anything has happened to it.
 
-    Notes the flow run, if the row has none yet.
+    One that was seen with a lease that has run out is taken if it still has. Notes the flow run, if the row
+    has none yet.
     """
-    return _seize(
+    return _take(
         session,
         Execution.id == seen.id,
         Execution.status == seen.status,
         Execution.attempt == seen.attempt,
-        Execution.lease_owner.is_(None),
+        Execution.lease_until <= now() if seen.expired else Execution.lease_owner.is_(None),
         flow_run_id=flow_run_id,
     )
 
 
-def _seize(
+def _take(
     session: Session, *which: ColumnElement[bool], flow_run_id: UUID | None = None
 ) -> RecoveryLease | None:
     found = session.execute(
-        select(Execution, Execution.next_attempt_at > now())
+        select(Execution, Execution.next_attempt_at > now(), _EXPIRED)
         .where(*which)
         .order_by(Execution.lease_until)
         .limit(1)
@@ -110,88 +86,67 @@ def _seize(
     ).one_or_none()
     if found is None:
         return None
-    row, is_early = found
-    lease = Lease(row.id, uuid4(), SECONDS)
-    session.execute(
-        update(Execution)
-        .where(Execution.id == row.id)
-        .values(
-            lease_owner=lease.owner,
-            lease_until=now(SECONDS),
-            flow_run_id=func.coalesce(Execution.flow_run_id, flow_run_id),
-        )
-        .execution_options(synchronize_session=False)  # the row is told of as it was
+    row, is_early, expired = found
+    snapshot = RunSnapshot(
+        row.id,
+        row.flow_run_id or flow_run_id,
+        row.public_id,
+        row.status,
+        row.attempt,
+        row.error_kind,
+        row.revoked,
+        row.reopened_from,
+        row.lease_owner is not None,
+        bool(expired),
     )
+    lease = recoveries.recover(session, row.id, flow_run_id, SECONDS)
     step = session.scalar(
-        select(func.count()).where(ChainEntry.execution_id == row.id, ChainEntry.status == "success")
+        select(func.count()).where(ChainEntry.execution_id == row.id, ChainEntry.status == StepStatus.SUCCESS)
     )
-    return RecoveryLease(row, lease, step or 0, row.next_attempt_at if is_early else None)
+    return RecoveryLease(row, snapshot, lease, step or 0, row.next_attempt_at if is_early else None)
 
 
-def hold_reopened(session: Session, execution_id: int) -> Lease:
-    """Take the lease of an execution that this transaction opens again, until Prefect has heard of it.
-
-    Meanwhile nobody cancels it unheard; whoever dies over it leaves a lease that runs out. Raises
-    ConflictError when somebody else has it.
-    """
-    lease = Lease(execution_id, uuid4(), SECONDS)
-    held = session.scalar(
-        update(Execution)
-        .where(Execution.id == execution_id, Execution.lease_owner.is_(None))
-        .values(lease_owner=lease.owner, lease_until=now(SECONDS))
-        .returning(Execution.id)
-    )
-    if held is None:
-        raise ConflictError(f"Execution {execution_id} changes hands at this moment. Ask again.")
-    return lease
-
-
-def release_recovery(session: Session, seized: RecoveryLease) -> None:
-    """Undo a seizure, unless the lease is not ours any more: an old lease is back, and over since now.
-
-    As old as it was it would be the first to be seized next time, before those that can be helped.
-    """
-    row = seized.row
-    session.execute(
-        update(Execution)
-        .where(seized.lease.is_ours)
-        .values(lease_owner=row.lease_owner, lease_until=now() if row.lease_owner else None)
-    )
-
-
-def put_back(session: Session, seized: RecoveryLease, reason: str) -> None:
-    """Note that an execution waits in its queue again, and give its lease back.
-
-    The attempt that ended is counted. `reason` is its error, until the next attempt begins. Raises
-    LeaseLostError when somebody else looks after it by now, or runs it.
-    """
-    changes = leases.FREE | {"stepping": False} | seized.counts
-    if seized.row.status == "running" and seized.due is None:
-        changes |= {"next_attempt_at": now(), "error": reason, "error_kind": "crashed"}
-    ours = update(Execution).where(seized.lease.is_ours).values(changes).returning(Execution.id)
-    if session.scalar(ours) is None:
-        raise leases.lost(session, seized.lease)
+def release(session: Session, recovery: RecoveryLease) -> None:
+    """Leave a run as it was found, unless its lease is not ours any more."""
+    recoveries.undo_recover(session, recovery.lease, recovery.row.lease_owner)
 
 
 def adopt(session: Session, flow_run_id: UUID, workflow_id: int) -> RunSnapshot | None:
     """Make the row of a run that was started elsewhere and never came to make it; None: no such workflow."""
-    creation.ensure_row(session, flow_run_id, workflow_id)
+    submissions.adopt(session, flow_run_id, workflow_id)
     return match_flow_runs(session, {flow_run_id: None}).get(flow_run_id)
 
 
 def match_flow_runs(session: Session, runs: Mapping[UUID, UUID | None]) -> dict[UUID, RunSnapshot]:
-    """The executions of flow runs (id → the public id that it was made for), by the flow runs' ids."""
+    """The executions of flow runs (id → the public id that it was made for), by the flow runs' ids.
+
+    A task id finds its execution too, under that id, where Prefect lost its flow run and has another.
+    """
     of_public_id = {public_id: run for run, public_id in runs.items() if public_id is not None}
-    found = _standings(session, or_(Execution.flow_run_id.in_(runs), Execution.public_id.in_(of_public_id)))
-    return {row.flow_run_id or of_public_id[row.public_id]: row for row in found}
+    rows = session.execute(
+        select(*_COLUMNS, Execution.task_id).where(
+            or_(
+                Execution.flow_run_id.in_(runs),
+                Execution.task_id.in_(runs),
+                Execution.public_id.in_(of_public_id),
+            )
+        )
+    )
+    found: dict[UUID, RunSnapshot] = {}
+    for *columns, task_id in rows:
+        row = RunSnapshot(*columns)
+        for key in (row.flow_run_id, task_id, of_public_id.get(row.public_id)):
+            if key in runs and key is not None:
+                found[key] = row
+    return found
 
 
 def waiting(session: Session, after: int, limit: int) -> Sequence[RunSnapshot]:
     """Executions with ids above `after` that are not over, that Prefect has, and that nobody runs."""
-    return _standings(
+    return _snapshots(
         session,
         Execution.id > after,
-        Execution.status.in_(checks.LIVE),
+        Execution.status.in_(LIVE),
         Execution.lease_owner.is_(None),
         Execution.flow_run_id.is_not(None),
         limit=limit,
@@ -200,32 +155,40 @@ def waiting(session: Session, after: int, limit: int) -> Sequence[RunSnapshot]:
 
 def unsubmitted(session: Session, limit: int) -> Sequence[RunSnapshot]:
     """Executions that wait to be handed to Prefect, oldest first."""
-    return _standings(
+    return _snapshots(
         session,
-        Execution.status == "pending",
+        Execution.status.in_(LIVE),
         Execution.lease_owner.is_(None),
         Execution.flow_run_id.is_(None),
         limit=limit,
     )
 
 
-def _standings(
-    session: Session, *which: ColumnElement[bool], limit: int | None = None
-) -> Sequence[RunSnapshot]:
-    rows = session.execute(
-        select(
-            Execution.id,
-            Execution.flow_run_id,
-            Execution.public_id,
-            Execution.status,
-            Execution.attempt,
-            Execution.error_kind,
-            Execution.revoked,
-            Execution.reopened_from,
-            Execution.lease_owner.is_not(None),
-        )
-        .where(*which)
-        .order_by(Execution.id)
-        .limit(limit)
+def deployment_of(session: Session, execution_id: int) -> UUID | None:
+    """The deployment of an execution's workflow; None where it has none, or there is no such execution."""
+    return session.scalar(
+        select(Workflow.deployment_id)
+        .join(Execution, Execution.workflow_id == Workflow.id)
+        .where(Execution.id == execution_id)
     )
+
+
+_EXPIRED = func.coalesce(Execution.lease_until <= now(), False)
+_COLUMNS = (
+    Execution.id,
+    Execution.flow_run_id,
+    Execution.public_id,
+    Execution.status,
+    Execution.attempt,
+    Execution.error_kind,
+    Execution.revoked,
+    Execution.reopened_from,
+    Execution.lease_owner.is_not(None),
+    _EXPIRED,
+)
+"""The fields of `RunSnapshot`, in their order."""
+
+
+def _snapshots(session: Session, *which: ColumnElement[bool], limit: int) -> Sequence[RunSnapshot]:
+    rows = session.execute(select(*_COLUMNS).where(*which).order_by(Execution.id).limit(limit))
     return [RunSnapshot(*row) for row in rows]

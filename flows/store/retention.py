@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
-from flows.store import checks
+from flows.graphs.lifecycle import LIVE
 from flows.store.database import now
 from flows.store.idempotency import KEPT
 from flows.store.models import Execution, IdempotencyKey
@@ -22,7 +22,7 @@ def going_on(session: Session, flow_run_ids: Collection[UUID]) -> dict[UUID, str
     found = session.execute(
         select(Execution.flow_run_id, Execution.sandbox_id).where(
             Execution.flow_run_id.in_(flow_run_ids),
-            or_(Execution.status.in_(checks.LIVE), Execution.lease_owner.is_not(None)),
+            or_(Execution.status.in_(LIVE), Execution.lease_owner.is_not(None)),
         )
     )
     return {flow_run_id: sandbox_id for flow_run_id, sandbox_id in found if flow_run_id is not None}

@@ -28,15 +28,17 @@ from sqlalchemy import update
 from flows.config.settings import Settings
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
-from flows.prefect_gateway.gateway import PrefectGateway
+from flows.graphs.lifecycle import ErrorKind, Status
 from flows.recovery.reconciler import Reconciler
-from flows.store import chain, executions, leases, values
+from flows.store import chain, executions, values
 from flows.store.database import Database, now
+from flows.store.leases import LeaseClaim
 from flows.store.models import Execution
+from flows.store.transitions import attempts, columns, submissions
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay
 from tests.api.runs import Run
-from tests.leasing import lease_of
+from tests.leasing import SECONDS, lease_of
 from tests.servers import free_port
 from tests.waiting import eventually
 
@@ -55,7 +57,7 @@ def failed(start: Start, set_state: SetState) -> Callable[..., Any]:
         await run.begin()
         await run.step("start", "start")
         await run.step("read", status="failed", error_message="no", error_type="OSError")
-        await run.finish("failed", error="OSError: no", error_kind="node", failed_at_node="read")
+        await run.finish(Status.FAILED, error="OSError: no", node="read")
         await set_state(task_id, Failed())
         return task_id, run
 
@@ -69,13 +71,6 @@ async def lonely(settings: Settings, encryption_key: str) -> AsyncIterator[httpx
     own = make_settings(settings.database_url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=1)
     async with running_api(own) as client:
         yield client
-
-
-@pytest.fixture
-async def reconciler(database: Database, settings: Settings) -> AsyncIterator[Reconciler]:
-    """What looks after runs in every worker and in the API; here it looks when it is told to."""
-    async with PrefectGateway(settings) as gateway:
-        yield Reconciler(database, gateway.runs, settings)
 
 
 async def status(api: httpx.AsyncClient, task_id: str) -> str:
@@ -152,7 +147,7 @@ async def test_a_run_that_nobody_has_is_cancelled_at_once(
     """Its worker died, and it was about to be put back; or it was suspended."""
     task_id, run = await start()
     row = await run.begin()
-    await database.run(lambda session: leases.release(session, lease_of(row)))
+    await database.run(lambda session: attempts.release(session, lease_of(row)))
     await set_state(task_id, state)
     assert (await api.post(f"/tasks/{task_id}/cancel")).status_code == 202
     assert (await row_of(database, task_id)).status == "cancelled"
@@ -172,7 +167,7 @@ async def test_a_running_run_is_told_to_stop(
     row = await row_of(database, task_id)
     assert (row.status, row.lease_owner is None) == ("running", False)
     await run.step("start", "start")
-    await run.finish("completed")
+    await run.finish()
     assert await status(api, task_id) == "REVOKED"
     assert (await row_of(database, task_id)).status == "cancelled"
 
@@ -183,24 +178,16 @@ async def test_a_run_that_was_taken_a_moment_ago_is_cancelled(
     """A worker has its lease and has not claimed it in Prefect: there it cannot any more."""
     task_id, _ = await start()
     row = await row_of(database, task_id)
-    await database.run(
-        lambda session: leases.take(
-            session,
-            flow_run_id=UUID(task_id),
-            public_id=row.public_id,
-            workflow_id=row.workflow_id,
-            owner=uuid4(),
-            seconds=30,
-        )
-    )
+    claim = LeaseClaim(UUID(task_id), row.public_id, row.workflow_id, uuid4(), SECONDS)
+    await database.run(lambda session: attempts.take(session, claim))
     assert (await api.post(f"/tasks/{task_id}/cancel")).status_code == 202
     assert (await row_of(database, task_id)).status == "cancelled"
     await prefect.set_flow_run_state(UUID(task_id), Pending())
     assert await in_prefect(prefect, task_id) == "Cancelled"
 
 
-@pytest.mark.parametrize("end", ["completed", "failed"])
-async def test_a_run_that_is_over_is_not_cancelled(api: httpx.AsyncClient, start: Start, end: str) -> None:
+@pytest.mark.parametrize("end", [Status.COMPLETED, Status.FAILED])
+async def test_a_run_that_is_over_is_not_cancelled(api: httpx.AsyncClient, start: Start, end: Status) -> None:
     """409 says what it is."""
     task_id, run = await start()
     await run.begin()
@@ -232,13 +219,14 @@ async def test_a_run_whose_flow_run_was_not_noted_is_cancelled(
 ) -> None:
     """Its client has the id; the row is found by what Prefect was given."""
     task_id, _ = await start()
-    await database.run(lambda session: session.execute(update(Execution).values(flow_run_id=None)))
+    not_noted = update(Execution).values(flow_run_id=None, task_id=None)
+    await database.run(lambda session: session.execute(not_noted))
     assert (await api.post(f"/tasks/{task_id}/cancel")).status_code == 202
     assert (await row_of(database, task_id)).status == "cancelled"
 
 
 @pytest.mark.parametrize("operation", ["cancel", "retry"])
-@pytest.mark.parametrize("task_id", [str(uuid4()), "7", "x" * 500])
+@pytest.mark.parametrize("task_id", ["0199c0de-0000-4000-8000-000000000007", "7", "x" * 500])
 async def test_a_task_that_was_never_issued_is_404(
     api: httpx.AsyncClient, operation: str, task_id: str
 ) -> None:
@@ -265,21 +253,21 @@ async def test_without_prefect_nothing_is_done(
 # -- retry -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["failed", "cancelled"])
+@pytest.mark.parametrize("end", [Status.FAILED, Status.CANCELLED])
 async def test_a_run_is_retried(
     api: httpx.AsyncClient,
     start: Start,
     prefect: PrefectClient,
     set_state: SetState,
     database: Database,
-    end: str,
+    end: Status,
 ) -> None:
     """It waits in its queue, reads RETRY with its error, and goes on under the same id."""
     task_id, run = await start()
     await run.begin()
     await run.step("start", "start")
     await run.finish(end, error="KeyError: 'amount'")
-    await set_state(task_id, Failed() if end == "failed" else Cancelled())
+    await set_state(task_id, Failed() if end is Status.FAILED else Cancelled())
     assert await status(api, task_id) in ("FAILURE", "REVOKED")
     answer = await api.post(f"/tasks/{task_id}/retry")
     assert (answer.status_code, answer.json()["status"]) == (202, "RETRY")
@@ -301,7 +289,7 @@ async def test_a_retry_waits_for_the_run_to_come_to_rest(
     task_id, run = await start()
     await set_state(task_id, Running())
     await run.begin()
-    await run.finish("failed", error="no")
+    await run.finish(Status.FAILED, error="no")
     retry = asyncio.create_task(api.post(f"/tasks/{task_id}/retry"))
     await asyncio.wait({retry}, timeout=0.5)
     assert not retry.done()
@@ -322,7 +310,7 @@ async def test_a_retry_waits_until_nobody_has_the_run(
     await asyncio.wait({retry}, timeout=0.5)
     assert not retry.done()
     assert await in_prefect(prefect, task_id) == "Failed"
-    await database.run(lambda session: session.execute(update(Execution).values(leases.FREE)))
+    await database.run(lambda session: session.execute(update(Execution).values(columns.FREE)))
     assert (await retry).status_code == 202
     assert await in_prefect(prefect, task_id) == "AwaitingRetry"
 
@@ -340,7 +328,7 @@ async def test_a_run_that_is_being_cancelled_is_retried_when_it_has_stopped(
     await asyncio.wait({retry}, timeout=0.5)
     assert not retry.done()
     if stops:
-        await run.finish("cancelled", error="The run was cancelled.")
+        await run.finish(Status.CANCELLED, error="The run was cancelled.")
         await set_state(task_id, Cancelled())
         assert (await retry).status_code == 202
         assert await in_prefect(prefect, task_id) == "AwaitingRetry"
@@ -360,7 +348,7 @@ async def test_a_run_that_does_not_come_to_rest_is_not_retried(
     task_id, run = await start()
     await set_state(task_id, Running())
     await run.begin()
-    await run.finish("failed", error="no")
+    await run.finish(Status.FAILED, error="no")
     answer = await api.post(f"/tasks/{task_id}/retry")
     assert (answer.status_code, "Ask again" in answer.json()["error"]) == (409, True)
     assert (await row_of(database, task_id)).status == "failed"
@@ -372,23 +360,36 @@ async def test_a_run_that_succeeded_is_not_retried(
     """409, and Prefect still has it as completed."""
     task_id, run = await start()
     await run.begin()
-    await run.finish("completed")
+    await run.finish()
     await set_state(task_id, Completed())
     answer = await api.post(f"/tasks/{task_id}/retry")
     assert (answer.status_code, "completed" in answer.json()["error"]) == (409, True)
     assert await in_prefect(prefect, task_id) == "Completed"
 
 
-async def test_a_run_that_was_deleted_in_prefect_is_not_retried(
-    api: httpx.AsyncClient, failed: Start, prefect: PrefectClient, database: Database
+@pytest.mark.parametrize("operation", ["retry", "skip"])
+async def test_a_run_that_was_deleted_in_prefect_is_retried_as_another_flow_run(
+    api: httpx.AsyncClient, failed: Start, prefect: PrefectClient, database: Database, operation: str
 ) -> None:
-    """Its task's id is that flow run's: 409 says what to do."""
+    """Its task's id stays, by which it is polled, cancelled and retried."""
     task_id, run = await failed()
     await prefect.delete_flow_run(UUID(task_id))
-    for path in (f"/tasks/{task_id}/retry", f"/executions/{run.execution_id}/nodes/1/skip"):
-        answer = await api.post(path)
-        assert (answer.status_code, "deleted in Prefect" in answer.json()["error"]) == (409, True)
-    assert (await row_of(database, task_id)).status == "failed"
+    path = {"retry": f"/tasks/{task_id}/retry", "skip": f"/executions/{run.execution_id}/nodes/1/skip"}
+    answer = await api.post(path[operation])
+    assert (answer.status_code, answer.json()["task_id"]) == (202, task_id)
+    row = await row_of(database, task_id)
+    assert (row.status, row.lease_owner, str(row.task_id)) == ("running", None, task_id)
+    assert row.flow_run_id is not None
+    assert str(row.flow_run_id) != task_id
+    flow_run = await prefect.read_flow_run(row.flow_run_id)
+    assert (flow_run.state_name, flow_run.parameters["execution"]) == ("Scheduled", str(row.public_id))
+    assert await status(api, task_id) == "RETRY"
+    for _ in range(2):
+        assert (await api.post(f"/tasks/{task_id}/cancel")).status_code == 202
+        assert await status(api, task_id) == "REVOKED"
+        assert (await api.post(f"/tasks/{task_id}/retry")).status_code == 202
+        assert await status(api, task_id) == "RETRY"
+    assert await in_prefect(prefect, str(row.flow_run_id)) == "AwaitingRetry"
 
 
 async def test_a_run_that_was_retried_in_the_ui_is_open_at_once(
@@ -446,7 +447,7 @@ async def test_a_retried_run_may_be_cancelled_before_it_begins(
 
 
 @pytest.mark.parametrize("operation", ["retry", "skip"])
-@pytest.mark.parametrize("end", ["failed", "cancelled"])
+@pytest.mark.parametrize("end", [Status.FAILED, Status.CANCELLED])
 async def test_a_cancellation_waits_for_a_retry_that_is_on_its_way_to_prefect(
     api: httpx.AsyncClient,
     failed: Start,
@@ -458,12 +459,13 @@ async def test_a_cancellation_waits_for_a_retry_that_is_on_its_way_to_prefect(
     database: Database,
     reconciler: Reconciler,
     operation: str,
-    end: str,
+    end: Status,
 ) -> None:
     """Prefect is slow, and what arrives late would undo the cancellation; in order, both hold."""
     task_id, run = await failed()
-    if end == "cancelled":
-        await database.run(lambda session: session.execute(update(Execution).values(status=end)))
+    if end is Status.CANCELLED:
+        cancelled = update(Execution).values(status=end, error_kind=ErrorKind.CANCELLED)
+        await database.run(lambda session: session.execute(cancelled))
         await set_state(task_id, Cancelled())
     path = {"retry": f"/tasks/{task_id}/retry", "skip": f"/executions/{run.execution_id}/nodes/1/skip"}
     async with prefect_wire() as (relay, url):
@@ -518,7 +520,7 @@ async def test_a_decision_is_skipped_with_its_answer(
     await run.begin()
     await run.step("start", "start")
     await run.step("read")
-    await run.finish("failed", error="no")
+    await run.finish(Status.FAILED, error="no")
     await set_state(task_id, Failed())
     path = f"/executions/{run.execution_id}/nodes/2/skip"
     for wrong in ({"branch": "maybe"}, {}, {"branch": 7}):
@@ -627,7 +629,7 @@ async def test_a_skip_is_not_lost_and_the_node_does_not_run(
         """Prefect never hears of it."""
 
     with monkeypatch.context() as patch:
-        patch.setattr("api.operations._put_in_queue", died)
+        patch.setattr("api.interventions._put_in_queue", died)
         assert (await api.post(f"/executions/{run.execution_id}/nodes/1/skip")).status_code == 202
     await reconciler.once()
     assert await in_prefect(prefect, task_id) == "Failed"
@@ -646,10 +648,12 @@ async def test_a_run_that_was_never_started_is_neither_retried_nor_skipped(
     """Its client was told so (503): a flow run that turned up late does not change that."""
     task_id = (await api.post(f"/workflows/{workflow['id']}/execute")).json()["task_id"]
     row = await row_of(database, task_id)
-    given_up = update(Execution).values(flow_run_id=None, status="failed", error_kind="not_started")
-    await database.run(lambda session: session.execute(given_up))
+    not_noted = update(Execution).values(flow_run_id=None, task_id=None)
+    await database.run(lambda session: session.execute(not_noted))
+    assert await database.run(lambda session: submissions.refuse(session, row.id, "Prefect was away."))
     await prefect.set_flow_run_state(UUID(task_id), Scheduled(), force=True)
     for path in (f"/tasks/{task_id}/retry", f"/executions/{row.id}/nodes/0/skip"):
         answer = await api.post(path)
         assert (answer.status_code, "never started" in answer.json()["error"]) == (409, True)
-    assert await status(api, task_id) == "FAILURE"
+    refused = (await api.get(f"/executions/{row.id}")).json()
+    assert (refused["status"], refused["error"]) == ("cancelled", "Prefect was away.")

@@ -16,8 +16,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from flows.config.settings import Settings
+from flows.graphs.flow_run_state import FlowRunState
 from flows.prefect_gateway import run_watch
-from flows.prefect_gateway.flow_runs import FlowRunState
 from flows.store.database import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay

@@ -14,6 +14,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from sqlalchemy import select
 
+from flows.config import times
 from flows.config.settings import Settings
 from flows.graphs.errors import ExecutionClosedError
 from flows.store.database import Database
@@ -72,7 +73,7 @@ async def test_without_prefect_nothing_is_started(
     assert is_unavailable(response)
     assert "never started" in response.json()["error"]
     (row,) = await rows(database)
-    assert (row.status, row.error_kind, row.flow_run_id) == ("failed", "not_started", None)
+    assert (row.status, row.error_kind, row.flow_run_id) == ("cancelled", "not_started", None)
     with pytest.raises(ExecutionClosedError):
         await start(database, row, UUID(int=1))
 
@@ -280,7 +281,7 @@ async def test_an_api_that_stops_before_the_database_is_back_promises_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The request that waited is cut off without an answer: its run may start or not."""
-    monkeypatch.setattr("api.app._DRAIN", 0.1)
+    monkeypatch.setattr(times, "API_DRAIN", 0.1)
     nowhere = lonely.prefect_api_url
     async with wire() as (relay, url):
         own = make_settings(url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=3)
@@ -308,7 +309,7 @@ async def test_a_row_whose_commit_was_not_answered_never_starts(
         await relay.restore()
         assert is_unavailable(await request)
     (row,) = await rows(database)
-    assert (row.status, row.error_kind) == ("failed", "not_started")
+    assert (row.status, row.error_kind) == ("cancelled", "not_started")
 
 
 async def test_a_row_whose_commit_was_not_answered_may_have_started(

@@ -16,9 +16,10 @@ from flows.credentials import vault
 from flows.credentials.cipher import Cipher, generate_key
 from flows.execute_workflow import execute_workflow
 from flows.graphs import json_values
-from flows.store import chain, clients, executions, transitions, values, workflows
+from flows.store import chain, clients, executions, values, workflows
 from flows.store.database import Database
 from flows.store.models import ChainEntry, Execution, Workflow
+from flows.store.transitions import submissions
 from tests.builders import fresh_name
 
 EMAIL = {
@@ -67,7 +68,7 @@ class Nova:
         def write(session: Any) -> Execution:
             stored = vault.store_initial(self.cipher, json_values.to_fragments(initial))
             found = clients.active(session, client) if client else None
-            return transitions.create_pending(
+            return submissions.create(
                 session, workflow_id=workflow.id, client=found, priority="normal", initial=stored
             )
 

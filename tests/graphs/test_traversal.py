@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.graphs.errors import NodeError, NotFoundError, StepLimitError
-from flows.graphs.graph import Graph, parse_graph
+from flows.graphs.graph import Graph
 from flows.graphs.traversal import Visit, branch_label, next_node
 from tests.graphs.strategies import Json, invoice_graph, line_graph, sound_graphs
+from tests.graphs.validating import parse_graph
 
 
 @pytest.fixture
@@ -172,9 +173,9 @@ def test_every_sound_graph_walks_to_an_end_or_to_the_limit(data: Json, chance: o
     try:
         while following := next_node(graph, visits, 50):
             if visits:
-                assert following.id in [way.target for way in graph.ways(visits[-1].node_id)]
+                assert following.id in [way.target for way in graph.edges_from(visits[-1].node_id)]
             assert next_node(graph, visits, 50) == following
-            labels = [way.condition for way in graph.ways(following.id)]
+            labels = [way.condition for way in graph.edges_from(following.id)]
             branch = chance.choice(labels) if following.type == "decision" else None  # type: ignore[attr-defined]
             visits.append(Visit(following.id, branch))
         assert graph.node(visits[-1].node_id).type == "end"

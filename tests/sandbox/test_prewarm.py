@@ -1,4 +1,4 @@
-"""A run's sandbox is made ahead of the run, used by it or not, and ended once."""
+"""A run's sandbox is created early, whether or not the run uses it, and ended once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.waiting import eventually
 
 
 def fresh() -> SandboxSpec:
-    """What the sandbox of another run is made for."""
+    """Return the spec for a new run."""
     return SandboxSpec(uuid4(), "invoices #8", 600)
 
 
-async def test_what_was_begun_is_what_the_run_gets(provider: SandboxProvider) -> None:
-    """Worker and flow both begin, and there is one sandbox; a run that is taken anew gets a new one."""
+async def test_worker_and_flow_get_the_same_sandbox(provider: SandboxProvider) -> None:
+    """Worker and flow both begin, and get one sandbox; a run that begins again gets a new one."""
     run, sandboxes = fresh(), RunSandboxes(provider)
     begun = sandboxes.begin(run)
     assert sandboxes.begin(run) is begun
@@ -40,27 +40,27 @@ async def test_what_was_begun_is_what_the_run_gets(provider: SandboxProvider) ->
         await Bench(second).run("pass")
 
 
-async def test_a_run_that_never_comes_leaves_no_sandbox(e2b_server: E2BServer) -> None:
-    """Ended while E2B is still at it: what comes of it is killed."""
+async def test_an_unused_sandbox_is_ended(e2b_server: E2BServer) -> None:
+    """A sandbox that is ended during its creation is killed once E2B has created it."""
     e2b_server.hold()
     run, sandboxes = fresh(), RunSandboxes(E2BProvider())
     begun = sandboxes.begin(run)
 
     async def asked() -> int:
-        return e2b_server.places.asked
+        return e2b_server.cloud.asked
 
     await eventually(asked, lambda number: number == 1)
     ending = asyncio.create_task(sandboxes.end(run.flow_run))
     await asyncio.sleep(0)
     e2b_server.release()
     await ending
-    assert [place.killed for place in e2b_server.sandboxes] == [True]
+    assert [remote.killed for remote in e2b_server.sandboxes] == [True]
     with pytest.raises(asyncio.CancelledError):
         await begun.ready()
 
 
-async def test_who_stops_waiting_for_it_can_still_end_it(e2b_server: E2BServer) -> None:
-    """A run that is cancelled while its sandbox is made ends it, as always."""
+async def test_a_sandbox_can_be_ended_after_a_cancelled_wait(e2b_server: E2BServer) -> None:
+    """A run that is cancelled during its sandbox's creation can still end the sandbox."""
     e2b_server.hold()
     begun = RunSandboxes(E2BProvider()).begin(fresh())
     waiting = asyncio.create_task(begun.ready())
@@ -70,14 +70,14 @@ async def test_who_stops_waiting_for_it_can_still_end_it(e2b_server: E2BServer) 
         await waiting
     e2b_server.release()
     await begun.end()
-    assert all(place.killed for place in e2b_server.sandboxes)
+    assert all(remote.killed for remote in e2b_server.sandboxes)
 
 
-async def test_a_failure_that_nobody_asks_for_is_no_noise(
+async def test_a_failure_that_nobody_awaits_is_not_logged(
     e2b_server: E2BServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run that would have said why there is no sandbox was stopped before."""
-    e2b_server.places.refuse_with = (401, "unauthorized")
+    """When a run stops before it awaits its sandbox, the sandbox's failure is logged only at DEBUG."""
+    e2b_server.cloud.refuse_with = (401, "unauthorized")
     run, sandboxes = fresh(), RunSandboxes(E2BProvider())
     begun = sandboxes.begin(run)
     with pytest.raises(SandboxError):
@@ -86,7 +86,7 @@ async def test_a_failure_that_nobody_asks_for_is_no_noise(
     sandboxes.begin(other)
 
     async def refused() -> int:
-        return e2b_server.places.refused
+        return e2b_server.cloud.refused
 
     await eventually(refused, lambda number: number == 2)
     for each in (run, other):

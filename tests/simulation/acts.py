@@ -154,7 +154,9 @@ class Acts:
         key = pick((None, None, *KEYS), keyed)
 
         async def ask(api: ApiProcess) -> None:
-            answer = await workflows_api.execute_workflow(api.services, self.world.site.workflow_id, None, key)
+            answer = await workflows_api.execute_workflow(
+                api.services, self.world.site.workflow_id, None, key
+            )
             self._know(UUID(_body(answer)["task_id"]))
 
         self._ask(which, f"execute (key {key})", ask)
@@ -203,7 +205,9 @@ class Acts:
             self._ask(
                 which,
                 f"skip step {row['steps']} of execution {row['id']}",
-                lambda api: executions_api.skip_node(api.services, found["id"], _next_step(self.world, found)),
+                lambda api: executions_api.skip_node(
+                    api.services, found["id"], _next_step(self.world, found)
+                ),
                 self.world.ledger.say("retry", found["flow_run_id"]),
             )
 
@@ -301,7 +305,11 @@ class Acts:
     def _stopped(self) -> list[UUID]:
         """The runs that failed or were cancelled."""
         rows = self.world.ledger.rows.values()
-        return [row["flow_run_id"] for row in rows if row["status"] in ("failed", "cancelled") and row["flow_run_id"]]
+        return [
+            row["flow_run_id"]
+            for row in rows
+            if row["status"] in ("failed", "cancelled") and row["flow_run_id"]
+        ]
 
     def _awake(self, processes: Sequence[Any]) -> list[Any]:
         return [process for process in processes if not process.is_paused]
@@ -321,6 +329,8 @@ def _body(answer: Response) -> Any:
 
 async def _text(answer: Response) -> str:
     if isinstance(answer, StreamingResponse):
-        pieces = [piece if isinstance(piece, str) else bytes(piece).decode() async for piece in answer.body_iterator]
+        pieces = [
+            piece if isinstance(piece, str) else bytes(piece).decode() async for piece in answer.body_iterator
+        ]
         return "".join(pieces)
     return bytes(answer.body).decode()

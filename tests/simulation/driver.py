@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import UUID
 
 from tests.simulation.acts import Acts
 from tests.simulation.healing import Healing
-from tests.simulation.ledger import LIVE
 from tests.simulation.site import Site
 from tests.simulation.world import World
 

@@ -189,7 +189,9 @@ class Gate:
 
     def forget(self, process: Process | None = None) -> None:
         """Forget the ranks of a process, or all."""
-        self._ranks = {key: rank for key, rank in self._ranks.items() if process is not None and key[0] is not process}
+        self._ranks = {
+            key: rank for key, rank in self._ranks.items() if process is not None and key[0] is not process
+        }
 
     def of(self, process: Process) -> list[Call[Any]]:
         """What a process has under way."""

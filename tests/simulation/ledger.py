@@ -115,7 +115,9 @@ class Ledger:
         key = (node.execution_id, node.number)
         done = "SELECT 1 FROM chain_entries WHERE execution_id = %s AND step = %s AND status = 'success'"
         if self._tables.rows(done, *key):
-            self._violated(f"Step {node.number} of execution {node.execution_id} runs again though it succeeded.")
+            self._violated(
+                f"Step {node.number} of execution {node.execution_id} runs again though it succeeded."
+            )
         earlier = [one.at for one in self.starts if (one.execution_id, one.step) == key]
         if earlier and node.name in self._unrepeatable:
             row = self._tables.rows("SELECT flow_run_id FROM executions WHERE id = %s", node.execution_id)
@@ -143,7 +145,9 @@ class Ledger:
         was_live, is_live = before["status"] in LIVE, row["status"] in LIVE
         if was_live and not is_live:
             self._closed_at[number] = self._now()
-            if row["status"] == "cancelled" and not self._said_since(row["flow_run_id"], ("cancel",), -1):
+            refused = row["error_kind"] == "not_started"
+            cancelled = row["status"] == "cancelled" and not refused
+            if cancelled and not self._said_since(row["flow_run_id"], ("cancel",), -1):
                 self._violated(f"Execution {number} is cancelled, unasked.")
         if is_live and not was_live and not self._spend(row["flow_run_id"], "opening"):
             self._violated(f"Execution {number} is opened again, unasked.")
@@ -154,7 +158,12 @@ class Ledger:
     def _check_lease(self, before: Row, row: Row, actor: tuple[Process, str]) -> None:
         """While a lease lasts only its owner changes the row, or the API, to which people speak."""
         owner, until = before["lease_owner"], before["lease_until"]
-        if owner is None or until <= self._tables.now or self._holders.get(owner) == actor or actor[1] == "api":
+        if (
+            owner is None
+            or until <= self._tables.now
+            or self._holders.get(owner) == actor
+            or actor[1] == "api"
+        ):
             return
         changed = _difference(before, row)
         if changed and set(changed) - {"flow_run_id", "revoked"}:

@@ -24,6 +24,8 @@ from deployments.worker.flow_loader import Catalog
 from deployments.worker.flow_thread import FlowThread
 from deployments.worker.stop_requests import StopWatch
 from deployments.worker.worker import NovaWorker
+from flows.code_check.checker import GraphChecker
+from flows.code_check.compiler_process import Limits
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import DatabaseUnavailableError, InfrastructureError
@@ -46,7 +48,13 @@ class Surroundings:
     """What all processes of one simulation share."""
 
     def __init__(
-        self, loop: VirtualLoop, gate: Gate, tables: Tables, transport: Transport, cloud: Cloud, settings: Settings
+        self,
+        loop: VirtualLoop,
+        gate: Gate,
+        tables: Tables,
+        transport: Transport,
+        cloud: Cloud,
+        settings: Settings,
     ) -> None:
         self.loop = loop
         self.gate = gate
@@ -174,9 +182,7 @@ class Worker(NovaWorker):
         self._wakeup = WakeupSignal()
         self._waits = ClaimBackoff(over=self._wakeup.ring)
         self._flows = Flows(self._process)
-        self._stops = StopWatch(
-            self.client, held=self._held.keys, connected=lambda: True, stop=self._stop
-        )
+        self._stops = StopWatch(self.client, held=self._held.keys, connected=lambda: True, stop=self._stop)
 
     async def watch_stops(self) -> None:
         """Look now and then which runs are to stop."""
@@ -216,7 +222,9 @@ class ApiProcess(NovaProcess):
         super().__init__(name, around)
         settings, clock = around.settings, around.loop.time
         gateway = PrefectGateway(settings, self.client, clock=clock)
-        self.services = Services(settings, self.database, gateway, around.cipher)
+        self.services = Services(
+            settings, self.database, gateway, around.cipher, GraphChecker(Limits(settings.node_code_limit))
+        )
         resubmit = partial(submission.resubmit, self.services)
         self.reconciler = Reconciler(self.database, gateway.runs, settings, resubmit, clock=clock)
         self.open(_nothing())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 from typing import Any, TypeVar
@@ -119,7 +118,9 @@ class World:
             call.kill(bool(arriving >> number & 1))
         process.is_alive = False
         self.gate.forget(process)
-        for step in [step for step in self.gate.steps if step.process is process and not isinstance(step, Call)]:
+        for step in [
+            step for step in self.gate.steps if step.process is process and not isinstance(step, Call)
+        ]:
             self.gate.remove(step)
         for living in (self.workers, self.apis):
             if process in living:

@@ -138,4 +138,4 @@ class Place:
         """Look up the due runs of the pool; return their names."""
         path, body = f"/work_pools/{self.pool}/get_scheduled_flow_runs", {"work_queue_names": list(queues)}
         found = await self._talk.ask("POST", path, {**body, **fields})
-        return [each["flow_run"]["name"] for each in found]
+        return [each["flow_run"]["name"] for each in found] if isinstance(found, list) else []

@@ -8,9 +8,9 @@ from typing import Any
 
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
-from tests.stand_in import answers, filters, flow_runs
+from tests.stand_in import answers, filters, flow_runs, pools
 from tests.stand_in.records import JSON, Deployment, Limit, Schedule
-from tests.stand_in.world import Refusal, World
+from tests.stand_in.world import Refusal, World, conflict
 
 Answer = tuple[int, Any]
 
@@ -33,7 +33,7 @@ FIELDS: JSON = {
 def create(world: World, body: JSON) -> Answer:
     """Create a deployment, or change the one of that name: its schedules are replaced then."""
     if body["flow_id"] not in world.tables.flows:
-        raise Refusal(409, "Data integrity conflict. This usually means a unique or foreign key constraint.")
+        raise conflict()
     queue = _queue(world, body)
     now = world.now()
     known = _by_name(world, body["flow_id"], body["name"])
@@ -67,15 +67,25 @@ def change(world: World, deployment_id: str, body: JSON) -> Answer:
     if one.fields["enforce_parameter_schema"] or body.get("enforce_parameter_schema"):
         _check(body, one, "Error updating deployment", ignore_required=True)
     if body.get("work_pool_name"):
-        one.queue_id, one.queue_name = _queue(world, body)
+        one.queue_id, _ = _queue(world, body)
     elif "work_pool_name" in body:
         one.queue_id = None
+    one.queue_name = body.get("work_queue_name", one.queue_name)
     _set(one, body)
     flow_runs.delete_scheduled(world, one, auto=True, future=True)
     if "concurrency_limit" in body:
         _limit(world, one, body["concurrency_limit"])
     one.updated = world.now()
     return 204, None
+
+
+def pause(world: World, deployment_id: str, paused: bool) -> Answer:
+    """Pause a deployment's schedules, and delete the runs that they made; or have them go on."""
+    one = world.deployment(deployment_id)
+    one.paused = paused
+    if paused:
+        flow_runs.delete_scheduled(world, one, auto=True)
+    return 200, None
 
 
 def delete(world: World, deployment_id: str) -> Answer:
@@ -172,8 +182,6 @@ def _by_name(world: World, flow_id: str, name: str) -> Deployment | None:
 
 def _queue(world: World, body: JSON) -> tuple[str | None, str | None]:
     """The queue that a body names, its id and name; it is made where it is missing."""
-    from tests.stand_in import pools
-
     pool_name, name = body.get("work_pool_name"), body.get("work_queue_name")
     if not pool_name:
         return None, name
@@ -215,12 +223,21 @@ def _schedule(world: World, body: JSON) -> Schedule:
         id=world.new_id(),
         created=now,
         updated=now,
-        rule=body["schedule"],
+        rule=_rule(world, body["schedule"]),
         active=True if active is None else active,
         parameters=body.get("parameters") or {},
         slug=body.get("slug"),
         max_scheduled_runs=body.get("max_scheduled_runs"),
     )
+
+
+def _rule(world: World, given: JSON) -> JSON:
+    """A schedule's rule with what the server adds."""
+    if "cron" in given:
+        return {"timezone": None, "day_or": True, **given}
+    if "interval" in given:
+        return {"anchor_date": world.now(), "timezone": "UTC", **given}
+    return {"timezone": "UTC", **given}
 
 
 def _schedule_of(one: Deployment, schedule_id: str) -> Schedule:
@@ -231,9 +248,11 @@ def _schedule_of(one: Deployment, schedule_id: str) -> Schedule:
 
 
 def _update_schedule(world: World, each: Schedule, body: JSON) -> None:
-    for key, name in (("schedule", "rule"), ("active", "active"), ("parameters", "parameters")):
-        if body.get(key) is not None:
-            setattr(each, name, body[key])
+    if body.get("schedule") is not None:
+        each.rule = _rule(world, body["schedule"])
+    if body.get("active") is not None:
+        each.active = body["active"]
+    each.parameters = body.get("parameters") or {}  # what is left out is reset by the real server, too
     each.updated = world.now()
 
 

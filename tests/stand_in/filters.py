@@ -142,7 +142,7 @@ def deployment_test(wanted: JSON) -> Test[Deployment]:
     )
 
 
-_CRITERIA = ("flows", "flow_runs", "deployments", "work_pools", "work_pool_queues")
+_CRITERIA = ("flow_runs", "flows", "deployments", "work_pools", "work_pool_queues")
 
 
 def _of_flow(world: World, wanted: JSON) -> Test[Any]:
@@ -238,7 +238,7 @@ def _matching(makers: Makers[T], wanted: JSON) -> Test[T]:
 def _among(wanted: JSON, value: Callable[[Any], str | None]) -> Test[Any]:
     """The criteria `any_`, `not_any_` and `is_null_`; nothing is among none, and NULL is in no list."""
     chosen, excluded, null = wanted.get("any_"), wanted.get("not_any_"), wanted.get("is_null_")
-    _only_empty("a value's criterion", {key: wanted[key] for key in wanted.keys() - _VALUE_CRITERIA})
+    _no_other(wanted, "any_", "not_any_", "is_null_", "operator")
     tests: list[Test[Any]] = []
     if chosen is not None:
         included = set(chosen)
@@ -253,9 +253,6 @@ def _among(wanted: JSON, value: Callable[[Any], str | None]) -> Test[Any]:
     return lambda one: all(test(one) for test in tests)
 
 
-_VALUE_CRITERIA = {"any_", "not_any_", "is_null_", "operator"}
-
-
 def _named(wanted: JSON, value: Callable[[Any], str]) -> Test[Any]:
     part = wanted.get("like_")
     among = _among({key: wanted[key] for key in wanted if key != "like_"}, value)
@@ -266,7 +263,7 @@ def _named(wanted: JSON, value: Callable[[Any], str]) -> Test[Any]:
 
 def _tagged(wanted: JSON, value: Callable[[Any], list[str]]) -> Test[Any]:
     everyone, anyone = wanted.get("all_"), wanted.get("any_")
-    _only_empty("a tag's criterion", {k: wanted[k] for k in wanted.keys() - {"all_", "any_", "operator"}})
+    _no_other(wanted, "all_", "any_", "operator")
     return lambda one: (
         (not everyone or set(everyone) <= set(value(one)))
         and (anyone is None or bool(set(anyone) & set(value(one))))
@@ -275,7 +272,7 @@ def _tagged(wanted: JSON, value: Callable[[Any], list[str]]) -> Test[Any]:
 
 def _between(wanted: JSON, value: Callable[[Any], datetime | None]) -> Test[Any]:
     before, after = moment(wanted.get("before_")), moment(wanted.get("after_"))
-    _only_empty("a time's criterion", {k: wanted[k] for k in wanted.keys() - {"before_", "after_"}})
+    _no_other(wanted, "before_", "after_")
     return lambda one: (
         (at := value(one)) is not None and (before is None or at <= before) and (after is None or at >= after)
     )
@@ -283,6 +280,11 @@ def _between(wanted: JSON, value: Callable[[Any], datetime | None]) -> Test[Any]
 
 def _anything(_: Any) -> bool:
     return True
+
+
+def _no_other(wanted: JSON, *known: str) -> None:
+    for key in wanted.keys() - set(known):
+        _only_empty(key, wanted[key])
 
 
 def _only_empty(key: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from tests.stand_in.records import JSON, PAUSED, RUNNING, SCHEDULED, Deployment,
 from tests.stand_in.rules import CORE, FORCED
 from tests.stand_in.slots import HOLDING, release
 from tests.stand_in.transitions import Rule, Transition, carry_out, new_state, state_json
-from tests.stand_in.world import Refusal, World
+from tests.stand_in.world import Refusal, World, conflict
 
 POLICY: JSON = {
     "max_retries": 0,
@@ -53,7 +53,7 @@ def create(world: World, body: JSON) -> Answer:
     """Create a run of a flow that has no deployment."""
     flow = world.tables.flows.get(body["flow_id"])
     if flow is None:
-        raise Refusal(409, "Data integrity conflict. This usually means a unique or foreign key constraint.")
+        raise conflict()
     queue_id = queue_name = None
     if pool_name := body.get("work_pool_name"):
         pool, queue_name = world.pool(pool_name), body.get("work_queue_name")
@@ -66,14 +66,16 @@ def create(world: World, body: JSON) -> Answer:
         "labels": {**flow.labels, "prefect.flow.id": flow.id, **(body.get("labels") or {})},
         "queue_id": queue_id,
         "queue_name": queue_name,
-        "job_variables": body.get("job_variables"),
+        "job_variables": body.get("job_variables", {} if body.get("idempotency_key") is None else None),
     }
     return _create(world, body, fields, new_state(world, body.get("state") or {"type": "PENDING"}))
 
 
 def _create(world: World, body: JSON, fields: JSON, state: State) -> Answer:
     key = body.get("idempotency_key")
-    if key and (known := world.tables.keys.get((fields["flow_id"], key))):
+    if key is not None and (known := world.tables.keys.get((fields["flow_id"], key))):
+        if key == "":  # which the server does not take for a key, but PostgreSQL does
+            raise conflict()
         return 200, answers.flow_run(world, world.tables.flow_runs[known])
     now = world.now()
     run = FlowRun(
@@ -85,7 +87,7 @@ def _create(world: World, body: JSON, fields: JSON, state: State) -> Answer:
         context=body.get("context") or {},
         flow_version=body.get("flow_version"),
         parent_task_run_id=body.get("parent_task_run_id"),
-        idempotency_key=key or None,
+        idempotency_key=key,
         **fields,
     )
     world.tables.flow_runs[run.id] = run
@@ -117,8 +119,11 @@ def delete(world: World, run: FlowRun) -> Answer:
     return 204, None
 
 
-def set_state(world: World, run: FlowRun, body: JSON) -> Answer:
+def set_state(world: World, flow_run_id: str, body: JSON) -> Answer:
     """Propose a state."""
+    run = world.tables.flow_runs.get(flow_run_id)
+    if run is None:
+        raise Refusal(404, f"Flow run with id {flow_run_id} not found", "exception_message")
     state = new_state(world, body["state"])
     return _answered(run, orchestrate(world, run, state, FORCED if body.get("force") else CORE))
 

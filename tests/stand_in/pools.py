@@ -70,7 +70,8 @@ def read_all(world: World, body: JSON) -> Answer:
 def make_queue(world: World, pool: Pool, body: JSON) -> Queue:
     """Make a queue; without a priority of its own it comes where there is room, else last."""
     if any(queue.name == body["name"] for queue in world.queues_of(pool)):
-        raise Refusal(409, f"A work queue with this name already exists in work pool {pool.name!r}.")
+        # The braces are the real server's.
+        raise Refusal(409, "A work queue with this name already exists in work pool {work_pool_name!r}.")
     now = world.now()
     taken = [queue.priority for queue in world.queues_of(pool)]
     free = next((at for at, priority in enumerate(taken, 1) if at != priority), max(taken, default=0) + 1)
@@ -107,10 +108,10 @@ def change_queue(world: World, queue: Queue, body: JSON) -> Answer:
     return 204, None
 
 
-def delete_queue(world: World, queue: Queue) -> Answer:
-    """Delete a queue, unless it is its pool's default; deployments and runs lose it."""
+def delete_queue(world: World, queue: Queue, refusal: Refusal) -> Answer:
+    """Delete a queue; deployments and runs lose it. Its pool's default is kept, with a refusal."""
     if world.tables.pools[queue.pool_id].default_queue_id == queue.id:
-        raise Refusal(409, "Data integrity conflict. This usually means a unique or foreign key constraint.")
+        raise refusal
     _drop_queue(world, queue)
     return 204, None
 

@@ -67,7 +67,7 @@ class Run:
     name: str
     policy: JSON
     tags: list[str]
-    labels: JSON
+    labels: JSON | None
     run_count: int = 0
     expected_start_time: datetime | None = None
     next_scheduled_start_time: datetime | None = None
@@ -149,6 +149,14 @@ class Limit:
     name: str
     limit: int
     active_slots: int = 0
+
+
+@dataclass(slots=True)
+class Lease:
+    """A run's right to a slot of a deployment, until it expires."""
+
+    limit_id: str
+    expires: datetime
 
 
 @dataclass(slots=True)

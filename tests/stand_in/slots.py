@@ -12,20 +12,24 @@ from datetime import timedelta
 from tests.stand_in.records import (
     CANCELLED,
     CANCELLING,
+    JSON,
     PENDING,
     RUNNING,
     SCHEDULED,
     TYPES,
     Deployment,
     FlowRun,
+    Lease,
     Limit,
 )
 from tests.stand_in.transitions import Transition, rule
-from tests.stand_in.world import Refusal, World
+from tests.stand_in.world import Refusal, World, failure
 
 HOLDING = frozenset({PENDING, RUNNING, CANCELLING})
 SLOT_WAIT = timedelta(seconds=30)
 """After how long a run without a slot is due again (`…_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS`)."""
+HELD_FOR = timedelta(seconds=300)
+"""How long a lease holds that is not renewed (`…_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION`)."""
 LEASE = "deployment_concurrency_lease_id"
 FULL = "Deployment concurrency limit reached."
 
@@ -37,7 +41,10 @@ def renew_slot(transition: Transition[FlowRun]) -> None:
     lease = transition.before.details[LEASE]
     proposed.details[LEASE] = lease
     limit = _limit_of(world, transition.run)
-    if lease is None or limit is None or lease in world.tables.leases:
+    if lease is None or limit is None:
+        return
+    if lease in world.tables.leases:
+        world.tables.leases[lease].expires = world.now() + HELD_FOR
         return
     if limit.active_slots < limit.limit:
         proposed.details[LEASE] = _take(world, limit)
@@ -101,18 +108,36 @@ def release(world: World, run: FlowRun, lease: str | None) -> None:
     """Free the slot of a run, under its lease or without one; as the server, fail where its limit is gone."""
     limit = _limit_of(world, run)
     if lease is not None and lease in world.tables.leases:
-        limit = world.tables.limits.get(world.tables.leases[lease])
+        limit = world.tables.limits.get(world.tables.leases[lease].limit_id)
         if limit is None:
-            raise Refusal(500, "Internal Server Error")
+            raise failure()
         del world.tables.leases[lease]
     if limit is not None:
         limit.active_slots = max(0, limit.active_slots - 1)
 
 
+def change_limit(world: World, name: str, body: JSON) -> None:
+    """Change a deployment's limit, by its name or its id, as an operator does in Prefect's UI."""
+    for limit in world.tables.limits.values():
+        if name in (limit.name, limit.id):
+            limit.limit = body.get("limit", limit.limit)
+            limit.active_slots = body.get("active_slots", limit.active_slots)
+            return
+    raise Refusal(404, "Concurrency Limit not found")
+
+
+def renew(world: World, lease_id: str, seconds: float) -> None:
+    """Hold a lease for some more time, as a flow that runs does."""
+    lease = world.tables.leases.get(lease_id)
+    if lease is None or lease.expires <= world.now():
+        raise Refusal(410, "Lease not found - it may have expired or been revoked")
+    lease.expires = world.now() + timedelta(seconds=seconds)
+
+
 def _take(world: World, limit: Limit) -> str:
     limit.active_slots += 1
     lease = world.new_id()
-    world.tables.leases[lease] = limit.id
+    world.tables.leases[lease] = Lease(limit.id, world.now() + HELD_FOR)
     return lease
 
 

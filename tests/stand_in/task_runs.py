@@ -59,7 +59,11 @@ def make(world: World, body: JSON, task_run_id: str) -> TaskRun:
     flow_run = world.tables.flow_runs.get(body.get("flow_run_id") or "")
     labels: JSON = {}
     if flow_run is not None:
-        labels = {**flow_run.labels, "prefect.flow.id": flow_run.flow_id, "prefect.flow-run.id": flow_run.id}
+        labels = {
+            **(flow_run.labels or {}),
+            "prefect.flow.id": flow_run.flow_id,
+            "prefect.flow-run.id": flow_run.id,
+        }
     run = TaskRun(
         id=task_run_id,
         created=now,
@@ -99,8 +103,11 @@ def delete(world: World, run: TaskRun) -> Answer:
     return 204, None
 
 
-def set_state(world: World, run: TaskRun, body: JSON) -> Answer:
+def set_state(world: World, task_run_id: str, body: JSON) -> Answer:
     """Propose a state."""
+    run = world.tables.task_runs.get(task_run_id)
+    if run is None:
+        raise Refusal(404, f"Task run with id {task_run_id} not found", "exception_message")
     initial = run.state
     transition = Transition(world, run, initial, new_state(world, body["state"]))
     result = carry_out(transition, [] if body.get("force") else CORE)

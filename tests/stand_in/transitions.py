@@ -121,8 +121,13 @@ def new_state(world: World, body: JSON, details: JSON | None = None) -> State:
 
 def carry_out(transition: Transition[R], rules: Sequence[Rule[R]]) -> JSON:
     """Take a proposal through the rules, write what is left of it and return the server's answer."""
-    for each in rules:
-        each(transition)
+    policy = transition.run.policy
+    try:
+        for each in rules:
+            each(transition)
+    except Refusal:
+        transition.run.policy = policy  # the server rolls back what it fails at
+        raise
     state = transition.proposed
     data = None
     if state is not None:

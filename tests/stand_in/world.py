@@ -15,6 +15,7 @@ from tests.stand_in.records import (
     Deployment,
     Flow,
     FlowRun,
+    Lease,
     Limit,
     Pool,
     Queue,
@@ -24,12 +25,26 @@ from tests.stand_in.records import (
 
 
 class Refusal(Exception):  # noqa: N818 - the server's refusal, not a fault of the stand-in
-    """An answer that is not a success: a status code and its reason."""
+    """An answer that is not a success: a status code and its reason, under the key that the server uses."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, key: str = "detail") -> None:
         super().__init__(f"{status}: {detail}")
         self.status = status
-        self.detail = detail
+        self.body = {key: detail}
+
+
+def conflict() -> Refusal:
+    """What PostgreSQL refuses."""
+    return Refusal(
+        409,
+        "Data integrity conflict. This usually means a unique or foreign key constraint was violated. "
+        "See server logs for details.",
+    )
+
+
+def failure() -> Refusal:
+    """What the server itself fails at."""
+    return Refusal(500, "Internal Server Error", "exception_message")
 
 
 @dataclass
@@ -47,9 +62,9 @@ class Tables:
     task_runs: dict[str, TaskRun] = field(default_factory=dict)
     keys: dict[tuple[str, str], str] = field(default_factory=dict)
     """Flow's id and idempotency key → flow run's id."""
-    leases: dict[str, str] = field(default_factory=dict)
-    """Id of a lease of a deployment's slot → id of the deployment's limit."""
+    leases: dict[str, Lease] = field(default_factory=dict)
     logs: list[JSON] = field(default_factory=list)
+    events: list[JSON] = field(default_factory=list)
 
 
 class World:
@@ -58,7 +73,6 @@ class World:
     def __init__(self, now: Callable[[], datetime], seed: int) -> None:
         self.tables = Tables()
         self.now = now
-        self.events: list[JSON] = []
         self.listeners: list[Callable[[JSON], None]] = []
         self._random = random.Random(seed)
 
@@ -123,7 +137,7 @@ class World:
 
     def emit(self, event: JSON) -> None:
         """Note an event and tell it to whoever listens."""
-        self.events.append(event)
+        self.tables.events.append(event)
         for listener in list(self.listeners):
             listener(event)
 

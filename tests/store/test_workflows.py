@@ -91,6 +91,18 @@ def test_a_taken_name_is_a_conflict(database: Database, workflow: Workflow, grap
         database.run_sync(lambda s: workflows.update(s, other.id, name="Invoices"))
 
 
+def test_a_taken_name_with_a_changed_graph_is_a_conflict(
+    database: Database, workflow: Workflow, graph: dict[str, Any]
+) -> None:
+    """Nothing of it is saved, and the error is the same as for the name alone."""
+    other = create(database, "Orders", graph)
+    changed = {**graph, "editor": {"zoom": 1}}
+    with pytest.raises(ConflictError, match="'Invoices'"):
+        database.run_sync(lambda s: workflows.update(s, other.id, name="Invoices", graph=changed))
+    left = database.run_sync(lambda s: workflows.get(s, other.id))
+    assert (left.name, left.version, left.current.graph) == ("Orders", 1, graph)
+
+
 def test_the_same_name_created_at_once_is_one_conflict(database: Database, graph: dict[str, Any]) -> None:
     """Of two requests at the same moment one makes the workflow, and the other is told."""
     make = partial(create, database, "Race", graph)

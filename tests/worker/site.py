@@ -18,11 +18,13 @@ from sqlalchemy import func, select
 from deployments.worker.worker import NovaWorker
 from flows.config.settings import Settings
 from flows.graphs import json_values
+from flows.graphs.lifecycle import RunSnapshot, closure_for
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.prefect_gateway.workflow_deployments import DeploymentSpec
-from flows.store import executions, transitions, workflows
+from flows.store import executions, orphans, workflows
 from flows.store.database import Database
 from flows.store.models import Execution, Workflow
+from flows.store.transitions import interventions, submissions
 from flows.store.values import Value
 from tests.builders import fresh_name
 from tests.servers import ServerProcess, clean_environment
@@ -36,8 +38,14 @@ class Site:
     """A work pool of type nova of its own, and NOVA around it but for the API."""
 
     def __init__(
-        self, database: Database, settings: Settings, gateway: PrefectGateway, prefect: PrefectClient
+        self,
+        database: Database,
+        settings: Settings,
+        gateway: PrefectGateway,
+        prefect: PrefectClient,
+        fork_server: Path | None = None,
     ) -> None:
+        self._fork_server = fork_server
         self.database = database
         self.settings = settings
         self.gateway = gateway
@@ -86,7 +94,7 @@ class Site:
 
         def write(session: Any) -> Execution:
             stored = {key: Value(data) for key, data in fragments.items()}
-            return transitions.create_pending(
+            return submissions.create(
                 session, workflow_id=workflow.id, client=None, priority=priority, initial=stored
             )
 
@@ -99,7 +107,7 @@ class Site:
             tags=[f"workflow:{workflow.slug}"],
             priority=priority,
         )
-        await self.database.run(lambda session: transitions.confirm(session, row.id, state.flow_run_id))
+        await self.database.run(lambda session: submissions.confirm(session, row.id, state.flow_run_id))
         return state.flow_run_id
 
     async def deploy(self, entrypoint: str) -> UUID:
@@ -121,6 +129,17 @@ class Site:
         row = await self.database.run(lambda session: executions.by_task(session, flow_run_id))
         assert row is not None
         return row
+
+    async def snapshot(self, flow_run_id: UUID) -> RunSnapshot:
+        """Read the execution of a flow run, as far as decisions need it."""
+        seen = await self.database.run(lambda session: orphans.match_flow_runs(session, {flow_run_id: None}))
+        return seen[flow_run_id]
+
+    async def close_as_seen(self, flow_run_id: UUID) -> None:
+        """Close an execution as Prefect says, as a poll does; who has its lease loses it."""
+        row, state = await self.snapshot(flow_run_id), await self.gateway.runs.find(flow_run_id)
+        closure = closure_for(row, state)
+        assert await self.database.run(lambda session: interventions.close_as_seen(session, row, closure))
 
     async def flow_runs(self, ids: Sequence[UUID]) -> list[FlowRun]:
         """Read flow runs in one request, in the order of their start."""
@@ -167,7 +186,7 @@ class Site:
         api_url: str = "",
         **extra: str,
     ) -> ServerProcess:
-        """Start a real worker, with `extra` variables in its environment."""
+        """Start a worker's command, with `extra` variables in its environment."""
         name = f"worker-{next(_numbers)}"
         environment = clean_environment() | {
             "PREFECT_API_URL": api_url or self.settings.prefect_api_url,
@@ -182,4 +201,4 @@ class Site:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", self.pool, "--name", name]
         command += ["--type", kind, "--install-policy", "never"]
         command += [*(["--limit", str(limit)] if limit else []), *options]
-        return ServerProcess(command, environment, folder / f"{name}.log")
+        return ServerProcess(command, environment, folder / f"{name}.log", self._fork_server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed, Scheduled
 from sqlalchemy import text
 
-from flows.store import transitions
+from flows.store.database import Database
 from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
@@ -26,14 +27,23 @@ CREATE FUNCTION wait_a_second() RETURNS trigger LANGUAGE plpgsql AS
 CREATE TRIGGER slow BEFORE UPDATE ON executions FOR EACH ROW
     WHEN (NEW.status = 'failed') EXECUTE FUNCTION wait_a_second()
 """
+CLOSING_TAKES_NO_TIME = "DROP FUNCTION wait_a_second CASCADE"
 IS_CLOSING = text(
     "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
 )
 
 
+@pytest.fixture
+def slow_closing(database: Database) -> Iterator[None]:
+    """Let it take a second to close a run as failed."""
+    database.run_sync(lambda session: session.execute(text(CLOSING_TAKES_A_SECOND)))
+    yield
+    database.run_sync(lambda session: session.execute(text(CLOSING_TAKES_NO_TIME)))
+
+
+@pytest.mark.usefixtures("slow_closing")
 async def test_a_run_whose_row_is_being_closed_is_not_handed_back(site: Site, folder: Path) -> None:
     """In its queue it would count as retried by a person, and a guarded node would start a second time."""
-    await site.database.run(lambda session: session.execute(text(CLOSING_TAKES_A_SECOND)))
     workflow = await site.workflow(
         line(action("mail", "raise ValueError('sent in part')", on_interrupt="fail"))
     )
@@ -57,10 +67,7 @@ async def test_a_run_that_was_closed_from_outside_is_not_handed_back(site: Site,
         flow_run_id = await site.submit(workflow)
         wait_until(lambda: bool(started.read_text()), 30, "the node to start")
         await site.prefect.set_flow_run_state(flow_run_id, Failed(message="By hand"), force=True)
-        row = await site.execution(flow_run_id)
-        await site.database.run(
-            lambda session: transitions.finish(session, row.id, status="failed", attempt=row.attempt)
-        )
+        await site.close_as_seen(flow_run_id)
         worker.process.terminate()
         wait_until(lambda: worker.process.poll() is not None, 20, "the worker to end")
     run = await site.prefect.read_flow_run(flow_run_id)

@@ -160,21 +160,21 @@ async def test_a_worker_that_is_told_to_go_hands_its_runs_back_between_two_nodes
     assert (await site.execution(flow_run_id)).attempt == 2
 
 
-@pytest.mark.parametrize("kind", ["nova", "process"])
+@pytest.mark.parametrize("kind", ["nova", pytest.param("process", marks=pytest.mark.long)])
 async def test_a_run_that_is_put_off_comes_back_at_its_time(
     site: Site, folder: Path, e2b_server: E2BServer, kind: str
 ) -> None:
     """E2B fails longer than is waited for in place: AwaitingRetry under either worker, and no crash."""
     workflow = await site.workflow(ONE_ACTION)
-    e2b_server.places.refuse_with = (500, "oops")
-    delay = "8" if kind == "nova" else "25"  # see flows.runs.outcomes.LEAST_PAUSE
+    e2b_server.cloud.refuse_with = (500, "oops")
+    delay = "8" if kind == "nova" else "25"  # see flows.config.times.LEAST_BREAKER_PAUSE
     settings = {"NOVA_NODE_RETRY_DELAY": "0.05", "NOVA_RETRY_DELAY": delay}
     with site.worker(folder, kind=kind, limit=2, **settings, **e2b_server.environment) as worker:
         flow_run_id = await site.submit(workflow)
         await site.until_state(flow_run_id, "AwaitingRetry")
         row = await site.execution(flow_run_id)
         assert (row.status, row.retries, row.error_kind) == ("running", 1, "infrastructure")
-        e2b_server.places.refuse_with = None
+        e2b_server.cloud.refuse_with = None
         await site.until_state(flow_run_id, "Completed")
         assert "Crash" not in worker.log.read_text()
     assert (await site.execution(flow_run_id)).attempt == 2
@@ -182,6 +182,7 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
     assert all(place.killed for place in e2b_server.sandboxes)
 
 
+@pytest.mark.xdist_group("counted")
 async def test_while_the_breaker_is_open_runs_wait_in_their_queue(
     site: Site, folder: Path, e2b_server: E2BServer, access_log: AccessLog
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from flows.graphs.errors import Fault, InvalidValueError
 from flows.graphs.json_values import check_value
 from flows.graphs.names import quoted
+from flows.graphs.validation.code import Program
 
 JsonObject = dict[Any, Any]
 """What says it is a JSON object; its keys need not be strings when Python or YAML made it."""
@@ -18,7 +19,8 @@ class Findings:
     """Collects faults and warnings, in the order in which they were found."""
 
     def __init__(self) -> None:
-        self.faults: list[Fault] = []
+        self.found: list[Fault | Program] = []
+        """The faults; a program that is still to be compiled stands where its fault would."""
         self.warnings: list[Fault] = []
 
     def unknown_fields(
@@ -53,7 +55,7 @@ class Findings:
 
     def fault(self, code: str, message: str, node: str | None = None, edge: int | None = None) -> None:
         """Note a fault."""
-        self.faults.append(Fault(code, message, node, edge))
+        self.found.append(Fault(code, message, node, edge))
 
     def warn(self, code: str, message: str, node: str | None = None, edge: int | None = None) -> None:
         """Note a warning."""

@@ -1,29 +1,30 @@
 """Validation: every fault of a graph at once, by node and edge, whatever it is that was sent.
 
-First the parts are looked at one by one, here; what is left of them is looked at as a whole, in `shape`.
+First the parts are looked at one by one, here; what is left of them is looked at as a whole, in `shape`. The
+nodes' code is only measured: `flows.code_check` compiles it, and brings both together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from flows.graphs.errors import Fault
 from flows.graphs.names import MAX_NAME, is_printable, quoted
 from flows.graphs.validation import node_policy
-from flows.graphs.validation.code import check_code
+from flows.graphs.validation.code import PROGRAM_FIELDS, Program, ProgramField, text_fault
 from flows.graphs.validation.findings import Findings, JsonObject, capital
 from flows.graphs.validation.shape import TRUTHS, Shape, Way
 
 MAX_NODES: Final = 5_000
 MAX_EDGES: Final = 20_000
 MAX_GRAPH_CODE: Final = 8 * 1024 * 1024
-"""Characters of code in all nodes together: compiling takes about two seconds for each million."""
+"""Characters of code in all nodes together: compiling ordinary code takes up to four seconds a million."""
 MAX_STEPS: Final = 1_000_000
 """The most that a graph's own `max_steps` may say."""
 
-_PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
+_PROGRAMS: Final[dict[str, tuple[ProgramField, ...]]] = {
     "start": (),
     "action": ("code",),
     "decision": ("code", "condition"),
@@ -45,21 +46,47 @@ def edge_condition(value: object) -> str | None:
     return value if isinstance(value, str) and _name_problem(value) is None else None
 
 
-def find_faults(data: object) -> tuple[list[Fault], list[Fault]]:
-    """Return the faults and the warnings of a graph; never raises."""
-    inspection = _Inspection()
-    inspection.graph(data)
-    return inspection.faults, inspection.warnings
+@dataclass(frozen=True)
+class Inspection:
+    """What a look at a graph found before any code is compiled."""
+
+    found: list[Fault | Program]
+    """Faults in order; a program that is still to be compiled stands where its fault would."""
+    warnings: list[Fault]
+
+    @property
+    def programs(self) -> list[Program]:
+        """The programs that are to be compiled, in order."""
+        return [item for item in self.found if isinstance(item, Program)]
+
+    def faults(self, verdicts: Sequence[Fault | None]) -> list[Fault]:
+        """Return all faults, given what came of compiling each of `programs`: its fault, or None."""
+        answers = iter(verdicts)
+        every = (next(answers) if isinstance(item, Program) else item for item in self.found)
+        return [fault for fault in every if fault is not None]
 
 
-class _Inspection(Findings):
+def inspect_graph(data: object, code_limit: int) -> Inspection:
+    """Look at a graph as a caller sent it; never raises.
+
+    `code_limit` is how many bytes of UTF-8 a node's code, or its condition, may have.
+    """
+    inspector = _Inspector(code_limit)
+    inspector.graph(data)
+    return Inspection(inspector.found, inspector.warnings)
+
+
+class _Inspector(Findings):
     """One look at one graph; changes nothing that it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, code_limit: int) -> None:
         super().__init__()
+        self._code_limit = code_limit
         self._shape = Shape()
-        self._odd_ids: set[object] = set()
-        """Ids that are a fault: strings name no other fault, numbers explain the edges that have them."""
+        self._odd_ids: set[str | None] = set()
+        """Ids that are a fault, and name no other one."""
+        self._odd_numbers: set[str] = set()
+        """Ids that are numbers: they explain the edges that have them."""
         self._code_left = MAX_GRAPH_CODE
 
     def graph(self, data: object) -> None:
@@ -86,7 +113,7 @@ class _Inspection(Findings):
             self._whole(self._shape.of_ways())
 
     def _whole(self, faults: Iterator[Fault]) -> None:
-        self.faults.extend(replace(f, node=None) if f.node in self._odd_ids else f for f in faults)
+        self.found.extend(replace(f, node=None) if f.node in self._odd_ids else f for f in faults)
 
     # -- the graph's own fields ----------------------------------------------------------------------
 
@@ -133,7 +160,7 @@ class _Inspection(Findings):
             return None
         if not isinstance(value, str):
             if isinstance(value, (int, float)):
-                self._odd_ids.add(value)
+                self._odd_numbers.add(_spelling(value))
             self.fault("invalid-id", f"The id of {place} is no string. Give it one that no other node has.")
             return None
         problem = _name_problem(value)
@@ -169,8 +196,8 @@ class _Inspection(Findings):
 
     def _program(self, kind: str | None, node: JsonObject, name: str, node_id: str | None) -> None:
         """Check what a node runs: code, or in a decision a condition instead."""
-        texts: dict[str, str] = {}
-        for field in ("code", "condition"):
+        texts: dict[ProgramField, str] = {}
+        for field in PROGRAM_FIELDS:
             value = node.get(field)
             if isinstance(value, str):
                 if value.strip():
@@ -192,18 +219,14 @@ class _Inspection(Findings):
             message = f"{capital(name)} has both code and a condition. Keep the one that is to decide."
             self.fault("code-and-condition", message, node=node_id)
         for field in wanted:
-            self._compile(field, texts.get(field, ""), name, node_id)
+            if source := texts.get(field):
+                # An expression may not begin with a blank, and a graph is read without it.
+                self._text(Program(node_id, name, field, source.strip() if field == "condition" else source))
 
-    def _compile(self, field: str, source: str, name: str, node_id: str | None) -> None:
-        self._code_left -= len(source)
-        if not source or self._code_left < 0:
-            return
-        if field == "code":
-            fault = check_code(node_id, name, source, "exec")
-        else:
-            fault = check_code(node_id, name, source.strip(), "eval")
-        if fault:
-            self.faults.append(fault)
+    def _text(self, program: Program) -> None:
+        self._code_left -= len(program.source)
+        if self._code_left >= 0:
+            self.found.append(text_fault(program, self._code_limit) or program)
 
     # -- edges ---------------------------------------------------------------------------------------
 
@@ -242,7 +265,7 @@ class _Inspection(Findings):
                 f'Edge {index} has no "{field}". Give it the id of a node.',
                 edge=index,
             )
-        elif not isinstance(value, (int, float)) or value not in self._odd_ids:
+        elif not isinstance(value, (int, float)) or _spelling(value) not in self._odd_numbers:
             self.fault(
                 f"invalid-edge-{field}",
                 f'The "{field}" of edge {index} must be a string: a node\'s id.',
@@ -277,3 +300,13 @@ def _name_problem(value: str) -> str | None:
     if not is_printable(value):
         return "holds control characters or lone surrogates"
     return None
+
+
+def _spelling(number: int | float) -> str:
+    """Write a number as text that equal numbers share, and no others.
+
+    Numbers can be chosen to have one and the same hash, which makes a set of them slow; texts cannot.
+    """
+    if isinstance(number, float) and not number.is_integer():
+        return number.hex()
+    return hex(int(number))

@@ -1,4 +1,4 @@
-"""Sandboxes in E2B's cloud, over E2B's own SDK: making them, each in its turn, and finding them again."""
+"""Create, find and end sandboxes in E2B's cloud, over E2B's own SDK."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uuid import UUID
 
 import e2b
 
+from flows.config import times
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE
 from flows.sandbox.e2b import e2b_sandbox
@@ -24,62 +25,62 @@ from flows.sandbox.protocol import installed_runner
 log = logging.getLogger(__name__)
 
 MARGIN = 60
-"""Seconds that a sandbox outlives its run's limit: it ends itself if nobody else does."""
-CREATION = 60.0
-"""Seconds that the request for a sandbox may take, which starts it."""
+"""Seconds after the run's limit at which E2B ends the sandbox by itself."""
+CREATION_TIMEOUT = times.SANDBOX_CREATION
+"""Seconds that the request may take that creates and starts a sandbox."""
 UNANSWERED = frozenset({"unreachable", "timeout"})
-"""Reasons after which nobody knows whether a sandbox was made."""
+"""Reasons of a SandboxError after which E2B may or may not have created a sandbox."""
 
 
 class E2BProvider:
-    """Makes sandboxes from an E2B template; `""` is E2B's base template.
+    """Creates sandboxes from an E2B template; `""` is E2B's base template.
 
-    Without `api_key` the SDK takes `E2B_API_KEY`; `grace` is in seconds (see Channel). `installation` tells
-    the sandboxes apart of several installations of NOVA that share a key.
+    Without `api_key` the SDK uses `E2B_API_KEY`; `grace` is in seconds (see Channel). `installation` labels
+    the sandboxes, so that several installations of NOVA can share a key.
     """
 
     def __init__(
         self,
         template: str = "",
         api_key: str | None = None,
-        turns: CreationThrottle | None = None,
+        throttle: CreationThrottle | None = None,
         *,
         installation: str = "",
         grace: float = GRACE,
     ) -> None:
-        self._mark = {"installation": installation} if installation else {}
+        self._label = {"installation": installation} if installation else {}
         self._template = template or None
         self._api_key = api_key
-        self._turns = turns or CreationThrottle()
+        self._throttle = throttle or CreationThrottle()
         self._grace = grace
-        self._burials: set[asyncio.Task[None]] = set()
+        self._disposals: set[asyncio.Task[None]] = set()
         self._keys: dict[UUID, tuple[str, float]] = {}
-        """Of each run whose creation was not answered the key, and until when what that made can live."""
+        """Per flow run whose creation got no answer: its idempotency key, and when that sandbox has ended."""
         self._installed = bool(template)
-        """Whether the template is believed to hold this worker's runner."""
+        """Whether the template contains this worker's runner; True until a sandbox shows that it does not."""
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox when it is its turn and start the runner in it.
+        """Wait for the throttle, create a sandbox and start the runner in it.
 
-        Raises SandboxError, and then leaves none behind but one whose name E2B's lost answer had: the run's
-        next creation here gets that one.
+        Raises SandboxError, and then leaves no sandbox behind, with one exception: when E2B's answer is
+        lost, so is the sandbox's id. The run's next creation in this process gets that sandbox.
         """
         key = self._take_key(spec)
         try:
-            place = await self._turns.make(lambda: self._make(spec, key), self._bury)
+            remote = await self._throttle.make(lambda: self._request(spec, key), self._dispose)
         except SandboxError as error:
             if error.reason in UNANSWERED:
                 self._keys[spec.flow_run] = key, asyncio.get_running_loop().time() + _lifetime(spec)
             raise
-        sandbox = self._in(place)
+        sandbox = self._wrap(remote)
         try:
             if self._installed:
                 try:
                     await sandbox.start(installed_runner(), spec.output_limit)
                     return sandbox
                 except NoRunnerError:
-                    self._note_missing()
-                    sandbox = self._in(place)
+                    self._note_missing_runner()
+                    sandbox = self._wrap(remote)
             await sandbox.start(await sandbox.upload_runner(), spec.output_limit)
         except BaseException:
             await sandbox.kill()
@@ -87,85 +88,89 @@ class E2BProvider:
         return sandbox
 
     def _take_key(self, spec: SandboxSpec) -> str:
-        """The idempotency key of a creation: an answer uses it up, a refusal too, which E2B might repeat.
+        """Return the idempotency key for a creation: the kept one of an unanswered creation, else a new one.
 
-        It is taken, since a run may be taken anew while its creation before is still being ended.
+        A key that was answered is not used again: E2B might repeat a refusal. The kept key is removed here,
+        since the same run may begin another creation before this one has ended.
         """
         now = asyncio.get_running_loop().time()
         self._keys = {run: kept for run, kept in self._keys.items() if kept[1] > now}
         key, _ = self._keys.pop(spec.flow_run, ("", now))
         return key or f"nova-{spec.flow_run}-{secrets.token_hex(8)}"
 
-    def _in(self, place: e2b.AsyncSandbox) -> E2BSandbox:
-        return E2BSandbox(place, self._api_key, self._grace, ended=self._turns.release)
+    def _wrap(self, remote: e2b.AsyncSandbox) -> E2BSandbox:
+        return E2BSandbox(remote, self._api_key, self._grace, on_end=self._throttle.release)
 
-    def _note_missing(self) -> None:
+    def _note_missing_runner(self) -> None:
         if self._installed:
             log.warning(
-                "E2B template %s does not hold this version's runner, which is uploaded into each sandbox "
-                "instead. Build the template anew: nova template build",
+                "E2B template %s does not contain this version's runner, so it is uploaded to each sandbox. "
+                "To save that, rebuild the template: nova template build",
                 self._template,
             )
         self._installed = False
 
-    async def _make(self, spec: SandboxSpec, key: str) -> e2b.AsyncSandbox:
+    async def _request(self, spec: SandboxSpec, key: str) -> e2b.AsyncSandbox:
+        """Ask E2B once for a sandbox; raises SandboxError."""
         making = asyncio.create_task(
             e2b.AsyncSandbox.create(
                 template=self._template,
                 timeout=_lifetime(spec),
-                metadata=spec.metadata | self._mark,
+                metadata=spec.metadata | self._label,
                 idempotency_key=key,
                 api_key=self._api_key,
-                request_timeout=CREATION,
-                retries=0,  # the SDK's would not keep the pace
+                request_timeout=CREATION_TIMEOUT,
+                retries=0,  # the SDK's retries would bypass the throttle
             )
         )
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            await self._bury(making)
+            await self._dispose(making)
             raise
         except Exception as error:
-            raise sandbox_error(error, "No E2B sandbox could be made") from error
+            raise sandbox_error(error, "No E2B sandbox could be created") from error
 
-    async def _bury(self, making: asyncio.Future[e2b.AsyncSandbox]) -> None:
-        """End the sandbox that comes of a creation for which nobody waits any more; only its answer names it.
+    async def _dispose(self, making: asyncio.Future[e2b.AsyncSandbox]) -> None:
+        """Wait for a creation that is no longer needed and end its sandbox.
 
-        It is ended even if nobody waits for that either.
+        The wait is needed: only E2B's answer has the sandbox's id. Cancelling this does not stop it.
         """
 
-        async def dispose_stale() -> None:
+        async def end_when_created() -> None:
             await asyncio.wait({making})
             if not making.cancelled() and making.exception() is None:
-                with contextlib.suppress(SandboxError):  # the cleanup finds it
+                with contextlib.suppress(SandboxError):  # the cleanup flow finds it
                     await e2b_sandbox.kill(making.result().sandbox_id, self._api_key)
 
-        burial = asyncio.create_task(dispose_stale())
-        self._burials.add(burial)
-        burial.add_done_callback(self._burials.discard)
-        await asyncio.shield(burial)
+        disposal = asyncio.create_task(end_when_created())
+        self._disposals.add(disposal)
+        disposal.add_done_callback(self._disposals.discard)
+        await asyncio.shield(disposal)
 
     async def kill(self, sandbox_id: str) -> None:
-        """End a sandbox by its id; one that is gone is no error; raises SandboxError."""
+        """End a sandbox by its id; does nothing if it has ended already; raises SandboxError."""
         await e2b_sandbox.kill(sandbox_id, self._api_key)
 
     async def list(self) -> Sequence[FoundSandbox]:
-        """The sandboxes of this installation's runs that E2B knows; raises SandboxError."""
-        ours = e2b.SandboxQuery(metadata={"nova": "run", **self._mark})
+        """Return the sandboxes that E2B has for this installation's runs; raises SandboxError."""
+        ours = e2b.SandboxQuery(metadata={"nova": "run", **self._label})
         found: list[e2b.SandboxInfo] = []
         try:
-            pages = e2b.AsyncSandbox.list(ours, api_key=self._api_key, request_timeout=e2b_sandbox.REQUEST)
+            pages = e2b.AsyncSandbox.list(
+                ours, api_key=self._api_key, request_timeout=e2b_sandbox.REQUEST_TIMEOUT
+            )
             while pages.has_next:
                 found += await pages.next_items()
         except Exception as error:
-            raise sandbox_error(error, "E2B does not tell which sandboxes there are") from error
+            raise sandbox_error(error, "E2B's sandboxes could not be listed") from error
         return [
             FoundSandbox(one.sandbox_id, _uuid(one.metadata.get("flow_run")), one.started_at) for one in found
         ]
 
 
 def _lifetime(spec: SandboxSpec) -> int:
-    """Seconds after which E2B ends a run's sandbox if nobody else does."""
+    """Return the seconds after which E2B ends a run's sandbox by itself."""
     return math.ceil(spec.timeout) + MARGIN
 
 

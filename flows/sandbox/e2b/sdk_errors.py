@@ -1,4 +1,4 @@
-"""What E2B's SDK and its transport raise, as SandboxErrors."""
+"""Turn the exceptions of E2B's SDK and its transport into SandboxErrors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flows.graphs.errors import SandboxError
 
 
 def sandbox_error(error: Exception, what: str) -> SandboxError:
-    """Put an SDK's or transport's exception into words; `reason` tells the cases apart."""
+    """Return the SandboxError for an exception of the SDK or its transport; `what` is what failed."""
     if isinstance(error, SandboxError):
         return error
     reason, why = reason_of(error)
@@ -18,7 +18,7 @@ def sandbox_error(error: Exception, what: str) -> SandboxError:
 
 
 def reason_of(error: Exception) -> tuple[str, str]:
-    """Say in one word and in some why a call of the SDK failed."""
+    """Return why a call of the SDK failed: the SandboxError's reason, and a phrase for people."""
     said = str(error).strip().rstrip(".") or type(error).__name__
     match error:
         case e2b.AuthenticationException():
@@ -26,7 +26,7 @@ def reason_of(error: Exception) -> tuple[str, str]:
         case e2b.RateLimitException():
             return "rate_limit", f"E2B's rate limit is reached ({said})"
         case e2b.ServiceBusyException():
-            return "busy", f"E2B has no place free at the moment ({said})"
+            return "busy", f"E2B has no free capacity at the moment ({said})"
         case e2b.SandboxNotRunningException() | e2b.SandboxNotFoundException():
             return "gone", f"the sandbox is gone ({said})"
         case e2b.NotEnoughSpaceException():
@@ -38,9 +38,9 @@ def reason_of(error: Exception) -> tuple[str, str]:
         case e2b.SandboxException(status_code=int(status)) if status >= 500:
             return "unwell", f"E2B failed ({said})"
         case e2b.SandboxException(status_code=int(status)) if status >= 400:
-            return "refused", f"E2B refused what it was asked ({said})"
+            return "refused", f"E2B refused the request ({said})"
         case e2b.InvalidArgumentException() | e2b.NotFoundException() | e2b.TemplateException():
-            return "refused", f"E2B refused what it was asked ({said})"
+            return "refused", f"E2B refused the request ({said})"
         case httpx.HTTPError() | OSError():
             return "unreachable", f"E2B cannot be reached ({said})"
     return "broken", said

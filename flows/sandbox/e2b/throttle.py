@@ -1,4 +1,4 @@
-"""Waiting one's turn to make a sandbox: so many a second, so many at once, and patience with refusals."""
+"""Limit how many sandboxes a process creates: per second and at once; retry when E2B refuses one for now."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from flows.graphs.errors import SandboxError
 log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
-Bury = Callable[[asyncio.Future[Made]], Awaitable[None]]
+Dispose = Callable[[asyncio.Future[Made]], Awaitable[None]]
 
-NOT_NOW = frozenset({"rate_limit", "busy"})
-"""Reasons of a SandboxError that pass by themselves."""
+TEMPORARY = frozenset({"rate_limit", "busy"})
+"""Reasons of a SandboxError after which the same creation may succeed later."""
 SLACK = 1.02
-"""How much slower than its limit a rate is kept: requests do not take the same time on their way."""
-PAUSES = (0.2, 5.0)
-"""Seconds between two tries of one creation, at least and at most: a tenth of what it has waited so far."""
+"""The interval between creations is this many times what the rate allows: requests vary in latency."""
+RETRY_PAUSE = (0.2, 5.0)
+"""Least and most seconds between two tries of one creation; between them a tenth of its wait so far."""
 
-REFUSAL = 0.15
-"""Seconds in which a refusal comes; who has none by then is getting a sandbox, which may take longer."""
+REFUSAL_TIME = 0.15
+"""Seconds in which E2B refuses a creation if it does. After that the creation counts as accepted."""
 
 
 class _OutOfPatienceError(SandboxError):
-    """The turn did not come in time: of all refusals the one that was waited out."""
+    """A creation waited for its turn longer than `patience`; the reason is `no_turn`."""
 
     def __init__(self, patience: float, why: str) -> None:
-        said = f"A sandbox waited {patience:g} s for its turn, and it did not come: {why}"
-        super().__init__(said, reason="no_turn")
+        message = f"No sandbox was created: it waited {patience:g} s for its turn (NOVA_E2B_PATIENCE). {why}"
+        super().__init__(message, reason="no_turn")
 
 
 class CreationThrottle:
-    """The places and the pace of one process's sandboxes.
+    """Limits one process's sandboxes: so many creations a second, so many sandboxes at once.
 
-    0 is no limit of that kind; `patience` is the seconds that one creation waits in all. Other processes
-    share the account and know nothing of this one: what they use up shows in a refusal, and is waited out.
+    0 means no such limit; `patience` is the seconds that one creation waits in all. Other processes
+    share the account and are not counted here. If they use up E2B's limits, E2B refuses and the creation is
+    retried.
     """
 
     def __init__(self, per_second: float = 0.0, at_once: int = 0, patience: float = 300.0) -> None:
         self._interval = SLACK / per_second if per_second else 0.0
-        self._places = asyncio.Semaphore(at_once) if at_once else None
+        self._slots = asyncio.Semaphore(at_once) if at_once else None
         self._patience = patience
-        self._moment = asyncio.Lock()
-        self._line = asyncio.Lock()
-        self._next = 0.0
+        self._pace_lock = asyncio.Lock()
+        self._line_lock = asyncio.Lock()
+        self._next_creation = 0.0
 
-    async def make(self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Bury[Made]) -> Made:
-        """Make a sandbox when it is its turn, again while E2B says "not now"; `attempt` makes it once.
+    async def make(self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Dispose[Made]) -> Made:
+        """Call `attempt` at this creation's turn, again while E2B refuses for now; return its sandbox.
 
-        Whoever is cancelled gets none: `dispose_stale` ends what comes of an attempt that was under way.
-
-        The sandbox has a place then, which `release` frees. Raises SandboxError when patience ends, and
-        what `attempt` raises; no place is taken then. The reason of the former is `no_turn`.
+        The sandbox takes a slot, which `release` frees; after an exception no slot is taken. Raises
+        SandboxError of reason `no_turn` when patience ends, and whatever `attempt` raises. If this is
+        cancelled during an attempt, `dispose_stale` must end the sandbox that the attempt creates.
         """
         deadline = asyncio.get_running_loop().time() + self._patience
-        await self._take_place(deadline)
+        await self._take_slot(deadline)
         try:
             return await self._try(attempt, dispose_stale, deadline)
         except BaseException:
@@ -66,86 +66,94 @@ class CreationThrottle:
             raise
 
     def release(self) -> None:
-        """Free the place of a sandbox that has ended."""
-        if self._places is not None:
-            self._places.release()
+        """Free the slot of a sandbox that has ended."""
+        if self._slots is not None:
+            self._slots.release()
 
-    async def _take_place(self, deadline: float) -> None:
-        if self._places is None:
+    async def _take_slot(self, deadline: float) -> None:
+        if self._slots is None:
             return
         try:
             async with asyncio.timeout_at(deadline):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError:
-            raise _OutOfPatienceError(self._patience, "every place is taken") from None
+            raise _OutOfPatienceError(
+                self._patience, "This process may have no more (NOVA_E2B_SANDBOXES)."
+            ) from None
 
     async def _try(
-        self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Bury[Made], deadline: float
+        self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Dispose[Made], deadline: float
     ) -> Made:
-        if not self._line.locked():
-            await self._wait_for_moment(deadline)
+        if not self._line_lock.locked():
+            await self._keep_pace(deadline)
             try:
                 return await attempt()
             except SandboxError as refusal:
-                if refusal.reason not in NOT_NOW:
+                if refusal.reason not in TEMPORARY:
                     raise
         since = asyncio.get_running_loop().time()
         while True:
             try:
-                return await self._ask_in_line(attempt, dispose_stale, deadline, since)
+                return await self._try_in_line(attempt, dispose_stale, deadline, since)
             except _OutOfPatienceError:
                 raise
             except SandboxError as refusal:
-                if refusal.reason not in NOT_NOW:
+                if refusal.reason not in TEMPORARY:
                     raise
 
-    async def _ask_in_line(
-        self, attempt: Callable[[], Awaitable[Made]], dispose_stale: Bury[Made], deadline: float, since: float
+    async def _try_in_line(
+        self,
+        attempt: Callable[[], Awaitable[Made]],
+        dispose_stale: Dispose[Made],
+        deadline: float,
+        since: float,
     ) -> Made:
-        """Ask when all that were refused before have; keep the line for a pause if the answer is no.
+        """Try once, after the refused creations that wait already; after a refusal, pause and keep the line.
 
-        One asks for all of this process: if each asked by itself, turns would go by between two questions.
+        Only the first in line asks E2B. If each creation retried by itself, free slots would go unused.
         """
         try:
             async with asyncio.timeout_at(deadline):
-                await self._line.acquire()
+                await self._line_lock.acquire()
         except TimeoutError:
-            raise _OutOfPatienceError(self._patience, "others wait as well") from None
+            raise _OutOfPatienceError(self._patience, "Others that E2B refused are before it.") from None
         asking: asyncio.Future[Made] | None = None
         try:
             try:
-                await self._wait_for_moment(deadline)
+                await self._keep_pace(deadline)
                 asking = asyncio.ensure_future(attempt())
-                await asyncio.wait({asking}, timeout=REFUSAL)
+                await asyncio.wait({asking}, timeout=REFUSAL_TIME)
                 if asking.done() and (refusal := asking.exception()) is not None:
                     await self._pause(refusal, deadline, since)
             finally:
-                self._line.release()
+                self._line_lock.release()
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
             if asking is not None:
-                asking.cancel()  # too late, perhaps, for what it was about to return
+                asking.cancel()  # it may be too late: the sandbox may exist already
                 await dispose_stale(asking)
             raise
 
     async def _pause(self, refusal: BaseException, deadline: float, since: float) -> None:
-        if not isinstance(refusal, SandboxError) or refusal.reason not in NOT_NOW:
+        if not isinstance(refusal, SandboxError) or refusal.reason not in TEMPORARY:
             return
         now = asyncio.get_running_loop().time()
-        pause = min(max((now - since) / 10, PAUSES[0]), PAUSES[1]) * random.uniform(0.75, 1.0)
+        pause = min(max((now - since) / 10, RETRY_PAUSE[0]), RETRY_PAUSE[1]) * random.uniform(0.75, 1.0)
         if now + pause > deadline:
             raise _OutOfPatienceError(self._patience, str(refusal)) from refusal
-        log.info("A sandbox has to wait %.1f s: %s", pause, refusal)
+        log.info("The creation of a sandbox is retried in %.1f s: %s", pause, refusal)
         await asyncio.sleep(pause)
 
-    async def _wait_for_moment(self, deadline: float) -> None:
-        """Keep the pace: one after the other, in the order in which they came."""
+    async def _keep_pace(self, deadline: float) -> None:
+        """Wait until the rate allows the next creation; first come, first served."""
         if not self._interval:
             return
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(deadline), self._moment:
-                await asyncio.sleep(self._next - loop.time())
-                self._next = loop.time() + self._interval
+            async with asyncio.timeout_at(deadline), self._pace_lock:
+                await asyncio.sleep(self._next_creation - loop.time())
+                self._next_creation = loop.time() + self._interval
         except TimeoutError:
-            raise _OutOfPatienceError(self._patience, "too many are before it") from None
+            raise _OutOfPatienceError(
+                self._patience, "Too many are before it at NOVA_E2B_CREATIONS_PER_SECOND."
+            ) from None
