@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 from hypothesis import HealthCheck, settings
 
-from flows.store import migrations
 from flows.store.models import Base
 from flows.store.session import Database
-from tests.servers import PrefectServer, postgres_server
+from tests.shared import SharedServers
 
 # How long an example takes, or its making, says what else the machine does at that moment.
 settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nova")
 
 
+_SHARED = pytest.StashKey[SharedServers]()
+_FOLDER = "nova_shared_folder"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin a session, or join the one of the process that started this one."""
+    started_by_xdist: dict[str, str] | None = getattr(config, "workerinput", None)
+    config.stash[_SHARED] = (
+        SharedServers(Path(started_by_xdist[_FOLDER])) if started_by_xdist else SharedServers.begin()
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process that xdist starts whose session it belongs to."""
+    node.workerinput[_FOLDER] = str(node.config.stash[_SHARED].folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what was started for the session."""
+    if not hasattr(config, "workerinput"):
+        config.stash[_SHARED].end()
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[[str], str]]:
+def shared(pytestconfig: pytest.Config) -> SharedServers:
+    """The servers that all processes of this session share."""
+    return pytestconfig.stash[_SHARED]
+
+
+@pytest.fixture(scope="session")
+def postgres(shared: SharedServers, worker_id: str) -> Callable[[str], str]:
     """A real PostgreSQL; call it with a database's name to make that database and get its URL."""
-    # Not below a private home: as root the server runs under a system user that must reach the folder.
-    place = "/var/tmp" if Path("/var/tmp").is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="nova-test-", dir=place))
-    folder.chmod(0o755)
-
-    def make(name: str) -> str:
-        server.make_database(name)
-        return server.url(name)
-
-    try:
-        with postgres_server(folder) as server:
-            yield make
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return lambda name: shared.empty_database(f"{name}_{worker_id}")
 
 
 _numbers = itertools.count(1)
@@ -51,11 +66,9 @@ def empty_database_url(postgres: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def migrated_database_url(postgres: Callable[[str], str]) -> str:
+def migrated_database_url(shared: SharedServers, worker_id: str) -> str:
     """URL of the one database with NOVA's tables; tests ask for `database_url`, which empties them."""
-    url = postgres("nova")
-    migrations.upgrade(url)
-    return url
+    return shared.database_with_tables(f"nova_{worker_id}")
 
 
 @pytest.fixture
@@ -78,8 +91,12 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server on PostgreSQL, as a process of its own; gives its API's URL."""
-    home = tmp_path_factory.mktemp("prefect")
-    with PrefectServer(postgres("prefect"), home) as server:
-        yield server.api_url
+def prefect_server(shared: SharedServers) -> str:
+    """URL of the API of a real Prefect server on PostgreSQL, a process of its own."""
+    return shared.prefect_url()
+
+
+@pytest.fixture(scope="session")
+def fork_server(shared: SharedServers) -> Path:
+    """The socket of a process that starts Python programs without their imports."""
+    return shared.fork_server()

@@ -20,6 +20,7 @@ import httpx
 import psutil
 
 from deployments.cli.postgres import EmbeddedPostgres
+from tests.fork_server.client import ForkedProcess
 
 
 def free_port() -> int:
@@ -67,11 +68,25 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 class ServerProcess:
-    """A child process in a group of its own, killed with its children at the end; its output is in a file."""
+    """A process in a group of its own, killed with its children at the end; its output is in a file.
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    With a `fork_server` it is a fork of that, which runs the module that the arguments name.
+    """
+
+    process: subprocess.Popen[bytes] | ForkedProcess
+
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], log: Path, fork_server: Path | None = None
+    ) -> None:
         self.log = log
         with log.open("wb") as output:
+            if fork_server:
+                python, _, module, *rest = arguments
+                assert python == sys.executable
+                self.process = ForkedProcess(
+                    fork_server, module, rest, environment, cwd=log.parent, stdout=log, stderr=log
+                )
+                return
             self.process = subprocess.Popen(
                 arguments,
                 env=environment,
@@ -99,11 +114,12 @@ class ServerProcess:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
             try:
-                return httpx.get(url, timeout=5).status_code == 200
+                return client.get(url).status_code == 200
             except httpx.HTTPError:
                 return False
 
-        wait_until(answers, timeout, f"{url} to answer; log: {self.log}")
+        with httpx.Client(timeout=5) as client:  # to make one costs more than to ask
+            wait_until(answers, timeout, f"{url} to answer; log: {self.log}")
 
     def __enter__(self) -> Self:
         return self
@@ -114,31 +130,38 @@ class ServerProcess:
         self.stop()
 
 
-@contextlib.contextmanager
-def postgres_server(folder: Path, *, durable: bool = False) -> Iterator[EmbeddedPostgres]:
-    """Run the embedded PostgreSQL in a folder that its system user can reach."""
-    server = EmbeddedPostgres(folder / "pg")
+def start_postgres(server: EmbeddedPostgres, log: Path, *, durable: bool = False) -> subprocess.Popen[bytes]:
+    """Start the embedded PostgreSQL, in a folder that its system user can reach; `wait` for it then."""
     server.prepare()
-    part = server.part(folder / "postgresql.log", {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"})
-    with part.log.open("wb") as log:
-        process = subprocess.Popen(
-            # Nothing of a test's need survive a power cut.
-            [*part.command, *([] if durable else ["-c", "fsync=off"])],
+    part = server.part(log, {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"})
+    settings = ["max_connections=400"]  # the pools of many processes
+    if not durable:  # nothing of a test's need survive a power cut
+        settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*part.command, *(word for setting in settings for word in ("-c", setting))],
             env=part.env,
             cwd=part.cwd,
             user=part.user,
             group=part.user,
             extra_groups=[] if part.user else None,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+@contextlib.contextmanager
+def postgres_server(folder: Path, *, durable: bool = False) -> Iterator[EmbeddedPostgres]:
+    """Run the embedded PostgreSQL in a folder that its system user can reach."""
+    server = EmbeddedPostgres(folder / "pg")
+    process = start_postgres(server, folder / "postgresql.log", durable=durable)
     try:
         asyncio.run(server.wait())
         yield server
     finally:
-        process.send_signal(part.stop_signal)
-        process.wait(part.grace)
+        process.send_signal(signal.SIGINT)
+        process.wait(15)
 
 
 class PrefectServer(ServerProcess):

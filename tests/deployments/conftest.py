@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.fork_server.client import ForkedProcess
 from tests.servers import clean_environment, wait_until
 
 _numbers = itertools.count(1)
@@ -42,7 +43,7 @@ def data_dir(world_folder: Path) -> Path:
 def run_nova(
     *arguments: str, stdin: str = "", cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a nova command to its end."""
+    """Run a nova command to its end, by a start of its own."""
     return subprocess.run(
         [sys.executable, "-m", "deployments.cli", *arguments],
         input=stdin,
@@ -56,13 +57,21 @@ def run_nova(
 
 
 @pytest.fixture
-def nova(tmp_path: Path) -> Nova:
-    """The command, run in an empty folder; keywords are environment variables."""
+def nova(tmp_path: Path, fork_server: Path) -> Nova:
+    """The command, run in an empty folder by the fork server; keywords are environment variables."""
+    terminal = tmp_path / "terminal"
 
     def run(
         *arguments: str, stdin: str = "", cwd: Path = tmp_path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return run_nova(*arguments, stdin=stdin, cwd=cwd, **environment)
+        terminal.mkdir(exist_ok=True)
+        files = {name: terminal / f"{name}-{next(_numbers)}" for name in ("stdin", "stdout", "stderr")}
+        files["stdin"].write_text(stdin)
+        environment = clean_environment(COLUMNS="120", **environment)
+        command = ForkedProcess(fork_server, "deployments.cli", arguments, environment, cwd=cwd, **files)
+        code = command.wait(60)
+        said = (files[name].read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(arguments, code, *said)
 
     return run
 
