@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
+import shutil
+import ssl
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,16 @@ from hypothesis import HealthCheck, settings
 
 from flows.store.models import Base
 from flows.store.session import Database
+from tests.nova_up import NovaUp
+from tests.servers import PrefectServer, reachable_folder
 from tests.shared import SharedServers
+
+# Programs that tests start write bytecode, whatever the environment says: to compile ours takes a second.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Each client loads the system's certificates, for 25 ms of CPU, and no test speaks TLS.
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
 
 # How long an example takes, or its making, says what else the machine does at that moment.
 settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,6 +36,8 @@ settings.load_profile("nova")
 
 _SHARED = pytest.StashKey[SharedServers]()
 _FOLDER = "nova_shared_folder"
+_SLOW_FOLDERS = ("acceptance", "deployments", "worker", "recovery", "orchestration", "flows")
+"""Their tests come first: one that begins last holds everybody up."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +46,35 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SHARED] = (
         SharedServers(Path(started_by_xdist[_FOLDER])) if started_by_xdist else SharedServers.begin()
     )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Know the option that leaves out nothing."""
+    parser.addoption("--everything", action="store_true", help="run the tests that are marked long, too")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run whole folders in several processes, single files in this one.
+
+    Much of a test's time is waiting: two processes per core keep the cores busy.
+    """
+    files = all(Path(name.partition("::")[0]).is_file() for name in config.args)
+    return 0 if files else min(2 * (os.cpu_count() or 1), 8)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long unless it was asked for; begin with what takes longest."""
+    asked = config.getoption("--everything") or any("::" in name for name in config.args)
+    if not asked:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    items.sort(key=lambda item: _rank(item.path))
+
+
+def _rank(file: Path) -> int:
+    folder = file.relative_to(Path(__file__).parent).parts[0]
+    return _SLOW_FOLDERS.index(folder) if folder in _SLOW_FOLDERS else len(_SLOW_FOLDERS)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -100,3 +145,28 @@ def prefect_server(shared: SharedServers) -> str:
 def fork_server(shared: SharedServers) -> Path:
     """The socket of a process that starts Python programs without their imports."""
     return shared.fork_server()
+
+
+@pytest.fixture(scope="session")
+def up() -> Iterator[NovaUp]:
+    """A running `nova up`, for the tests of the group `nova_up`, which one process runs."""
+    folder = reachable_folder("nova-up-")
+    try:
+        with NovaUp(folder / "data") as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def logged_server(
+    postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrefectServer]:
+    """A Prefect server that writes a line per request.
+
+    For the tests of the group `counted`, which one process runs: they count requests, or restart it.
+    """
+    settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
+    home = tmp_path_factory.mktemp("prefect-logged")
+    with PrefectServer(postgres("prefect_logged"), home, settings=settings) as server:
+        yield server

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Self
 import httpx
 import psutil
 
+from deployments.cli.environment import tuned
 from deployments.cli.postgres import EmbeddedPostgres
 from tests.fork_server.client import ForkedProcess
 
@@ -28,6 +30,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def reachable_folder(prefix: str) -> Path:
+    """Make a folder below which PostgreSQL can run: as root it does so as a user who must get there."""
+    # Not below a private home.
+    place = "/var/tmp" if Path("/var/tmp").is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    folder.chmod(0o755)
+    return folder
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
@@ -165,7 +176,10 @@ def postgres_server(folder: Path, *, durable: bool = False) -> Iterator[Embedded
 
 
 class PrefectServer(ServerProcess):
-    """Prefect's server on a PostgreSQL database; ready when made. `settings` are variables of Prefect's."""
+    """Prefect's server on a PostgreSQL database, tuned as NOVA's is; ready when made.
+
+    `settings` are further variables of Prefect's.
+    """
 
     def __init__(
         self, database_url: str, home: Path, port: int | None = None, settings: Mapping[str, str] = {}
@@ -179,9 +193,18 @@ class PrefectServer(ServerProcess):
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_API_URL": self.api_url,
         }
-        environment = clean_environment(**{**own, **settings})
+        self._environment = clean_environment(**{**tuned(), **own, **settings})
+        self._home = home
+        self._start()
+
+    def restart(self) -> None:
+        """End it and start it again, at the same address and with a new log."""
+        self.stop()
+        self._start()
+
+    def _start(self) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-        super().__init__([*command, "--port", str(self.port)], environment, home / "server.log")
+        super().__init__([*command, "--port", str(self.port)], self._environment, self._home / "server.log")
         try:
             self.wait_for_http(f"{self.api_url}/ready")
         except BaseException:

@@ -12,7 +12,6 @@ import fcntl
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.servers import (
     ServerProcess,
     clean_environment,
     living,
+    reachable_folder,
     start_postgres,
     wait_until,
 )
@@ -48,11 +48,7 @@ class SharedServers:
     @classmethod
     def begin(cls) -> SharedServers:
         """Make the folder; no server runs yet."""
-        # Not below a private home: as root PostgreSQL runs under a system user that must reach the folder.
-        place = "/var/tmp" if Path("/var/tmp").is_dir() else None
-        folder = Path(tempfile.mkdtemp(prefix="nova-test-", dir=place))
-        folder.chmod(0o755)
-        return cls(folder)
+        return cls(reachable_folder("nova-test-"))
 
     def empty_database(self, name: str) -> str:
         """Make a database without tables and return its URL."""

@@ -1,6 +1,7 @@
 """The chaos suite in full: NOVA's parts are killed at random moments while an outside ledger keeps count.
 
     python -m tests.chaos [--scenario worker_killed …] [--runs 200] [--kills 20] [--seed N] [--shipped]
+    python -m tests.chaos --short
 
 Everything is on this machine and loopback, bounded in number and in time. Prints a table and exits with 1
 when a bar is missed.
@@ -15,6 +16,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import psycopg2
@@ -24,7 +26,7 @@ from rich.table import Table
 
 from tests.chaos import leftovers, scenarios
 from tests.chaos.judging import Verdict
-from tests.chaos.sizes import Size
+from tests.chaos.sizes import SHORT, Size
 from tests.chaos.stack import Stack
 
 Result = tuple[Verdict, float]
@@ -81,6 +83,7 @@ def main() -> int:
     """Run what was asked for; 1 when a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--scenario", nargs="*", choices=scenarios.SCENARIOS, default=[], help="default: all")
+    parser.add_argument("--short", action="store_true", help="a few runs and kills, as in the tests")
     parser.add_argument("--runs", type=int, default=200, help="runs of six nodes (default 200)")
     parser.add_argument("--kills", type=int, default=20, help="times that a worker is killed (default 20)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a new one")
@@ -96,6 +99,8 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     runs, guarded = options.runs, options.runs // 4
     size = Size(runs=runs, guarded=guarded, posts=runs, kills=options.kills, seed=options.seed, say=say)
+    if options.short:
+        size = replace(SHORT, seed=options.seed, say=say)
     say(f"seed {options.seed}")
     results: dict[str, Result] = {}
     try:

@@ -9,6 +9,7 @@ makes of its command line and how it is installed, a test must see by a start of
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import pkgutil
 import runpy
 import signal
 import socket
+import ssl
 import sys
 import threading
 from pathlib import Path
@@ -85,6 +87,8 @@ class ForkServer:
 
 def _import_all() -> None:
     """Import our modules and the others, and what Prefect's workers import to find their types."""
+    # As in tests/conftest.py.
+    ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
     for name in _OTHERS:
         importlib.import_module(name)
     for folder in _OURS:

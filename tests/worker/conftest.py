@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,17 +16,6 @@ from flows.store.session import Database
 from tests.access_log import AccessLog
 from tests.servers import PrefectServer
 from tests.worker.site import Site
-
-
-@pytest.fixture(scope="session")
-def logged_server(
-    postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PrefectServer]:
-    """A Prefect server that writes a line per request, for tests that count them."""
-    home = tmp_path_factory.mktemp("prefect-worker")
-    settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
-    with PrefectServer(postgres("prefect_worker"), home, settings=settings) as server:
-        yield server
 
 
 @pytest.fixture
