@@ -20,14 +20,19 @@ from api.responses import JsonResponse
 from api.routers import clients, executions, health, schedules, tasks, workflows
 from api.services import Services
 from api.version import VERSION
+from flows.code_check.checker import GraphChecker
+from flows.code_check.compiler_process import Limits
 from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
-from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
-from flows.execution.recovery import Reconciler
-from flows.orchestration.client import Orchestration
+from flows.graphs.errors import ConfigurationError, DatabaseRefusedError, DatabaseUnavailableError
+from flows.prefect_gateway.gateway import PrefectGateway
+from flows.recovery.deployment_healer import DeploymentHealer
+from flows.recovery.reconciler import Reconciler
+from flows.recovery.rounds import keep_looking
+from flows.recovery.sweeps import Sweep, sweep_lock
 from flows.store import migrations
-from flows.store.session import Database
+from flows.store.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +119,9 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
             raise
         database = Database(chosen.sqlalchemy_url, chosen.database_pool_size)
         try:
-            async with Orchestration(chosen) as orchestration:
-                services = Services(chosen, database, orchestration, cipher)
+            async with PrefectGateway(chosen) as gateway:
+                graphs = GraphChecker(Limits(chosen.node_code_limit))
+                services = Services(chosen, database, gateway, cipher, graphs)
                 app.state.services = services
                 async with _recovery(services):
                     yield
@@ -128,24 +134,39 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
 
 @asynccontextmanager
 async def _recovery(services: Services) -> AsyncIterator[None]:
-    """Look after the runs that nobody runs, beside the requests."""
+    """Look after runs that nobody runs, and deployments that Prefect has lost, beside the requests."""
+    settings = services.settings
+    locks = {sweep: sweep_lock(settings, sweep) for sweep in (Sweep.RUNS, Sweep.SUBMISSIONS)}
     reconciler = Reconciler(
-        services.database,
-        services.orchestration.runs,
-        services.settings,
-        partial(submission.resubmit, services),
+        services.database, services.gateway.runs, settings, partial(submission.resubmit, services)
     )
-    task = asyncio.create_task(reconciler.run_forever())
+    healer = DeploymentHealer(
+        services.database, services.gateway.deployments, partial(submission.deploy, services)
+    )
+
+    async def heal() -> None:
+        if await locks[Sweep.SUBMISSIONS].hold():
+            await healer.once()
+
+    tasks = {
+        asyncio.create_task(reconciler.run_forever(locks)),
+        asyncio.create_task(
+            keep_looking(heal, settings.recovery_interval, "Deployments", log, tells_outages=False)
+        ),
+    }
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for lock in locks.values():
+            await lock.close()
 
 
 async def _check_tables(url: str) -> None:
     """Refuse tables that are behind this code; a database that is away for now is no reason not to start."""
     try:
         await asyncio.to_thread(migrations.check, url)
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         log.warning("Starting without the database: %s", error)

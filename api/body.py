@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from api.errors import MediaTypeError
-from flows.engine.context import loads
+from flows.graphs.json_values import loads
 
 _ENVELOPE = 2
 """Levels that a body puts around a context's values: the body itself and the context."""
@@ -56,7 +56,7 @@ class _ParsedRequest(Request):
 
 
 class BodyRoute(APIRoute):
-    """A route whose body, if it takes one, is parsed by `flows.engine.context.loads`."""
+    """A route whose body, if it takes one, is parsed by `flows.graphs.json_values.loads`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler: hand it a request that is parsed already."""

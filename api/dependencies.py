@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
@@ -10,9 +10,9 @@ from pydantic import BeforeValidator
 
 from api.schemas import TASK, ExecutionStatus
 from api.services import Services, services_of
-from flows.engine.errors import NotFoundError
-from flows.orchestration.client import Orchestration
-from flows.store.session import Database
+from flows.graphs.errors import NotFoundError
+from flows.prefect_gateway.gateway import PrefectGateway
+from flows.store.database import Database
 
 _MAX_ID = 2**31 - 1
 
@@ -27,9 +27,9 @@ async def database(request: Request) -> Database:
     return services_of(request.app).database
 
 
-async def orchestration(request: Request) -> Orchestration:
+async def gateway(request: Request) -> PrefectGateway:
     """Prefect."""
-    return services_of(request.app).orchestration
+    return services_of(request.app).gateway
 
 
 def existing_id(number: int, what: str) -> int:
@@ -76,13 +76,16 @@ def _blank_is_none(value: object) -> object:
 
 ServicesDep = Annotated[Services, Depends(services)]
 DatabaseDep = Annotated[Database, Depends(database)]
-OrchestrationDep = Annotated[Orchestration, Depends(orchestration)]
+OrchestrationDep = Annotated[PrefectGateway, Depends(gateway)]
 WorkflowId = Annotated[int, Depends(workflow_id)]
 ExecutionId = Annotated[int, Depends(execution_id)]
 TaskId = Annotated[UUID, Depends(task_id)]
 ScheduleId = Annotated[int, Depends(schedule_id)]
 Skip = Annotated[int, Query(ge=0, lt=2**63, description="How many to leave out.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
+Graphs = Annotated[
+    Literal["full", "none"], Query(description="`none` leaves the graphs out, which may be large.")
+]
 OfWorkflow = Annotated[
     int | None, BeforeValidator(_blank_is_none), Query(description="Only those of this workflow.")
 ]

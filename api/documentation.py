@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from api import schemas
 from api.errors import body_of
-from flows.engine.context import dumps, loads
+from flows.graphs.json_values import dumps, loads
 
 _SENTENCES = {
     400: "There is a workflow named 'Invoice Processing V3' already.",

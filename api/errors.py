@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 
 from api.responses import JsonResponse
 from flows.config.logging import request_id
-from flows.engine.errors import (
+from flows.graphs.errors import (
     ConfigurationError,
     ConflictError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     ExecutionClosedError,
     InfrastructureError,
@@ -46,6 +47,10 @@ class MediaTypeError(InvalidInputError):
     """The request's body is not declared as JSON."""
 
 
+class UnknownOutcomeError(NovaError):
+    """What was asked for may yet come to pass, or not: a 503 would promise that it does not."""
+
+
 _STATUS: dict[type[NovaError], int] = {
     NameTakenError: 400,
     NotFoundError: 404,
@@ -55,13 +60,21 @@ _STATUS: dict[type[NovaError], int] = {
     MediaTypeError: 415,
     InvalidInputError: 422,
     InfrastructureError: 503,
+    DatabaseRefusedError: 503,
     ConfigurationError: 500,
     NovaError: 500,
 }
+_TOO_MUCH = ("22", "54")
+"""Classes of SQLSTATEs by which PostgreSQL says that the same would be refused again: values, limits."""
 
 
 def status_of(error: NovaError) -> int:
-    """The HTTP status of an error: that of its nearest ancestor in the table."""
+    """The HTTP status of an error: that of its nearest ancestor in the table.
+
+    What PostgreSQL refuses for want of space or time is 503: somebody will see to that.
+    """
+    if isinstance(error, DatabaseRefusedError) and error.code.startswith(_TOO_MUCH):
+        return 500
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
 
 
@@ -104,6 +117,9 @@ def internal_error() -> JsonResponse:
 def _nova_error(_: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, NovaError)
     status = status_of(error)
+    if isinstance(error, DatabaseRefusedError | UnknownOutcomeError):
+        log.error("%s: %s", type(error).__name__, error)
+        return answer(status, str(error) if isinstance(error, UnknownOutcomeError) else _refusal(status))
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s: %s", type(error).__name__, error, exc_info=error)
         return internal_error()
@@ -114,6 +130,15 @@ def _nova_error(_: Request, error: Exception) -> JsonResponse:
         return answer(status, f"The database does not answer. Try again in {RETRY_AFTER} seconds.")
     problems = error.problems if isinstance(error, InvalidInputError) else None
     return answer(status, str(error), problems if status == HTTPStatus.UNPROCESSABLE_ENTITY else None)
+
+
+def _refusal(status: int) -> str:
+    """What a client is told of what the database refuses: its own words name files and tables."""
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        why = "it is short of space or memory, or took longer than it may"
+        return f"The database cannot do this now: {why}. Try again in {RETRY_AFTER} seconds."
+    told = f"The log tells why under request {request_id.get()}."
+    return f"The database refuses this, and would do so again. {told}"
 
 
 def _invalid_request(_: Request, error: Exception) -> JsonResponse:

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from flows.engine.context import dumps
+from flows.graphs.json_values import dumps
 
 JSON = "application/json"
 

@@ -12,28 +12,37 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from api import idempotency
+from api import idempotent_requests
+from api.errors import UnknownOutcomeError
 from api.services import Services
 from flows.credentials import vault
-from flows.engine.context import to_fragments
-from flows.engine.errors import (
+from flows.graphs.errors import (
     CommitUnknownError,
     ConflictError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     InfrastructureError,
+    InvalidInputError,
     NotFoundError,
     PrefectUnavailableError,
 )
-from flows.execution import outages
-from flows.execution.specs import deployment_spec
-from flows.orchestration.deployments import Deployments, DeploymentSpec
-from flows.store import clients, creation, executions, workflows
-from flows.store.models import Execution, Workflow, canonical
+from flows.graphs.json_values import to_fragments
+from flows.graphs.lifecycle import ErrorKind
+from flows.prefect_gateway.workflow_deployments import Deployments, DeploymentSpec
+from flows.runs import retry_policy
+from flows.runs.deployment_specs import deployment_spec
+from flows.store import clients, executions, workflows
+from flows.store.base import canonical
+from flows.store.models import Execution, Workflow
+from flows.store.transitions import submissions
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 30.0
 """Seconds that a run waits for its turn when many come at once."""
+
+_REFUSALS = (NotFoundError, ConflictError, InvalidInputError)
+"""How Prefect says that it does not take what NOVA has made up of a request that was good."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Pending:
     deployment_id: UUID | None
     client_slug: str | None
     priority: str
-    flow_run_id: UUID | None
-    """The one that Prefect has made, where that is known already."""
+    task_id: UUID | None
+    """The id under which clients were told of the run: that of the flow run that Prefect made first."""
 
     @classmethod
     def of(cls, row: Execution, workflow: Workflow) -> Self:
@@ -63,7 +72,7 @@ class Pending:
             deployment_id=workflow.deployment_id,
             client_slug=row.client_slug,
             priority=row.priority,
-            flow_run_id=row.flow_run_id,
+            task_id=row.task_id,
         )
 
     @property
@@ -92,8 +101,9 @@ async def execute(
     reached it, made anew where it was never started.
 
     Raises NotFoundError (workflow; client unknown or not active), InvalidValueError (context), ConflictError
-    (the key stands for another request), and PrefectUnavailableError or DatabaseUnavailableError: then the
-    run was not, and will not be, started, unless with the same key.
+    (the key stands for another request), and PrefectUnavailableError, DatabaseUnavailableError or
+    DatabaseRefusedError: then the run was not, and will not be, started, unless with the same key. Raises
+    UnknownOutcomeError where that cannot be promised.
     """
     public_id = uuid4()
 
@@ -102,7 +112,7 @@ async def execute(
 
         def make() -> Execution:
             client = clients.active(session, client_slug) if client_slug is not None else None
-            return executions.create_pending(
+            return submissions.create(
                 session,
                 workflow_id=workflow.id,
                 client=client,
@@ -115,18 +125,18 @@ async def execute(
             return Pending.of(make(), workflow)
         request = [workflow_id, client_slug, initial_context, priority]
         digest = services.cipher.fingerprint(canonical(request).encode())
-        return Pending.of(idempotency.run_of(session, key, digest, make), workflow)
+        return Pending.of(idempotent_requests.run_of(session, key, digest, make), workflow)
 
     try:
-        pending = await idempotency.until_won(lambda: services.database.run(write))
+        pending = await idempotent_requests.until_won(lambda: services.database.run(write))
     except CommitUnknownError as error:
         # A row that stands all the same would be taken for forgotten, and handed to Prefect.
         started = await services.background.finish(_reject(services, workflow_id, public_id, error))
         if started is None:
             raise
         return started
-    if pending.flow_run_id is not None:
-        return pending, pending.flow_run_id
+    if pending.task_id is not None:
+        return pending, pending.task_id
     # From here on it comes to an end even if the client hangs up or the server stops.
     return pending, await services.background.finish(_submit(services, pending, key is not None))
 
@@ -134,14 +144,22 @@ async def execute(
 async def resubmit(services: Services, execution_id: int) -> UUID:
     """Hand an execution to Prefect that may not have reached it; where it did, it is the same flow run.
 
-    Raises NotFoundError when the execution is gone, PrefectUnavailableError and DatabaseUnavailableError.
+    One that Prefect had lost may be there again, and over: what was lost came back. It is requeued then.
+    Raises NotFoundError when the execution is gone, ConflictError when Prefect refuses for good,
+    PrefectUnavailableError and DatabaseUnavailableError.
     """
 
     def read(session: Session) -> Pending:
         row = executions.get(session, execution_id)
         return Pending.of(row, row.workflow)
 
-    return await _create_flow_run(services, await services.database.run(read))
+    pending = await services.database.run(read)
+    flow_run_id = await _create_flow_run(services, pending)
+    if pending.task_id is not None:
+        state = await services.gateway.runs.find(flow_run_id)
+        if state is not None and state.final:
+            await services.gateway.runs.requeue(flow_run_id, "Prefect has this run again.")
+    return flow_run_id
 
 
 async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
@@ -159,14 +177,16 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
         raise
 
     def confirm(session: Session) -> bool:
-        return executions.confirm(session, pending.execution_id, flow_run_id)
+        return submissions.confirm(session, pending.execution_id, flow_run_id)
 
     try:
         # Until it is noted, another request with the same key may give the run up.
         is_ours = await (
-            outages.outlast(services.database, confirm) if has_key else services.database.run(confirm)
+            retry_policy.run_until_committed(services.database, confirm)
+            if has_key
+            else services.database.run(confirm)
         )
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
         log.warning("Execution %d is confirmed by Prefect but not noted: %s", pending.execution_id, error)
         return flow_run_id
@@ -176,10 +196,10 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
 
 
 async def _create_flow_run(services: Services, pending: Pending) -> UUID:
-    runs = services.orchestration.runs
+    runs = services.gateway.runs
 
     async def submit(deployment_id: UUID) -> UUID:
-        async with _turn(services.submissions):
+        async with _turn(services.submission_slots):
             state = await runs.submit(
                 deployment_id=deployment_id,
                 public_id=pending.public_id,
@@ -187,19 +207,22 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
                 tags=pending.tags,
                 priority=pending.priority,
             )
-        services.orchestration.watch.expect(state)
+        services.gateway.watch.expect(state)
         return state.flow_run_id
 
     if pending.deployment_id is not None:
         try:
             return await submit(pending.deployment_id)
-        except NotFoundError:
-            log.warning("The deployment of %s is gone from Prefect; it is made again.", pending.slug)
+        except _REFUSALS as error:
+            # Deleted there, or its work pool or queue: nothing of that is the caller's doing.
+            log.warning("The deployment of %s is made again: %s", pending.slug, error)
     deployment_id = await deploy(services, pending.workflow_id)
     try:
         return await submit(deployment_id)
-    except NotFoundError as error:
-        raise PrefectUnavailableError(f"Prefect does not keep the deployment of {pending.slug}.") from error
+    except _REFUSALS as error:
+        raise PrefectUnavailableError(
+            f"Prefect does not take runs of the deployment of {pending.slug}: {error}"
+        ) from error
 
 
 @asynccontextmanager
@@ -223,30 +246,27 @@ async def deploy(services: Services, workflow_id: int) -> UUID:
     PrefectUnavailableError.
     """
     spec = await services.database.run(lambda session: deployment_spec(session, workflow_id))
-    deployment_id = await _apply(services.orchestration.deployments, spec)
+    deployment_id = await _apply(services.gateway.deployments, spec)
     if deployment_id != spec.deployment_id:
         try:
             await services.database.run(
                 lambda session: workflows.set_deployment(session, workflow_id, deployment_id)
             )
         except NotFoundError:
-            await services.orchestration.deployments.remove(deployment_id)
+            await services.gateway.deployments.remove(deployment_id)
             raise
     return deployment_id
 
 
 async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
+    """Save a deployment; a refusal of Prefect's is nothing that the caller asked for."""
     try:
         return await deployments.apply(spec)
-    except NotFoundError:
-        # Nobody ran `nova deploy` yet: there is no work pool.
-        await deployments.ensure_pool()
-    except ConflictError:
-        pass  # somebody else is at the same deployment
+    except _REFUSALS as error:  # somebody else is at the same deployment, say
+        log.info("The deployment of %s is saved once more: %s", spec.slug, error)
     try:
         return await deployments.apply(spec)
-    except (NotFoundError, ConflictError) as error:
-        # What Prefect does not know, or has already, is nothing that the caller asked for.
+    except _REFUSALS as error:
         raise PrefectUnavailableError(f"The deployment of {spec.slug} was not saved: {error}") from error
 
 
@@ -257,23 +277,30 @@ async def _reject(
 
     Where the database is away this waits until it is back, however long that takes: until the row is closed
     a worker may start it, or the reconciler hand it to Prefect, and a 503 said that it never runs. Whoever
-    waits in vain, because the client's patience or the API's life ends, was promised nothing.
+    waits in vain, because the client's patience or the API's life ends, was promised nothing. Raises
+    UnknownOutcomeError where the database refuses it: that does not pass.
     """
     reason = (
         f"The run was never started: {error}"
-        if isinstance(error, InfrastructureError)
+        if isinstance(error, InfrastructureError | DatabaseRefusedError)
         else ("The run was never started: something went wrong in NOVA.")
     )
 
     def close(session: Session) -> tuple[Pending, UUID] | None:
-        creation.settle(session, public_id, workflow_id)
+        submissions.await_create(session, public_id, workflow_id)
         row = executions.by_public_id(session, public_id)
-        if row is None or executions.reject(session, row.id, reason):
+        if row is None or submissions.refuse(session, row.id, reason):
             return None
         session.expire_all()  # somebody was faster
         row = executions.by_public_id(session, public_id)
-        if row is None or row.flow_run_id is None or row.error_kind == "not_started":
+        if row is None or row.task_id is None or row.error_kind is ErrorKind.NOT_STARTED:
             return None
-        return Pending.of(row, row.workflow), row.flow_run_id
+        return Pending.of(row, row.workflow), row.task_id
 
-    return await outages.outlast(services.database, close)
+    try:
+        return await retry_policy.run_until_committed(services.database, close)
+    except DatabaseRefusedError as refusal:
+        raise UnknownOutcomeError(
+            "It is not known whether the run will start: the database refuses to give it up. "
+            "Look for it in GET /executions."
+        ) from refusal

@@ -6,19 +6,26 @@ from typing import Any
 from uuid import UUID
 
 from api.responses import timestamp
+from api.schemas import SUCCEEDED
 from flows.credentials import vault
-from flows.engine.errors import Fault
-from flows.orchestration.deployments import ScheduleView
+from flows.graphs.errors import Fault
+from flows.graphs.lifecycle import Status
+from flows.prefect_gateway.cron_schedules import ScheduleView
 from flows.store.models import Client, Credential, Execution, Schedule, Workflow
 
 
 def workflow(row: Workflow) -> dict[str, Any]:
     """A workflow with its current graph."""
+    return workflow_without_graph(row) | {"graph_definition": row.current.graph}
+
+
+def workflow_without_graph(row: Workflow) -> dict[str, Any]:
+    """A workflow whose graph was not read: it is null here."""
     return {
         "id": row.id,
         "name": row.name,
         "description": row.description,
-        "graph_definition": row.current.graph,
+        "graph_definition": None,
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "slug": row.slug,
@@ -37,8 +44,8 @@ def fault(found: Fault) -> dict[str, Any]:
 def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
     """An execution as lists show it: its result without the final context."""
     result = None
-    if row.status == "completed":
-        result = {"execution_id": row.id, "status": "success", "nodes_executed": nodes_executed}
+    if row.status is Status.COMPLETED:
+        result = {"execution_id": row.id, "status": SUCCEEDED, "nodes_executed": nodes_executed}
     return {
         "id": row.id,
         "workflow_id": row.workflow_id,
@@ -49,7 +56,7 @@ def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
         "error": row.error,
         "created_at": timestamp(row.created_at),
         "client_slug": row.client_slug,
-        "task_id": str(row.flow_run_id) if row.flow_run_id else None,
+        "task_id": str(row.task_id) if row.task_id else None,
         "failed_at_node": row.failed_at_node,
         "workflow_version": row.version.number if row.version else None,
     }

@@ -1,4 +1,4 @@
-"""The flow that tidies up: sandboxes of runs that are over, idempotency keys of yesterday."""
+"""The cleanup flow: it ends left-over sandboxes and deletes expired idempotency keys."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.config.settings import get_settings
-from flows.engine.errors import SandboxError
-from flows.sandbox import SandboxProvider
-from flows.sandbox.providers import provider
-from flows.store.cleanup import forget_keys, going_on
-from flows.store.session import Database
+from flows.graphs.errors import SandboxError
+from flows.sandbox.factory import provider
+from flows.sandbox.port import SandboxProvider
+from flows.store.database import Database
+from flows.store.retention import forget_keys, going_on
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 UNNOTED = timedelta(minutes=5)
-"""How long a run may have a sandbox that its row does not name: until its runner has started, a minute at
-most, and the run's earlier one is dead, three at most. The rest is for clocks that differ."""
+"""Age below which a sandbox is kept even if its run's row does not name it yet.
+
+The row names it when its runner has started (at most a minute) and the run's earlier sandbox has ended (at
+most three). The rest allows for clocks that differ."""
 
 
 @flow(name="cleanup", persist_result=False, log_prints=False, timeout_seconds=300)
 async def cleanup() -> State[Any]:
-    """End the sandboxes whose run is over or unknown, and forget idempotency keys that are out of date.
+    """End sandboxes whose run has ended or is unknown, and delete expired idempotency keys.
 
-    Raises SandboxError and DatabaseUnavailableError, which the next time may not.
+    Raises SandboxError and DatabaseUnavailableError; the next run may succeed.
     """
     settings, log = get_settings(), get_run_logger()
     database = Database(settings.sqlalchemy_url, pool_size=1)
@@ -39,17 +41,17 @@ async def cleanup() -> State[Any]:
         sandboxes = await sweep(provider(settings), database, log)
     finally:
         await asyncio.to_thread(database.close)
-    return Completed(message=f"{sandboxes} sandboxes ended, {keys} idempotency keys forgotten")
+    return Completed(message=f"{sandboxes} sandboxes ended, {keys} idempotency keys deleted")
 
 
-async def sweep(places: SandboxProvider, database: Database, log: Log) -> int:
-    """End the sandboxes that no run needs any more and return how many they were.
+async def sweep(sandboxes: SandboxProvider, database: Database, log: Log) -> int:
+    """End the sandboxes that no run needs any more and return how many.
 
-    A run that goes on needs the one that it has noted, and may be about to note a young one. First the
-    sandboxes, then the rows: a run's row is leased or live before it has a sandbox. Raises SandboxError and
-    DatabaseUnavailableError.
+    A live run needs the sandbox that its row names; a young one (see UNNOTED) may be named soon. The
+    sandboxes are listed before the rows are read: a run's row is leased or live before it has a sandbox.
+    Raises SandboxError and DatabaseUnavailableError.
     """
-    found = await places.list()
+    found = await sandboxes.list()
     runs = {one.flow_run for one in found if one.flow_run is not None}
     noted = await database.run(lambda session: going_on(session, runs))
     young = datetime.now(UTC) - UNNOTED
@@ -57,9 +59,9 @@ async def sweep(places: SandboxProvider, database: Database, log: Log) -> int:
     for one in found:
         if one.flow_run in noted and (one.id == noted[one.flow_run] or one.started > young):
             continue
-        log.warning("Sandbox %s of flow run %s is left over and is ended.", one.id, one.flow_run)
+        log.warning("Ending sandbox %s: flow run %s no longer needs it.", one.id, one.flow_run)
         try:
-            await places.kill(one.id)
+            await sandboxes.kill(one.id)
         except SandboxError as error:
             log.warning("%s", error)
         else:

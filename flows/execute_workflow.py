@@ -1,13 +1,9 @@
-"""The flow that every workflow's deployment runs: take the execution over, walk the graph, finish."""
+"""The flow that every workflow's deployment runs: what the end of a run's attempt is in Prefect."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -19,48 +15,44 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from sqlalchemy.orm import Session
 
+from flows.config.prefect_logs import correct_prefect_logs
 from flows.config.settings import Settings, get_settings
-from flows.engine.errors import (
-    BreakerOpenError,
-    ExecutionClosedError,
-    LeaseError,
-    NodeError,
-    NovaError,
-    PrefectUnavailableError,
-    RunTimeoutError,
-)
-from flows.execution import ending
-from flows.execution.leases import Held
-from flows.execution.loading import LoadedRun, RunRequest, load_run
-from flows.execution.nodes import NodeRunner
-from flows.execution.outages import insist, outlast
-from flows.execution.place import Place
-from flows.execution.process import process
-from flows.node import MESSAGE_LIMIT, walk
-from flows.orchestration.runs import Runs
-from flows.orchestration.texts import printable
-from flows.sandbox import SandboxSpec, ahead
-from flows.sandbox.providers import provider
+from flows.graphs.errors import DatabaseRefusedError, LeaseError, PrefectUnavailableError
+from flows.graphs.lifecycle import CANCELLED, LIVE, Ending
+from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.prefect_gateway.text import printable
+from flows.runs.attempt import Attempt, AttemptEnd
+from flows.runs.loading import RunRequest
+from flows.runs.prefect_task import MESSAGE_LIMIT, walk
+from flows.runs.process import process
+from flows.sandbox.port import SandboxSpec
 from flows.store import executions
+from flows.store.transitions import attempts, interventions
 
-T = TypeVar("T")
-Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+correct_prefect_logs()
+
+_STATES = {Ending.COMPLETED: Completed, Ending.FAILED: Failed, Ending.CANCELLED: Cancelled}
 
 
 async def close_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
-    """Close the row of a run that was cancelled and end its sandbox: its process did not live to do it."""
-    settings, message = get_settings(), state.message or "The run was cancelled."
+    """Close the row of a run that was cancelled and end its sandbox: its flow did not come to do it.
+
+    Raises LeaseLostError where this process ran it and somebody else goes on with it.
+    """
+    shared, message = process(get_settings()), state.message or CANCELLED
+    held = shared.leases.held(flow_run.id)
 
     def write(session: Session) -> str | None:
         row = executions.by_task(session, flow_run.id)
-        if row is None or not executions.finish(
-            session, row.id, status="cancelled", error=message, error_kind="cancelled"
-        ):
+        if row is None or row.status not in LIVE:
             return None
-        return row.sandbox_id
+        if held is not None:
+            attempts.cancel(session, held.lease, message)
+            return row.sandbox_id
+        return row.sandbox_id if interventions.cancel_stopped(session, row.id, message) else None
 
-    if sandbox_id := await process(settings).database.run(write):
-        await provider(settings).kill(sandbox_id)
+    if sandbox_id := await shared.database.run(write):
+        await shared.sandboxes.provider.kill(sandbox_id)
 
 
 @flow(name="execute-workflow", persist_result=False, log_prints=False, on_cancellation=[close_cancelled])
@@ -77,211 +69,46 @@ async def execute_workflow(
 
     `initial_context` is visible to everybody who can see Prefect: keep it small and free of secrets.
     """
-    flow_run = _flow_run()
-    attempt = _Attempt(
-        get_settings(),
-        flow_run,
-        RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {}),
-        get_run_logger(),
-    )
-    try:
-        held, refusal = await attempt.take()
-        with held.watched() if held is not None else nullcontext():
-            return await attempt.make(held, refusal)
-    except (LeaseError, PrefectUnavailableError) as error:
-        raise Abort(str(error)) from None  # another process says what becomes of the run
-    finally:
-        with anyio.CancelScope(shield=True):
-            await attempt.leave()
-
-
-def begin_sandbox(flow_run: FlowRun) -> None:
-    """Begin to make the sandbox of a run; a worker may call it before the flow does.
-
-    Whoever does must end it (`flows.sandbox.ahead.end`): the flow may never come to its start.
-    """
-    settings = get_settings()
-    ahead.begin(provider(settings), _spec(settings, flow_run))
-
-
-class _Attempt:
-    """One attempt of a run, from its lease to whatever ends it."""
-
-    def __init__(self, settings: Settings, flow_run: FlowRun, request: RunRequest, log: Log) -> None:
-        self._settings = settings
-        self._flow_run = flow_run
-        self._request = request
-        self._log = log
-        shared = process(settings)
-        self._database, self._cipher, self._leases = shared.database, shared.cipher, shared.leases
-        self._took_lease = False
-
-    async def take(self) -> tuple[Held | None, BreakerOpenError | None]:
-        """The lease that NOVA's worker took for this run, else one of its own; and why it may not use E2B.
-
-        Raises LeaseHeldError, and PrefectUnavailableError.
-        """
-        if (held := self._leases.held(self._request.flow_run_id)) is not None:
-            return held, None
-        self._took_lease = True
-        async with get_client() as client:
-            runs, asks = Runs(client, self._settings.prefect_timeout), self._settings.uses_e2b
-
-            def take(ask_breaker: bool) -> Awaitable[Held | None]:
-                return self._leases.take_for(self._request, runs, ask_breaker=ask_breaker)
-
-            try:
-                return await insist(lambda: take(asks)), None
-            except BreakerOpenError as refusal:
-                return await insist(lambda: take(False)), refusal
-
-    async def leave(self) -> None:
-        """Leave no sandbox, and no lease of its own that who goes on with the run would have to wait out.
-
-        NOVA's worker keeps its lease until Prefect has heard how the run ended, which is after this.
-        """
-        await ahead.end(self._flow_run.id)
-        if self._took_lease:
-            await self._leases.give_back(self._flow_run.id)
-
-    async def make(self, held: Held | None, refusal: BreakerOpenError | None) -> State[Any]:
-        """Load the run, walk it, and end it in its row; return how it ends in Prefect.
-
-        Raises LeaseError, and Abort where the run was put off.
-        """
-        lease = held.lease if held is not None else None
-        if held is not None and refusal is None:
-            begin_sandbox(self._flow_run)
-        try:
-            run = await outlast(
-                self._database,
-                lambda session: load_run(session, self._request, lease, self._cipher, self._settings),
-            )
-        except ExecutionClosedError as error:
-            self._log.warning("Nothing is run: %s", error)
-            return await self._as_closed(str(error))
-        except LeaseError:
-            raise
-        except NovaError as error:
-            failure = error
-            if held is not None:
-                await self._end(held, lambda session: ending.fail(session, held.lease, failure))
-            return _failed(failure)
-        if held is None:
-            raise RuntimeError("A run was loaded without its lease.")
-        if self._request.public_id is None:
-            await self._label(run)
-        return await self._execute(run, held, refusal)
-
-    async def _as_closed(self, message: str) -> State[Any]:
-        """The state of a run that is over: what its row says."""
-        row = await outlast(
-            self._database, lambda session: executions.by_task(session, self._request.flow_run_id)
+    settings, flow_run, log = get_settings(), _flow_run(), get_run_logger()
+    request = RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {})
+    async with get_client() as client:  # the one that this process or flow run has already
+        attempt = Attempt(
+            settings,
+            process(settings),
+            FlowRuns(client, settings.prefect_timeout),
+            request,
+            sandbox_spec(settings, flow_run),
+            walk,
+            log,
         )
-        if row is None or row.error_kind == "not_started" or row.status == "cancelled":
-            return Cancelled(message=message)
-        return Completed(message=message) if row.status == "completed" else Failed(message=message)
-
-    async def _execute(self, run: LoadedRun, held: Held, refusal: BreakerOpenError | None) -> State[Any]:
-        """Walk the run to its end, or to where it breaks off."""
-        settings = self._settings
-        place = Place(settings, self._database, self._cipher, run, _spec(settings, self._flow_run), self._log)
-        nodes = NodeRunner(settings, self._database, self._cipher, run, place, self._log)
         try:
-            if refusal is not None:
-                raise refusal
-            await place.open()  # its turn may be long in coming: that is none of the run's time
-            steps = await self._walk_in_time(run, nodes, held)
-        except LeaseError:
-            raise
-        except NovaError as error:
-            return await self._break_off(run, held, error, nodes.at)
-        except Exception as error:  # noqa: BLE001
-            # A fault of NOVA's own must not leave an open row either; Prefect's log has its traceback.
-            self._log.exception("NOVA itself failed")
-            fault = NovaError(f"NOVA itself failed: {type(error).__name__}: {error}")
-            return await self._break_off(run, held, fault, None)
-        await self._end(held, lambda session: ending.complete(session, held.lease))
-        return Completed(message=f"{steps} nodes executed")
-
-    async def _break_off(self, run: LoadedRun, held: Held, error: NovaError, node: str | None) -> State[Any]:
-        """Put the run off where that may help, else close it as failed."""
-
-        def write(session: Session) -> datetime | None:
-            due = ending.put_off(session, self._settings, run, error, node)
-            if due is None:
-                ending.fail(session, run.lease, error, node)
-            return due
-
-        due = await self._end(held, write)
-        if due is None:
-            return _failed(error)
-        message = f"{str(error).rstrip('.')}. The next attempt is at {due:%H:%M:%S} UTC."
-        if await self._put_back(message, due):
-            raise Abort(message)
-        return Cancelled(message="The run was cancelled.")
-
-    async def _put_back(self, message: str, due: datetime) -> bool:
-        """Put the flow run back in its queue until its next attempt; False where it is being cancelled.
-
-        Proposed here and not returned as the flow's state: Prefect's own worker takes a flow that returns
-        what is not final for crashed.
-        """
-        try:
-            async with get_client() as client:
-                if await Runs(client, self._settings.prefect_timeout).requeue(
-                    self._flow_run.id, message, due
-                ):
-                    return True
-        except NovaError as error:  # the row says when it is due: whoever looks after it tells Prefect
-            self._log.warning("The run could not be put back in its queue yet: %s", error)
-            return True
-        await self._leases.give_back(self._flow_run.id)
-        await close_cancelled(execute_workflow, self._flow_run, Cancelled(message="The run was cancelled."))
-        return False
-
-    async def _end(self, held: Held, write: Callable[[Session], T]) -> T:
-        """Write the run's last word of this attempt, and end the sandbox meanwhile."""
-        held.end()
-        written, _ = await asyncio.gather(outlast(self._database, write), ahead.end(self._flow_run.id))
-        return written
-
-    async def _walk_in_time(self, run: LoadedRun, nodes: NodeRunner, held: Held) -> int:
-        """Walk within the time that a run may take; return how many steps the whole run has."""
-        limit, warning = self._settings.run_timeout, self._settings.run_warning
-        said = "The run has taken %g s; at %g s it is stopped."
-        watch = asyncio.get_running_loop().call_later(warning, self._log.warning, said, warning, limit)
-        try:
-            async with asyncio.timeout(limit) as timeout:
-                return await walk(run, nodes, held, self._log)
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise RunTimeoutError(f"The run took longer than {limit:g} s and was stopped.") from None
+            held, refusal = await attempt.take()
+            with held.watched() if held is not None else nullcontext():
+                return _state(await attempt.make(held, refusal, flow_run.tags))
+        except (LeaseError, PrefectUnavailableError) as error:
+            log.info("The run is left, and another process goes on with it: %s", error)
+            raise Abort(str(error)) from None
+        except DatabaseRefusedError as error:
+            return _state(attempt.unwritten(error, error))
         finally:
-            watch.cancel()
-
-    async def _label(self, run: LoadedRun) -> None:
-        """Give a run that the API did not make its readable name and tags; it may go without."""
-        tags = sorted({*self._flow_run.tags, *run.tags})
-        try:
-            async with get_client() as client:  # the one that this process or flow run has already
-                await Runs(client, self._settings.prefect_timeout).label(
-                    self._flow_run.id, name=run.name, tags=tags
-                )
-        except NovaError as error:
-            self._log.warning("The flow run could not be named: %s", error)
+            with anyio.CancelScope(shield=True):
+                await attempt.leave()
 
 
-def _spec(settings: Settings, flow_run: FlowRun) -> SandboxSpec:
+def sandbox_spec(settings: Settings, flow_run: FlowRun) -> SandboxSpec:
+    """What the sandbox of a flow run is made for; NOVA's worker has it made before the flow begins."""
     return SandboxSpec(flow_run.id, flow_run.name, settings.run_timeout, settings.output_limit)
 
 
-def _failed(error: NovaError) -> State[Any]:
-    message = str(error)
-    if isinstance(error, NodeError) and error.node_id:
-        message = f"Node {error.node_id!r} failed: {message}"
-    return Failed(message=printable(message)[:MESSAGE_LIMIT])
+def _state(end: AttemptEnd) -> State[Any]:
+    """How an attempt ends in Prefect. Raises Abort where the next one is scheduled.
+
+    That was proposed to Prefect before: its own worker takes a flow that returns what is not final for
+    crashed.
+    """
+    if end.ending not in _STATES:
+        raise Abort(end.message)
+    return _STATES[end.ending](message=printable(end.message)[:MESSAGE_LIMIT])
 
 
 def _flow_run() -> FlowRun:

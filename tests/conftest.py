@@ -16,10 +16,10 @@ import psycopg2
 import pytest
 from hypothesis import HealthCheck, settings
 
-from flows.store.models import Base
-from flows.store.session import Database
+from flows.store.base import Base
+from flows.store.database import Database
 from tests.nova_up import NovaUp
-from tests.servers import PrefectServer, reachable_folder
+from tests.servers import PrefectServer, database_name, reachable_folder
 from tests.shared import SharedServers
 
 # Programs that tests start write bytecode, whatever the environment says: to compile ours takes a second.
@@ -33,10 +33,12 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)  # type
 settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nova")
 
+pytest_plugins = ("tests.row_checks", "tests.statement_watch")
+
 
 _SHARED = pytest.StashKey[SharedServers]()
 _FOLDER = "nova_shared_folder"
-_SLOW_FOLDERS = ("acceptance", "deployments", "worker", "recovery", "orchestration", "flows")
+_SLOW_FOLDERS = ("acceptance", "deployments", "worker", "recovery", "prefect_gateway", "flows")
 """Their tests come first: one that begins last holds everybody up."""
 
 
@@ -125,6 +127,22 @@ def database_url(migrated_database_url: str) -> str:
         cursor.execute(f"TRUNCATE {tables} RESTART IDENTITY")
     connection.close()
     return migrated_database_url
+
+
+@pytest.fixture
+def in_new_york(database_url: str) -> Iterator[str]:
+    """The same database, which tells new connections the time of New York."""
+    name = database_name(database_url)
+
+    def execute(setting: str) -> None:
+        connection = psycopg2.connect(database_url)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(f'ALTER DATABASE "{name}" {setting}')
+        connection.close()
+
+    execute("SET timezone = 'America/New_York'")
+    yield database_url
+    execute("RESET timezone")
 
 
 @pytest.fixture

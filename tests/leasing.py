@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from flows.store import executions, leases
-from flows.store.leases import Lease
+from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Client, Execution
+from flows.store.transitions import attempts
 from flows.store.values import Stored
 
 SECONDS = 30.0
@@ -25,23 +25,18 @@ def begin(
     client: Client | None = None,
     initial: Stored | None = None,
     owner: UUID | None = None,
-    reopens: bool = False,
+    request: UUID | None = None,
     **more: Any,
 ) -> Execution:
     """Take the lease, for a new owner unless one is given, and begin; raises what either raises.
 
-    It `reopens` what is over where a person has retried it.
+    `request` is the state in Prefect by which a person retries a run that is over.
     """
-    lease = leases.take(
-        session,
-        flow_run_id=flow_run_id,
-        public_id=public_id,
-        workflow_id=workflow_id,
-        owner=owner or uuid4(),
-        seconds=SECONDS,
-        reopens=reopens,
-    )
-    return executions.begin(
+    claim = LeaseClaim(flow_run_id, public_id, workflow_id, owner or uuid4(), SECONDS)
+    lease = attempts.take(session, claim)
+    if lease is None and request is not None:
+        lease = attempts.take_retried(session, claim, request)
+    return attempts.begin(
         session,
         lease,
         flow_run_id=flow_run_id,

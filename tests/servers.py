@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -30,6 +31,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def database_name(url: str) -> str:
+    """The name of a PostgreSQL URL's database."""
+    return urlsplit(url).path.removeprefix("/")
 
 
 def reachable_folder(prefix: str) -> Path:

@@ -14,7 +14,7 @@ from api.documentation import documented
 from api.errors import NameTakenError
 from api.responses import JsonResponse
 from flows.credentials import vault
-from flows.engine.errors import ConflictError
+from flows.graphs.errors import ConflictError
 from flows.store import clients
 from flows.store.clients import ClientFields
 from flows.store.models import Client, Credential

@@ -11,19 +11,19 @@ from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
-from api import operations, requests, schemas, views
+from api import interventions, requests, schemas, views
 from api.body import BodyRoute
-from api.chain import Contexts, RunText, gathered
+from api.chain_stream import Contexts, RunText, gathered
 from api.dependencies import DatabaseDep, ExecutionId, Limit, OfWorkflow, ServicesDep, Skip, WithStatus
 from api.documentation import documented
-from api.reconciliation import note_end_of
 from api.responses import JSON, JsonResponse
 from api.services import Services
-from flows.engine.context import dumps
-from flows.engine.errors import PrefectUnavailableError
+from api.task_status import note_end_of
+from flows.graphs.errors import PrefectUnavailableError
+from flows.graphs.json_values import dumps
+from flows.graphs.lifecycle import LIVE, Status
 from flows.store import chain, executions
 from flows.store.chain import Frame
-from flows.store.checks import LIVE
 from flows.store.models import Execution
 
 router = APIRouter(prefix="/executions", tags=["executions"], route_class=BodyRoute)
@@ -48,7 +48,7 @@ async def list_executions(
         rows, total = executions.list_(
             session, workflow_id=workflow_id, status=status, skip=skip, limit=limit
         )
-        counts = chain.counts(session, [row.id for row in rows if row.status == "completed"])
+        counts = chain.counts(session, [row.id for row in rows if row.status is Status.COMPLETED])
         return {"executions": [views.execution(row, counts.get(row.id, 0)) for row in rows], "total": total}
 
     return JsonResponse(await database.run(read))
@@ -61,7 +61,7 @@ async def get_execution(services: ServicesDep, execution_id: ExecutionId) -> Str
 
     def read(session: Session) -> tuple[Execution, int, dict[str, str]]:
         row = executions.get(session, execution_id)
-        if row.status != "completed":
+        if row.status is not Status.COMPLETED:
             return row, 0, {}
         return row, chain.counts(session, [row.id]).get(row.id, 0), chain.state(session, row.id)
 
@@ -116,7 +116,7 @@ async def skip_node(
     """
     given = body or requests.SkipNode()
     task_id = await services.background.finish(
-        operations.skip(services, execution_id, step, given.context, given.branch)
+        interventions.skip(services, execution_id, step, given.context, given.branch)
     )
     return JsonResponse(
         views.accepted(task_id, execution_id, "RETRY", f"Step {step} is skipped; the task is queued"), 202
@@ -147,7 +147,7 @@ async def get_chain(
 
     async def write() -> AsyncIterator[bytes]:
         yield dumps({"execution_id": execution_id})[:-1] + b',"entries":['
-        async for piece in text.entries(first, skip, most, contexts):
+        async for piece in text.entries(first, most, contexts):
             yield piece
         yield b'],"total":' + dumps(total) + b"}"
 

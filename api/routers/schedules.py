@@ -16,10 +16,10 @@ from api.dependencies import ScheduleId, ServicesDep, WorkflowId
 from api.documentation import documented
 from api.responses import JsonResponse
 from api.services import Services
-from flows.engine.context import dumps
-from flows.engine.errors import InvalidInputError, NotFoundError, PrefectUnavailableError
-from flows.execution.specs import schedule_spec
-from flows.orchestration.deployments import ScheduleView, validate_cron
+from flows.graphs.errors import InvalidInputError, NotFoundError, PrefectUnavailableError
+from flows.graphs.json_values import dumps
+from flows.prefect_gateway.cron_schedules import ScheduleView, validate_cron
+from flows.runs.deployment_specs import schedule_spec
 from flows.store import clients, schedules, workflows
 from flows.store.models import Schedule
 from flows.store.schedules import ScheduleFields
@@ -128,13 +128,13 @@ async def delete_schedule(
 
     def read(session: Session) -> UUID | None:
         schedules.get(session, workflow_id, schedule_id)
-        return workflows.get(session, workflow_id).deployment_id
+        return workflows.without_graph(session, workflow_id).deployment_id
 
     deployment_id = await services.database.run(read)
 
     async def delete() -> None:
         if deployment_id is not None:
-            await services.orchestration.deployments.remove_schedule(deployment_id, schedule_id)
+            await services.gateway.deployments.remove_schedule(deployment_id, schedule_id)
         await services.database.run(lambda session: schedules.delete(session, workflow_id, schedule_id))
 
     await services.background.finish(delete())
@@ -142,11 +142,11 @@ async def delete_schedule(
 
 
 async def _in_prefect(services: Services, workflow_id: int) -> list[ScheduleView]:
-    row = await services.database.run(lambda session: workflows.get(session, workflow_id))
+    row = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     if row.deployment_id is None:
         return []
     try:
-        return await services.orchestration.deployments.list_schedules(row.deployment_id)
+        return await services.gateway.deployments.list_schedules(row.deployment_id)
     except NotFoundError:
         return []  # the deployment is gone; the next run or `nova deploy` makes it again, schedules and all
 
@@ -161,8 +161,8 @@ def _merged(row: Schedule, found: ScheduleView | None) -> dict[str, Any]:
 
 async def _put(services: Services, workflow_id: int, row: Schedule, *, keep_active: bool = False) -> None:
     """Make Prefect's schedule equal to the row; a deployment that is gone is made again."""
-    workflow = await services.database.run(lambda session: workflows.get(session, workflow_id))
-    deployments = services.orchestration.deployments
+    workflow = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
+    deployments = services.gateway.deployments
     if workflow.deployment_id is not None:
         try:
             spec = schedule_spec(row)

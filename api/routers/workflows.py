@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, cast
@@ -13,13 +12,12 @@ from sqlalchemy.orm import Session
 
 from api import requests, schemas, submission, views
 from api.body import BodyRoute
-from api.dependencies import DatabaseDep, Limit, ServicesDep, Skip, WorkflowId
+from api.dependencies import DatabaseDep, Graphs, Limit, ServicesDep, Skip, WorkflowId
 from api.documentation import documented
 from api.errors import NameTakenError
 from api.responses import JsonResponse
 from api.services import Services
-from flows.engine.errors import ConflictError, Fault, InvalidGraphError, PrefectUnavailableError
-from flows.engine.graph import validate_graph
+from flows.graphs.errors import ConflictError, Fault, InvalidGraphError, PrefectUnavailableError
 from flows.store import executions, workflows
 from flows.store.models import Workflow
 from flows.store.workflows import WorkflowFields
@@ -33,7 +31,7 @@ STOP_TIMEOUT = 60.0
 @router.post("", **documented(201, schemas.SavedWorkflow, 400, 413, 415, 422))
 async def create_workflow(services: ServicesDep, body: requests.WorkflowCreate) -> JsonResponse:
     """Make a workflow and its Prefect deployment. A graph with faults is refused, all of them named."""
-    warnings = await _check_graph(body.graph_definition)
+    warnings = await _check_graph(services, body.graph_definition)
 
     def write(session: Session) -> Workflow:
         with _name_taken():
@@ -53,10 +51,17 @@ async def create_workflow(services: ServicesDep, body: requests.WorkflowCreate) 
 
 
 @router.get("", **documented(200, schemas.Workflows, 422))
-async def list_workflows(database: DatabaseDep, skip: Skip = 0, limit: Limit = 100) -> JsonResponse:
+async def list_workflows(
+    database: DatabaseDep, skip: Skip = 0, limit: Limit = 100, graphs: Graphs = "full"
+) -> JsonResponse:
     """List workflows, oldest first."""
-    rows, total = await database.run(lambda session: workflows.list_(session, skip, limit))
-    return JsonResponse({"workflows": [views.workflow(row) for row in rows], "total": total})
+    if graphs == "none":
+        rows, total = await database.run(lambda session: workflows.list_without_graphs(session, skip, limit))
+        listed = [views.workflow_without_graph(row) for row in rows]
+    else:
+        rows, total = await database.run(lambda session: workflows.list_(session, skip, limit))
+        listed = [views.workflow(row) for row in rows]
+    return JsonResponse({"workflows": listed, "total": total})
 
 
 @router.get("/{workflow_id}", **documented(200, schemas.Workflow, 404, 422))
@@ -77,9 +82,9 @@ async def update_workflow(
     request may simply be sent again.
     """
     fields = _changes(body)
-    await services.database.run(lambda session: workflows.get(session, workflow_id))
-    warnings = await _check_graph(fields["graph"]) if "graph" in fields else []
-    if not await services.orchestration.healthy():
+    await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
+    warnings = await _check_graph(services, fields["graph"]) if "graph" in fields else []
+    if not await services.gateway.healthy():
         raise PrefectUnavailableError("Prefect's server cannot be reached; nothing was changed.")
 
     def write(session: Session) -> Workflow:
@@ -99,7 +104,7 @@ async def update_workflow(
 @router.delete("/{workflow_id}", **documented(200, schemas.Message, 404, 409, 422))
 async def delete_workflow(services: ServicesDep, workflow_id: WorkflowId) -> JsonResponse:
     """Delete a workflow with its executions. Live runs are cancelled first, and waited for."""
-    row = await services.database.run(lambda session: workflows.get(session, workflow_id))
+    row = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     await services.background.finish(_delete(services, workflow_id, row.deployment_id))
     return JsonResponse({"message": f"Workflow {workflow_id} is deleted, and its executions with it."})
 
@@ -151,10 +156,9 @@ async def execute_workflow(
     )
 
 
-async def _check_graph(graph: dict[str, Any]) -> list[Fault]:
+async def _check_graph(services: Services, graph: dict[str, Any]) -> list[Fault]:
     """The warnings of a graph; raises InvalidGraphError when it has faults."""
-    # Compiling the nodes' code takes its time: not on the event loop.
-    validation = await asyncio.to_thread(validate_graph, graph)
+    validation = await services.graphs.validate(graph)
     if validation.faults:
         raise InvalidGraphError(validation.faults)
     return validation.warnings
@@ -189,7 +193,7 @@ async def _deploy_or_undo(services: Services, workflow_id: int) -> None:
 
 
 async def _delete(services: Services, workflow_id: int, deployment_id: UUID | None) -> None:
-    deployments = services.orchestration.deployments
+    deployments = services.gateway.deployments
 
     def live(session: Session) -> list[UUID]:
         # A deployment of prefect.yaml may run it, too: what the rows say counts beside its own deployment.
@@ -202,7 +206,7 @@ async def _delete(services: Services, workflow_id: int, deployment_id: UUID | No
         await deployments.remove(deployment_id)
 
     def remove(session: Session) -> UUID | None:
-        current = workflows.get(session, workflow_id).deployment_id
+        current = workflows.locked(session, workflow_id).deployment_id
         workflows.delete(session, workflow_id)
         return current
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from deployments.cli.remote import Api, ApiUrl
-from flows.engine.errors import InvalidInputError, NotFoundError
+from flows.graphs.errors import InvalidInputError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="Add, list and remove clients and their credentials.")
 

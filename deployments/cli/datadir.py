@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from flows.engine.errors import ConfigurationError, ConflictError
+from flows.graphs.errors import ConfigurationError, ConflictError
 
 
 def default_data_dir() -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 SERVER_SETTINGS = Path(__file__).parents[1] / "prefect-server.env"
 """How Prefect's server is tuned: compose.yaml hands the same file to its container."""

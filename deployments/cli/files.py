@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 from deployments.cli.remote import describe_fault
-from flows.engine.errors import InvalidInputError
+from flows.config.settings import get_settings
+from flows.graphs.errors import InvalidInputError
 
 FIELDS = ("name", "description", "priority", "max_concurrent_runs", "overlap")
 """What a file says of a workflow beside its graph and schedules."""
@@ -43,9 +45,11 @@ def check_graph(path: Path, data: dict[str, Any]) -> list[str]:
 
     Raises InvalidInputError with every fault, by node, edge and line.
     """
-    from flows.engine.graph import validate_graph
+    from flows.code_check.checker import GraphChecker
+    from flows.code_check.compiler_process import Limits
 
-    found = validate_graph(data["graph_definition"])
+    checker = GraphChecker(Limits(get_settings().node_code_limit))
+    found = asyncio.run(checker.validate(data["graph_definition"]))
     if found.faults:
         lines = [describe_fault(vars(fault)) for fault in found.faults]
         raise InvalidInputError("\n  ".join([f"{path} has {len(lines)} fault(s):", *lines]))
@@ -80,12 +84,29 @@ def _parse(path: Path, text: str) -> Any:
         import yaml
 
         data = yaml.safe_load(text)
+        if _size(data, {}) > (most := get_settings().max_body):
+            raise InvalidInputError(
+                f"{path} holds more than the {most:,} bytes that the API reads, its aliases written out."
+            )
         json.dumps(data, allow_nan=False)  # YAML knows dates and sets, JSON does not
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidInputError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InvalidInputError(f"{path} is not YAML: {error}") from None
     return data
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Estimate how long a value is as JSON; what aliases repeat counts each time, and is looked at once."""
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, (dict, list, tuple)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # for one that holds itself, which is told by who writes it
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = sum(1 + _size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _schedule_problems(schedules: Any) -> list[str]:

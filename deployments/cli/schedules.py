@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.cli.remote import Api, ApiUrl
-from flows.engine.errors import InvalidInputError, NotFoundError
+from flows.graphs.errors import InvalidInputError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="List, add, pause, resume and remove schedules of a workflow.")
 
@@ -87,7 +87,7 @@ def remove(workflow: Which, schedule: ScheduleId, api_url: ApiUrl = None) -> Non
 
 
 def find_workflow(api: Api, which: str) -> dict[str, Any]:
-    """A workflow by its id, slug or name; raises NotFoundError."""
+    """A workflow by its id, slug or name, perhaps without its graph; raises NotFoundError."""
     if which.isascii() and which.isdecimal():
         try:
             found: dict[str, Any] = api.get(f"/workflows/{which}")
@@ -95,8 +95,9 @@ def find_workflow(api: Api, which: str) -> dict[str, Any]:
             pass  # it may be a name
         else:
             return found
+    listed = api.pages("/workflows", "workflows", graphs="none")
     for key in ("slug", "name"):
-        for workflow in api.pages("/workflows", "workflows"):
+        for workflow in listed:
             if workflow[key] == which:
                 return workflow
     raise NotFoundError(f"There is no workflow {which!r}. See: nova workflows list")
@@ -144,7 +145,7 @@ def _parameters(text: str | None, client: str | None) -> dict[str, Any]:
 
     try:
         parameters = json.loads(text) if text else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"--parameters is not JSON: {error}") from None
     if not isinstance(parameters, dict):
         raise InvalidInputError("--parameters must be a JSON object.")

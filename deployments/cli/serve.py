@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deployments.cli.environment import with_dotenv
-from flows.engine.errors import ConfigurationError, NotFoundError
+from flows.graphs.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
     from flows.config.settings import Settings
-    from flows.orchestration.client import Orchestration
-    from flows.orchestration.deployments import DeploymentSpec, SyncReport
+    from flows.prefect_gateway.gateway import PrefectGateway
+    from flows.prefect_gateway.workflow_deployments import DeploymentSpec, SyncReport
 
 
 def register(app: typer.Typer) -> None:
@@ -116,10 +116,10 @@ def deploy(
 
 
 async def _deploy(settings: Settings, wait: float) -> SyncReport:
-    from flows.execution.specs import deployment_spec
-    from flows.orchestration.client import Orchestration
+    from flows.prefect_gateway.gateway import PrefectGateway
+    from flows.runs.deployment_specs import deployment_spec
     from flows.store import workflows
-    from flows.store.session import Database
+    from flows.store.database import Database
 
     database = Database(settings.sqlalchemy_url, pool_size=2)
 
@@ -130,28 +130,28 @@ async def _deploy(settings: Settings, wait: float) -> SyncReport:
                 yield await database.run(partial(deployment_spec, workflow_id=workflow_id))
 
     try:
-        async with Orchestration(settings) as orchestration:
-            await _wait_for(orchestration, wait)
-            await orchestration.deployments.ensure_pool()
-            await orchestration.deployments.ensure_cleanup()
-            before = await orchestration.deployments.of_workflows()
-            report = await orchestration.deployments.sync(specs(), before)
+        async with PrefectGateway(settings) as gateway:
+            await _wait_for(gateway, wait)
+            await gateway.deployments.ensure_pool()
+            await gateway.deployments.ensure_cleanup()
+            before = await gateway.deployments.of_workflows()
+            report = await gateway.deployments.sync(specs(), before)
             for found in report.deployment_ids.items():
                 note = partial(workflows.set_deployment, workflow_id=found[0], deployment_id=found[1])
                 try:
                     await database.run(note)
                 except NotFoundError:  # the workflow was deleted while its deployment was made
-                    await orchestration.deployments.remove(found[1])
+                    await gateway.deployments.remove(found[1])
     finally:
         database.close()
     return report
 
 
-async def _wait_for(orchestration: Orchestration, seconds: float) -> None:
+async def _wait_for(gateway: PrefectGateway, seconds: float) -> None:
     """Return when Prefect's server is healthy or the time is over: the first call then says what is wrong."""
     deadline = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < deadline:
-        if await orchestration.healthy():
+        if await gateway.healthy():
             return
         await asyncio.sleep(0.2)
 

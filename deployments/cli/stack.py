@@ -19,7 +19,7 @@ from deployments.cli.datadir import DataDir
 from deployments.cli.postgres import EmbeddedPostgres
 from deployments.cli.processes import adopt_orphans, dies_with_parent, family, kill_all, require_local
 from deployments.cli.supervisor import Part, Pauses, Say, Supervisor
-from flows.engine.errors import ConflictError, InfrastructureError
+from flows.graphs.errors import ConflictError, InfrastructureError
 
 if TYPE_CHECKING:
     import httpx

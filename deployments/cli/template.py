@@ -12,7 +12,7 @@ import typer
 
 from deployments.cli.environment import with_dotenv
 from deployments.cli.terminal import fail
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from e2b import LogEntry
@@ -46,7 +46,7 @@ def build(
     # The SDK reads its own variables (E2B_DOMAIN, say), which may stand in `.env` alone.
     os.environ.update({key: value for key, value in with_dotenv().items() if key.startswith("E2B_")})
     from flows.config.settings import get_settings
-    from flows.sandbox import template
+    from flows.sandbox.e2b import template
 
     api_key = get_settings().e2b_api_key.get_secret_value()
     if not api_key:
@@ -63,7 +63,7 @@ def build(
 
     try:
         asyncio.run(
-            template.build(name, api_key=api_key, cpus=cpus, memory=memory, cache=not no_cache, tell=tell)
+            template.build(name, api_key=api_key, cpus=cpus, memory=memory, cache=not no_cache, on_log=tell)
         )
     except KeyboardInterrupt:
         fail("Stopped waiting. A build that has begun goes on in E2B's cloud.", 130)

@@ -11,7 +11,7 @@ import typer
 from deployments.cli import schedules
 from deployments.cli.remote import Api, ApiUrl
 from deployments.cli.terminal import fail
-from flows.engine.errors import InvalidInputError, NovaError
+from flows.graphs.errors import InvalidInputError, NovaError
 
 app = typer.Typer(no_args_is_help=True, help="Apply, check, list, export and delete workflows.")
 app.add_typer(schedules.app, name="schedule")
@@ -37,13 +37,15 @@ def apply(files: Files, api_url: ApiUrl = None) -> None:
         for line in lines:
             typer.echo(f"{path}: warning: {line}", err=True)
     with Api(api_url) as api:
-        existing = {workflow["name"]: workflow for workflow in api.pages("/workflows", "workflows")}
+        ids = {known["name"]: known["id"] for known in api.pages("/workflows", "workflows", graphs="none")}
         for path, data in loaded:
+            number = ids.get(data["name"])
+            existing = api.get(f"/workflows/{number}") if number is not None else None
             try:
-                word, workflow = apply_one(api, data, existing.get(data["name"]))
+                word, workflow = apply_one(api, data, existing)
             except InvalidInputError as error:
                 raise InvalidInputError(f"{path}: {error}") from None
-            existing[data["name"]] = workflow
+            ids[data["name"]] = workflow["id"]
             print(f"{word} {workflow['name']} (id {workflow['id']}, slug {workflow['slug']})")
 
 
@@ -124,8 +126,9 @@ def export(
     from deployments.cli import files as workflow_files
 
     with Api(api_url) as api:
-        found = find(api, workflow)
-        listed = schedules.of_nova(api, found["id"])
+        number = find(api, workflow)["id"]
+        found = api.get(f"/workflows/{number}")
+        listed = schedules.of_nova(api, number)
     data: dict[str, Any] = {key: found[key] for key in workflow_files.FIELDS if found.get(key) is not None}
     if listed:
         data["schedules"] = [{key: s[key] for key in workflow_files.SCHEDULE_FIELDS} for s in listed]
@@ -156,7 +159,7 @@ def delete(
 
 
 def find(api: Api, which: str) -> dict[str, Any]:
-    """A workflow by its id, slug or name; raises NotFoundError."""
+    """A workflow by its id, slug or name, perhaps without its graph; raises NotFoundError."""
     return schedules.find_workflow(api, which)
 
 

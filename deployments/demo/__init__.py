@@ -1,6 +1,6 @@
-"""The demo: an invoice workflow, the mail and PDF it works on, and the story that `nova demo` tells.
+"""The demo: an invoice workflow, its mail and PDF, and the flow of `nova demo`.
 
-The tests use its mail servers and invoices too: they are real ones.
+The mail servers and invoices are real, so the tests use them, too.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 WORKFLOW_FILE = Path(__file__).with_name("invoice.yaml")
-"""The sample workflow "Invoice Processing V3", as `nova workflows apply` takes it."""
+"""The sample workflow "Invoice Processing V3", a file for `nova workflows apply`."""
 
 
 def require_demo() -> None:
-    """Raise ConfigurationError, with the line that helps, when the extra `demo` is not installed."""
+    """Raise ConfigurationError with the command to run if the extra `demo` is not installed."""
     for module in ("pymap", "aiosmtpd", "pymupdf"):
         if importlib.util.find_spec(module) is None:
             raise ConfigurationError(

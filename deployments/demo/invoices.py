@@ -1,4 +1,4 @@
-"""Sample invoices: the PDF and the mail that brings it."""
+"""Sample invoices: the PDF, and the mail with it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from email.message import EmailMessage
 from email.utils import format_datetime, localtime, make_msgid
 
 SENDER = "billing@acme.example"
-"""Who the sample invoices come from; the sample client's whitelist names it."""
+"""The sender of the sample invoices, on the sample client's whitelist."""
 
 BROKEN_PDF = b"%PDF-1.7\nThis file was cut off on its way.\n%%EOF\n"
-"""What calls itself a PDF and is none."""
+"""A file that begins like a PDF but is not one."""
 
 
 def invoice_pdf(
     number: str, amount: float, *, supplier: str = "ACME Supplies Ltd.", currency: str = "EUR"
 ) -> bytes:
-    """One page with the invoice's number, two lines and the total of `amount`; the bytes of a PDF."""
+    """Return a PDF of one page with the invoice's number, its lines and the total `amount`."""
     import pymupdf
 
     document = pymupdf.open()
@@ -47,7 +47,7 @@ def invoice_mail(
     number: str = "INV-1001",
     sender: str = SENDER,
 ) -> EmailMessage:
-    """A mail with the PDF attached, or with none."""
+    """Return a mail with this PDF attached, or without an attachment."""
     message = EmailMessage()
     message["From"] = f"ACME Billing <{sender}>"
     message["To"] = recipient

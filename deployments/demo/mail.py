@@ -20,14 +20,14 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 _PATIENCE = 10.0
-"""Seconds that the servers may take for anything."""
+"""Seconds that one operation of the servers may take."""
 
 
 class MailServers:
-    """An IMAP and an SMTP server on ports of the system's choice, on 127.0.0.1; use it as a context manager.
+    """An IMAP and an SMTP server on free ports of 127.0.0.1; use it as a context manager.
 
-    They run on an event loop and a thread of their own, so that tests of any kind can use them. SMTP asks
-    for the same user and password as IMAP. Neither offers TLS.
+    They run in a thread with its own event loop, so that synchronous and asynchronous tests can use them.
+    SMTP needs the same user and password as IMAP. Neither offers TLS.
     """
 
     host = "127.0.0.1"
@@ -36,7 +36,7 @@ class MailServers:
         self.imap_port = 0
         self.smtp_port = 0
         self.sent: list[EmailMessage] = []
-        """What was handed in over SMTP, oldest first; recipients and sender of the envelope as
+        """Mails that were sent over SMTP, oldest first; the envelope's recipients and sender are in
         `X-Envelope-To` and `X-Envelope-From`."""
         self._passwords: dict[str, str] = {}
         self._loop = asyncio.new_event_loop()
@@ -62,18 +62,18 @@ class MailServers:
             self._stop_loop()
 
     def add_mailbox(self, user: str, password: str) -> None:
-        """Make an empty mailbox, or change the password of one that exists."""
+        """Create an empty mailbox, or change the password of an existing one."""
         self._passwords[user] = password
         self._call(self._add_user(user, password))
 
     def deliver(self, user: str, message: EmailMessage) -> None:
-        """Put a mail into a mailbox's INBOX, unread; raises KeyError when there is no such mailbox."""
+        """Add an unread mail to a mailbox's INBOX; raises KeyError if there is no such mailbox."""
         if user not in self._passwords:
             raise KeyError(user)
         self._call(self._append(user, message))
 
     def unread(self, user: str) -> int:
-        """How many mails of a mailbox's INBOX are unread."""
+        """Return the number of unread mails in a mailbox's INBOX."""
         import imaplib
 
         with imaplib.IMAP4(self.host, self.imap_port, timeout=_PATIENCE) as mailbox:
@@ -138,7 +138,7 @@ class MailServers:
         def protocol() -> SMTP:
             with (
                 warnings.catch_warnings()
-            ):  # that passwords without TLS are unsafe; here they stay on the machine
+            ):  # aiosmtpd warns of passwords without TLS; here they stay on this machine
                 warnings.simplefilter("ignore")
                 return SMTP(
                     _Outbox(self.sent),
@@ -149,7 +149,7 @@ class MailServers:
                     enable_SMTPUTF8=True,
                 )
 
-        logging.getLogger("mail.log").setLevel(logging.ERROR)  # says the same for each connection
+        logging.getLogger("mail.log").setLevel(logging.ERROR)  # it repeats that warning for each connection
 
         server = await self._loop.create_server(protocol, host=self.host, port=0)
         self._stack.push_async_callback(_close_server, server)
@@ -174,13 +174,13 @@ class MailServers:
 
 
 class _Outbox:
-    """Keeps what SMTP clients hand in."""
+    """Keeps the mails that SMTP clients send."""
 
     def __init__(self, sent: list[EmailMessage]) -> None:
         self._sent = sent
 
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802
-        """Take one mail (the name is aiosmtpd's)."""
+        """Keep one mail; aiosmtpd calls this."""
         message = email.message_from_bytes(envelope.content, policy=email.policy.default)
         assert isinstance(message, EmailMessage)
         message["X-Envelope-From"] = envelope.mail_from

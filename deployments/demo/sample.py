@@ -1,4 +1,4 @@
-"""What the demo sets up: mail, the client's own database, the client, the workflow."""
+"""Set up the demo: mailbox, the client's own database, the client, the workflow."""
 
 from __future__ import annotations
 
@@ -34,33 +34,35 @@ CREATE TABLE IF NOT EXISTS invoices (
 
 @dataclass
 class Sample:
-    """The sample client's world: mail servers that run, and a PostgreSQL server."""
+    """The sample client, with its mailbox and its database on running servers."""
 
     mail: MailServers
     postgres: EmbeddedPostgres
     password: str = field(default_factory=lambda: secrets.token_urlsafe(12), repr=False)
-    """Of the mailbox and the database; a new one at each start."""
+    """Password of mailbox and database; a new one at each start."""
 
     def set_up(self) -> None:
-        """Make the mailbox and the client's database with its table; blocks."""
+        """Create the mailbox and the client's database with its table; blocks."""
         self.mail.add_mailbox(MAILBOX, self.password)
         self.postgres.make_database(DATABASE)
         with _closing(self._connect()) as connection, connection.cursor() as cursor:
             cursor.execute(_TABLE)
 
     def deliver_invoice(self, amount: float) -> str:
-        """Put a mail with a PDF over `amount` euros into the mailbox; returns the invoice's number."""
+        """Deliver a mail with an invoice of `amount` euros and return the invoice's number."""
         number = f"INV-{datetime.now():%Y%m%d-%H%M%S}"
         self.mail.deliver(MAILBOX, invoice_mail(MAILBOX, pdf=invoice_pdf(number, amount), number=number))
         return number
 
     def register(self, api: Api, file: Path = WORKFLOW_FILE) -> dict[str, Any]:
-        """Bring the client, its credentials and the workflow to what they should be; returns the workflow."""
+        """Create or update the client, its credentials and the workflow; return the workflow."""
         clients.put_client(api, CLIENT, "IDOM Consulting")
         clients.put_credential(api, CLIENT, "email", "invoices", True, self.email_fields)
         clients.put_credential(api, CLIENT, "database", "invoices", True, self.database_fields)
         data = files.load(file)
-        existing = next((w for w in api.pages("/workflows", "workflows") if w["name"] == data["name"]), None)
+        listed = api.pages("/workflows", "workflows", graphs="none")
+        number = next((w["id"] for w in listed if w["name"] == data["name"]), None)
+        existing = api.get(f"/workflows/{number}") if number is not None else None
         return workflows.apply_one(api, data, existing)[1]
 
     @property
@@ -78,7 +80,7 @@ class Sample:
 
     @property
     def database_fields(self) -> dict[str, Any]:
-        """The client's database credentials: the host is the folder of the server's Unix socket."""
+        """The client's database credentials; the host is the folder of the server's Unix socket."""
         return {
             "db_host": str(self.postgres.socket_dir),
             "db_port": PORT,
@@ -88,7 +90,7 @@ class Sample:
         }
 
     def stored(self, number: str) -> tuple[Any, ...] | None:
-        """The row (number, sender, amount, currency) of an invoice in the client's database; blocks."""
+        """Return an invoice's row in the client's database: number, sender, amount, currency; blocks."""
         with _closing(self._connect()) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT number, sender, amount, currency FROM invoices WHERE number = %s", (number,)
@@ -102,7 +104,7 @@ class Sample:
 
 
 class _closing:  # noqa: N801
-    """A connection for one transaction, closed afterwards (psycopg2's own `with` leaves it open)."""
+    """Closes a connection after one transaction; psycopg2's own `with` leaves it open."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""What `nova demo` tells: an invoice comes in, a workflow handles it, and this is what it did."""
+"""The flow of `nova demo`: an invoice arrives, a workflow handles it, the result is printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deployments.cli.remote import Api
 from deployments.demo.mail import MailServers
 from deployments.demo.sample import CLIENT, DATABASE, MAILBOX, Sample
-from flows.engine.errors import InfrastructureError
+from flows.graphs.errors import InfrastructureError
+from flows.graphs.lifecycle import StepStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     from deployments.cli.stack import Stack
 
 AMOUNT = 845.50
-"""Euros of the sample invoice: below the limit, so that it is stored."""
+"""Amount of the sample invoice in euros: below the limit, so it is stored."""
 _FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 _PATIENCE = 600.0
 """Seconds that the run may take."""
 
 
 class Demo:
-    """The sample client's world on a running stack."""
+    """The demo on a running stack."""
 
     def __init__(self, stack: Stack, mail: MailServers, console: Console) -> None:
         if stack.postgres is None:
@@ -35,11 +36,11 @@ class Demo:
         self._sample = Sample(mail, stack.postgres)
 
     async def run(self) -> bool:
-        """Set the scene, run the workflow once, show what came of it; returns whether it succeeded."""
+        """Set up the sample, run the workflow once and print the result; return whether it succeeded."""
         with Api(self._stack.api_url) as api:
-            workflow = await asyncio.to_thread(self._set_scene, api)
+            workflow = await asyncio.to_thread(self._set_up, api)
             number = await asyncio.to_thread(self._sample.deliver_invoice, AMOUNT)
-            self._print(f"\nA mail with invoice {number} over {AMOUNT:,.2f} EUR is in the mailbox {MAILBOX}.")
+            self._print(f"\nA mail with invoice {number} of {AMOUNT:,.2f} EUR is in the mailbox {MAILBOX}.")
             queued = await asyncio.to_thread(
                 api.post, f"/workflows/{workflow['id']}/execute", {"client_slug": CLIENT}
             )
@@ -49,7 +50,7 @@ class Demo:
         self._print(f"\nThis run        {self._stack.prefect_url}/runs/flow-run/{queued['task_id']}")
         return bool(task["status"] == "SUCCESS")
 
-    def _set_scene(self, api: Api) -> dict[str, Any]:
+    def _set_up(self, api: Api) -> dict[str, Any]:
         self._sample.set_up()
         workflow = self._sample.register(api)
         self._print(
@@ -59,7 +60,7 @@ class Demo:
         return workflow
 
     async def _follow(self, api: Api, task_id: str) -> dict[str, Any]:
-        """Poll the task as any client does, showing each node when it is done, until its final state."""
+        """Poll the task until its final status, print each node when it has ended, and return the task."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         shown = 0
@@ -83,9 +84,9 @@ class Demo:
             api.get, f"/executions/{execution_id}/chain", skip=skip, limit=100, contexts="none"
         )
         for entry in chain["entries"]:
-            mark = "✓" if entry["status"] == "success" else "✗"
-            way = f" → {entry['decision_result']}" if entry["decision_result"] is not None else ""
-            self._print(f"  {mark} {entry['label'] or entry['node_id']}{way}")
+            mark = "✓" if entry["status"] == StepStatus.SUCCESS else "✗"
+            branch = f" → {entry['decision_result']}" if entry["decision_result"] is not None else ""
+            self._print(f"  {mark} {entry['label'] or entry['node_id']}{branch}")
         return len(chain["entries"])
 
     async def _show(self, api: Api, task: dict[str, Any], number: str) -> None:
@@ -108,7 +109,7 @@ class Demo:
         from rich.table import Table
         from rich.text import Text
 
-        heads = ("step", "node", "type", "status", "seconds", "way")
+        heads = ("step", "node", "type", "status", "seconds", "branch")
         rows = [_row(entry) for entry in entries]
         taken = sum(max(len(row[i]) for row in [heads, *rows]) + 2 for i in range(len(heads)))
         width = max(16, self._console.width - taken - 4)
@@ -117,7 +118,7 @@ class Demo:
             table.add_column(head, justify="right" if head == "seconds" else "left")
         table.add_column("result", min_width=15)
         for entry, row in zip(entries, rows, strict=True):
-            colour = "green" if entry["status"] == "success" else "red"
+            colour = "green" if entry["status"] == StepStatus.SUCCESS else "red"
             cells = [Text(cell, style=colour if cell is row[3] else "") for cell in row]
             table.add_row(*cells, Text(_result(entry, width)))
         self._console.print(table)
@@ -127,9 +128,9 @@ class Demo:
 
 
 async def tell(stack: Stack, *, stays: bool) -> bool:
-    """Run the demo on a stack that is up; with `stays`, go on until it is cancelled.
+    """Run the demo on a running stack and return whether the run succeeded.
 
-    Returns whether the run succeeded. Raises what the API and the databases raise.
+    With `stays` it goes on until it is cancelled. Raises the exceptions of the API and the databases.
     """
     from rich.console import Console
 
@@ -148,9 +149,9 @@ async def tell(stack: Stack, *, stays: bool) -> bool:
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
-    """Step, node, type, status, seconds and way of a chain entry."""
+    """Return a chain entry's step, node, type, status, seconds and branch."""
     decision = entry["decision_result"]
-    way = "" if decision is None else f"{decision} → {entry['path_taken']}"
+    branch = "" if decision is None else f"{decision} → {entry['path_taken']}"
     node = entry["label"] or entry["node_id"]
     return (
         str(entry["step"]),
@@ -158,12 +159,12 @@ def _row(entry: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
         entry["node_type"],
         entry["status"],
         f"{entry['execution_time']:.3f}",
-        way,
+        branch,
     )
 
 
 def _result(entry: dict[str, Any], width: int) -> str:
-    """What a node changed, a line of at most `width` characters per key, or why it failed."""
+    """Return why a node failed, or its changes: one line of at most `width` characters per key."""
     if entry["error_message"]:
         return str(entry["error_message"])
     changes = entry["output_result"] or {}

@@ -1,4 +1,4 @@
-"""Logging: plain lines on stderr, each with the id of the request that it belongs to."""
+"""Logging: plain lines on stderr, each with the id of its HTTP request."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import TextIO
 NO_REQUEST = "-"
 
 request_id: ContextVar[str] = ContextVar("nova_request_id", default=NO_REQUEST)
-"""Id of the HTTP request that the running task or thread works for; `-` outside of one."""
+"""Id of the HTTP request that the current task or thread serves; `-` outside a request."""
 
 _CHATTY = ("alembic", "httpx", "httpcore", "hpack", "asyncio", "urllib3")
 """Libraries that write a line per call at INFO."""
 
 
 class RequestIdFilter(logging.Filter):
-    """Puts `request_id` on every record, whichever logger made it."""
+    """Sets `request_id` on every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, labelled."""
+        """Set the record's `request_id` and return True."""
         record.request_id = request_id.get()
         return True
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at that moment, so that a replaced stream is no closed file."""
+    """Writes to the current `sys.stderr`: the one at its creation may have been replaced and closed."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -42,10 +42,10 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 def setup_logging(level: str = "INFO") -> None:
-    """Send this process's log lines to stderr in one format; calling it again only sets the level.
+    """Send this process's log lines to stderr in one format; a second call only sets the level.
 
-    What else writes to the terminal (Prefect's and uvicorn's handlers) is taken off, so that each line comes
-    once and with its request's id; handlers that write elsewhere stay.
+    Removes Prefect's and uvicorn's handlers that write to the terminal, so that each line comes once and with
+    its request's id. Handlers that write elsewhere stay.
     """
     root = logging.getLogger()
     for other in [handler for handler in root.handlers if _is_terminal(handler)]:

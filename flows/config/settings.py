@@ -1,8 +1,8 @@
-"""NOVA's settings: environment variables and a `.env` file in the working folder.
+"""NOVA's settings, from environment variables and a `.env` file in the working folder.
 
-The names that the old build's operators know stay as they were (`DATABASE_URL`, `E2B_API_KEY`,
-`E2B_TEMPLATE`, `PREFECT_API_URL`); what is new begins with `NOVA_`. Prefect and the E2B SDK read their
-own variables (`PREFECT_*`, `E2B_API_URL`, `E2B_SANDBOX_URL`, …) themselves.
+Names from the old build are kept (`DATABASE_URL`, `E2B_API_KEY`, `E2B_TEMPLATE`, `PREFECT_API_URL`); new
+names begin with `NOVA_`. Prefect and the E2B SDK read their own variables (`PREFECT_*`, `E2B_API_URL`,
+`E2B_SANDBOX_URL`, …) themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 
 class Settings(BaseSettings):
@@ -23,25 +23,25 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
     database_url: str = Field(default="", validation_alias="DATABASE_URL")
-    """PostgreSQL of NOVA; `postgres://` and `postgresql://` are both accepted."""
+    """URL of NOVA's PostgreSQL; may begin with `postgres://` or `postgresql://`."""
     database_pool_size: int = Field(default=10, ge=1, le=200, validation_alias="NOVA_DATABASE_POOL_SIZE")
-    """Connections that one process may hold."""
+    """Database connections that one process may have open."""
 
     encryption_key: SecretStr = Field(default=SecretStr(""), validation_alias="NOVA_ENCRYPTION_KEY")
     """Fernet keys, separated by commas: the first encrypts, all of them decrypt."""
 
     e2b_api_key: SecretStr = Field(default=SecretStr(""), validation_alias="E2B_API_KEY")
-    """Set: nodes run in E2B's cloud. Empty: as child processes of this machine, for trusted code only."""
+    """Set: nodes run in E2B's cloud. Empty: as child processes on this machine, for trusted code only."""
     e2b_template: str = Field(default="", validation_alias="E2B_TEMPLATE")
     """Name or id of the E2B template; empty is E2B's base template."""
     e2b_creations_per_second: float = Field(
         default=0.0, ge=0, validation_alias="NOVA_E2B_CREATIONS_PER_SECOND"
     )
-    """Sandboxes that one process makes in a second; 0 lets E2B say when it is too fast."""
+    """Sandboxes that one process creates per second; 0 is no limit but E2B's."""
     e2b_sandboxes: int = Field(default=0, ge=0, validation_alias="NOVA_E2B_SANDBOXES")
     """Sandboxes that one process has at once; 0 is no limit but E2B's."""
     e2b_patience: float = Field(default=300.0, gt=0, validation_alias="NOVA_E2B_PATIENCE")
-    """Seconds that making a sandbox waits for its turn in all; they are none of the run's own."""
+    """Seconds that a sandbox's creation may wait for its turn; the run's timeout does not count them."""
 
     prefect_api_url: str = Field(default="http://127.0.0.1:4200/api", validation_alias="PREFECT_API_URL")
     prefect_ui_url: str = Field(default="", validation_alias="PREFECT_UI_URL")
@@ -50,41 +50,45 @@ class Settings(BaseSettings):
     work_pool: str = Field(default="nova", validation_alias="NOVA_WORK_POOL")
 
     max_steps: int = Field(default=1000, ge=1, le=1_000_000, validation_alias="NOVA_MAX_STEPS")
-    """Steps that a run may take where its graph does not say `max_steps`."""
+    """Steps that a run may take if its graph has no `max_steps`."""
     run_timeout: float = Field(default=600.0, gt=0, validation_alias="NOVA_RUN_TIMEOUT")
     """Seconds that one attempt of a run may last."""
     run_warning: float = Field(default=540.0, gt=0, validation_alias="NOVA_RUN_WARNING")
-    """Seconds after which a run that still goes on is warned of."""
+    """Seconds after which a warning is logged for a run that has not ended."""
     output_limit: int = Field(default=65_536, ge=0, validation_alias="NOVA_OUTPUT_LIMIT")
-    """Bytes of stdout, and as many of stderr, that are kept per node."""
+    """Bytes of stdout, and as many of stderr, kept per node."""
     context_limit: int = Field(default=64 * 1024 * 1024, ge=1024, validation_alias="NOVA_CONTEXT_LIMIT")
-    """Bytes that the values of a run's context may have together, as JSON."""
+    """Bytes that a run's whole context may have, as JSON."""
 
     lease_seconds: float = Field(default=30.0, gt=0, validation_alias="NOVA_LEASE_SECONDS")
-    """Seconds from its last sign of life until a worker counts as dead; it gives one every third of that."""
+    """Seconds that a lease lasts; renewed every third of that. Once it expires, its worker counts as dead."""
     recovery_interval: float = Field(default=5.0, gt=0, validation_alias="NOVA_RECOVERY_INTERVAL")
-    """Seconds between two looks for runs that nobody goes on with."""
+    """Seconds between two checks for runs whose worker died."""
     crash_limit: int = Field(default=3, ge=1, validation_alias="NOVA_CRASH_LIMIT")
-    """Crashes in a row at one step that end a run."""
+    """Crashes in a row at one step after which the run fails."""
     retries: int = Field(default=3, ge=0, validation_alias="NOVA_RETRIES")
-    """How often a run is put off and tried again because infrastructure broke."""
+    """Times that a run is retried after an infrastructure failure."""
     retry_delay: float = Field(default=60.0, gt=0, validation_alias="NOVA_RETRY_DELAY")
-    """Seconds until the first of these retries; each further one waits twice as long."""
+    """Seconds before a run's first retry; each further retry waits twice as long."""
     retry_delay_max: float = Field(default=600.0, gt=0, validation_alias="NOVA_RETRY_DELAY_MAX")
-    """Seconds that none of them waits longer than."""
+    """The most seconds before a run's retry."""
     node_retry_delay: float = Field(default=1.0, gt=0, validation_alias="NOVA_NODE_RETRY_DELAY")
-    """Seconds until a node is tried again in place; each further try waits twice as long."""
+    """Seconds before a node is retried within its attempt; each further retry waits twice as long."""
     breaker_threshold: int = Field(default=5, ge=1, validation_alias="NOVA_BREAKER_THRESHOLD")
-    """Failures of E2B in a row from which runs wait instead of trying it."""
+    """Failures of E2B in a row after which runs wait instead of calling it."""
     breaker_pause: float = Field(default=60.0, gt=0, validation_alias="NOVA_BREAKER_PAUSE")
-    """Seconds until one run tries whether E2B works again."""
+    """Seconds after which one run tries E2B again."""
 
+    node_code_limit: int = Field(
+        default=65_536, ge=1024, le=8 * 1024 * 1024, validation_alias="NOVA_NODE_CODE_LIMIT"
+    )
+    """Bytes of UTF-8 that a node's code or condition may have when its workflow is saved."""
     max_body: int = Field(default=64 * 1024 * 1024, ge=1024, validation_alias="NOVA_MAX_BODY")
-    """Bytes of the largest request that the API reads."""
+    """Bytes that the body of a request to the API may have."""
     api_url: str = Field(
         default="http://127.0.0.1:8000", validation_alias=AliasChoices("NOVA_API_URL", "API_URL")
     )
-    """Where the command line finds the API."""
+    """URL of the API, for the command line."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", validation_alias="NOVA_LOG_LEVEL"
@@ -97,9 +101,9 @@ class Settings(BaseSettings):
 
     @property
     def sqlalchemy_url(self) -> str:
-        """`database_url` as SQLAlchemy wants it, with psycopg2 as its driver.
+        """`database_url` for SQLAlchemy with the driver psycopg2.
 
-        Raises ConfigurationError when no database is set, or one that is not PostgreSQL.
+        Raises ConfigurationError if it is empty or not PostgreSQL's.
         """
         if not self.database_url:
             raise ConfigurationError(
@@ -113,12 +117,12 @@ class Settings(BaseSettings):
 
     @property
     def uses_e2b(self) -> bool:
-        """Whether nodes run in E2B sandboxes; else they run as child processes of the worker."""
+        """Whether nodes run in E2B sandboxes; otherwise they run as child processes of the worker."""
         return bool(self.e2b_api_key.get_secret_value())
 
     @property
     def ui_url(self) -> str:
-        """Base address of the Prefect UI, without a slash at its end."""
+        """The Prefect UI's URL, without a trailing slash."""
         return (self.prefect_ui_url or self.prefect_api_url.removesuffix("/").removesuffix("/api")).rstrip(
             "/"
         )
@@ -126,12 +130,14 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Read the settings of this process, once.
+    """Return this process's settings, read once.
 
-    Raises ConfigurationError that names every variable that is wrong.
+    Raises ConfigurationError, which names every wrong variable.
     """
     try:
         return Settings()
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"Settings are wrong: {faults}") from None
+        raise ConfigurationError(
+            f"Wrong settings. Correct them in the environment or in .env: {faults}"
+        ) from None

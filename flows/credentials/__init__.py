@@ -1,1 +1,1 @@
-"""Clients' credentials: encrypted at rest, opened only at the sandbox's edge."""
+"""Clients' credentials: stored encrypted, decrypted only for the sandbox."""

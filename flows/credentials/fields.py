@@ -1,4 +1,4 @@
-"""The fields of credentials, by their contract names: which there are, which are secret, what they take."""
+"""The fields of credentials by their contract names: which are secret, which values they accept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 from flows.store.checks import KINDS as KINDS
 
 _ABSENT = object()
@@ -14,7 +14,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Field:
-    """One field: `check` says what is wrong with a value, or None; without a default it is required."""
+    """One field. `check` returns why a value is wrong, or None. A field without a default is required."""
 
     name: str
     check: Callable[[object], str | None]
@@ -23,7 +23,7 @@ class Field:
 
     @property
     def required(self) -> bool:
-        """Whether a credential cannot be without it."""
+        """Whether every credential must have this field."""
         return self.default is _ABSENT
 
 
@@ -69,13 +69,13 @@ DATABASE_FIELDS = (
 )
 FIELDS: Mapping[str, tuple[Field, ...]] = {"email": EMAIL_FIELDS, "database": DATABASE_FIELDS}
 SECRET_NAMES = frozenset(field.name for fields in FIELDS.values() for field in fields if field.secret)
-"""`email_password` and `db_password`: context keys whose values are secret wherever they come from."""
+"""`email_password` and `db_password`: context keys whose values are always secret."""
 
 
 def split(kind: str, fields: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Check the fields of a credential, fill in defaults; returns (what may be shown, what is secret).
+    """Check the fields of a credential, fill in defaults and return (public fields, secret fields).
 
-    Raises InvalidInputError that names each field that is missing, unknown or wrong, without its value.
+    Raises InvalidInputError, which names each missing, unknown or wrong field but no value.
     """
     if kind not in FIELDS:
         raise InvalidInputError(f"kind must be one of {', '.join(KINDS)}.")
@@ -94,7 +94,7 @@ def split(kind: str, fields: Mapping[str, object]) -> tuple[dict[str, Any], dict
         (secret if field.secret else public)[field.name] = value
     if problems:
         raise InvalidInputError(
-            f"The {kind} credentials cannot be used: "
+            f"The {kind} credentials are not valid: "
             + "; ".join(" ".join(problem) for problem in problems)
             + ".",
             [{"field": name, "message": message} for name, message in problems],

@@ -1,4 +1,4 @@
-"""What a client's credentials lay over the context in the sandbox, and how it is kept out of all else."""
+"""The credential keys that a sandbox's context gets, and how secrets are kept out of everything else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _STARS = "***"
 
 
 class Overlay:
-    """The context keys that a client brings, secret ones included; shows only their names.
+    """The context keys from a client's credentials, secrets included; its repr shows only their names.
 
-    `fragments()` alone hands the secrets out, for the sandbox. Everything that leaves a run goes through
-    `redact` (texts) or `contains_secret` (JSON).
+    Only `fragments()` returns secrets, for the sandbox. Everything that leaves a run goes through `redact`
+    (texts) or `contains_secret` (JSON).
     """
 
     def __init__(
@@ -24,36 +24,36 @@ class Overlay:
     ) -> None:
         self.public = dict(public)
         self._secrets = dict(secrets)
-        # An empty password is no secret: it is part of every text.
+        # An empty password is no secret: every text contains it.
         self._texts = frozenset(text for text in (*secrets.values(), *extra_secrets) if text)
 
     @property
     def keys(self) -> frozenset[str]:
-        """Names of the context keys that are laid over."""
+        """Names of the overlay's context keys."""
         return frozenset(self.public) | frozenset(self._secrets)
 
     def fragments(self) -> dict[str, bytes]:
-        """Every key with its value as JSON, in clear: for the sandbox alone."""
+        """Return every key with its value as JSON, unencrypted; for the sandbox only."""
         everything = {**self.public, **self._secrets}
         return {key: json.dumps(value).encode("ascii") for key, value in everything.items()}
 
     def redact(self, text: str) -> str:
-        """The text with `***` for each secret, however it is escaped; longer secrets go first."""
+        """Return the text with `***` for each secret, in any escaped form; longer secrets first."""
         return self._pattern.sub(_STARS, text) if self._pattern else text
 
     def redact_key(self, key: str) -> str:
-        """As `redact`, for the name of a context key.
+        """Return the name of a context key, redacted only for secrets that no key contains by chance.
 
-        Only for secrets that no key is made of by chance: at least 8 characters, and not letters alone.
-        `postgres` as a password must not rename the key `postgres_url`, and break the workflow.
+        These have at least 8 characters, not only letters. So the password `postgres` does not rename the key
+        `postgres_url`, which would break the workflow.
         """
-        telling = [text for text in self._texts if _is_telling(text)]
-        return self.redact(key) if any(form in key for text in telling for form in _forms(text)) else key
+        distinctive = [text for text in self._texts if _is_distinctive(text)]
+        return self.redact(key) if any(form in key for text in distinctive for form in _forms(text)) else key
 
     def contains_secret(self, fragment: bytes) -> bool:
-        """Whether a JSON text (ASCII, as `context.dumps` writes it) holds a secret, however it is escaped.
+        """Return whether a JSON text in ASCII contains a secret, in any escaped form.
 
-        A short or ordinary secret is found in nearly everything; that is the safe side.
+        A short or common secret is found in nearly everything; that is safe.
         """
         return any(form in fragment for form in self._json_forms)
 
@@ -65,7 +65,7 @@ class Overlay:
     @cached_property
     def _json_forms(self) -> tuple[bytes, ...]:
         forms = {_json(form).encode("ascii") for text in self._texts for form in _forms(text)}
-        # A form that holds another is found with that one.
+        # A form that contains another form is found with the shorter one.
         return tuple(
             form for form in forms if not any(other in form for other in forms if len(other) < len(form))
         )
@@ -75,7 +75,7 @@ class Overlay:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The text itself and the ways in which connection strings, logs and tracebacks write it."""
+    """Yield the text, and its forms in connection strings, JSON, logs and tracebacks."""
     data = text.encode("utf-8", "surrogatepass")
     yield text
     for encoded in (quote(data, safe=""), quote(data), quote_plus(data)):
@@ -87,7 +87,7 @@ def _forms(text: str) -> Iterator[str]:
     yield repr(data)[2:-1]
 
 
-def _is_telling(text: str) -> bool:
+def _is_distinctive(text: str) -> bool:
     return len(text) >= 8 and not text.replace("_", "").isalpha()
 
 

@@ -1,4 +1,7 @@
-"""The vault: seals what is secret before it is stored, opens it for the sandbox and for nothing else."""
+"""The vault: encrypt secrets before they are stored, decrypt them only for the sandbox.
+
+A sealed value is one that is stored encrypted.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,24 @@ from flows.credentials.cipher import Cipher
 from flows.credentials.fields import DATABASE_FIELDS as DATABASE_FIELDS
 from flows.credentials.fields import EMAIL_FIELDS as EMAIL_FIELDS
 from flows.credentials.fields import FIELDS as FIELDS
-from flows.credentials.fields import KINDS as KINDS
 from flows.credentials.fields import SECRET_NAMES as SECRET_NAMES
 from flows.credentials.fields import split as split
 from flows.credentials.overlay import Overlay as Overlay
+from flows.store.checks import KINDS as KINDS
 from flows.store.models import Client
 from flows.store.values import SHOWN_SEALED, Stored, Value
 
 
 def seal_credential(cipher: Cipher, secret: Mapping[str, str]) -> bytes:
-    """The ciphertext of a credential's secret fields (from `split`), as `clients.put_credential` takes it."""
+    """Return the ciphertext of a credential's secret fields (from `split`), for `clients.put_credential`."""
     return cipher.encrypt(json.dumps(dict(secret)).encode("ascii"))
 
 
 def overlay(cipher: Cipher, client: Client | None, extra_secrets: Iterable[str] = ()) -> Overlay:
-    """What the client's primary credentials lay over a context, by the contract's keys, and `client_slug`.
+    """Return the context keys from a client: the fields of its primary credentials, and `client_slug`.
 
-    Without a client nothing is laid over. `extra_secrets` (see `secrets_of`) are kept from sight like the
-    client's own. The client's credentials must be loaded. Raises ConfigurationError when no key opens them.
+    Without a client there are none. `extra_secrets` (see `secrets_of`) are redacted like the client's own.
+    The client's credentials must be loaded. Raises ConfigurationError if no key decrypts them.
     """
     public: dict[str, Any] = {}
     secrets: dict[str, str] = {}
@@ -41,26 +44,26 @@ def overlay(cipher: Cipher, client: Client | None, extra_secrets: Iterable[str] 
 
 
 def secrets_of(fragments: Mapping[str, bytes]) -> list[str]:
-    """Secrets that a caller gave in a context: the values of `email_password` and `db_password` (JSON texts).
+    """Return the secrets in a context that a caller gave: the values of `email_password` and `db_password`.
 
-    For `overlay(extra_secrets=…)`. A number counts by its digits, a list or an object by what is in it.
+    For `overlay(extra_secrets=…)`. Of a number its digits are a secret, of a list or object each value in it.
     """
     return [text for name in sorted(SECRET_NAMES & fragments.keys()) for text in _texts(fragments[name])]
 
 
 def store_initial(cipher: Cipher, initial: Mapping[str, bytes]) -> Stored:
-    """A run's first context (key → JSON text) as it is stored.
+    """Return a run's initial context (key → JSON text) as it is stored.
 
-    Sealed are the values of the secret names, and those that contain one of these.
+    The values of SECRET_NAMES are sealed, and all values that contain one of these.
     """
     return store_changes(cipher, Overlay({}, {}, secrets_of(initial)), initial)
 
 
 def store_changes(cipher: Cipher, overlay: Overlay, changes: Mapping[str, bytes]) -> Stored:
-    """What a node changed (key → JSON text) as it is stored.
+    """Return a node's changes (key → JSON text) as they are stored.
 
-    Keys of the overlay are dropped: what a node makes of them holds in its sandbox only. Sealed are the
-    values of the secret names, and those that contain a secret.
+    Keys of the overlay are left out: a node's changes to them stay in its sandbox. The values of SECRET_NAMES
+    are sealed, and all values that contain a secret.
     """
     return {
         overlay.redact_key(key): _value(cipher, overlay, key, fragment)
@@ -70,12 +73,15 @@ def store_changes(cipher: Cipher, overlay: Overlay, changes: Mapping[str, bytes]
 
 
 def open_values(cipher: Cipher, stored: Stored) -> dict[str, bytes]:
-    """Key → JSON text in clear, for the sandbox. Raises ConfigurationError when no key opens a sealed one."""
+    """Return stored values decrypted (key → JSON text), for the sandbox.
+
+    Raises ConfigurationError if no key decrypts a sealed value.
+    """
     return {key: cipher.decrypt(value.data) if value.sealed else value.data for key, value in stored.items()}
 
 
 def show(value: Value) -> bytes:
-    """The JSON text that an answer may contain: `"***"` when the value is sealed."""
+    """Return the JSON text to show to callers: `"***"` if the value is sealed."""
     return SHOWN_SEALED if value.sealed else value.data
 
 

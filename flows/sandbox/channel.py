@@ -1,4 +1,4 @@
-"""A sandbox with a runner in it, whatever carries the bytes: the part that both transports share."""
+"""The part of a sandbox that both transports share: it speaks the runner's protocol."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Any, NoReturn
 
-from flows.engine.errors import SandboxError
-from flows.sandbox import Fragments, NodeCall, NodeResult
+from flows.graphs.errors import SandboxError
+from flows.sandbox.port import Fragments, NodeCall, NodeResult
 from flows.sandbox.protocol import Answers, Message, load_message, run_message
 
 GRACE = 15.0
-"""Seconds beyond a node's timeout in which the runner must have answered; it ends late nodes itself."""
-LOADING = 120.0
-"""Seconds in which a sandbox must have taken a context."""
+"""Seconds that the runner may take to answer after a node's timeout. It ends late nodes itself."""
+LOAD_TIMEOUT = 120.0
+"""Seconds that sending a context to a sandbox may take."""
 
 
 class Channel(ABC):
-    """Speaks with one runner. A transport feeds `received`, calls `broke` when the way is gone for good."""
+    """Speaks with one runner.
+
+    A transport passes the runner's output to `receive`. It calls `mark_broken` when the connection is lost
+    for good.
+    """
 
     def __init__(self, grace: float = GRACE) -> None:
         self._answers = Answers()
         self._grace = grace
         self._waiting: dict[str, asyncio.Future[NodeResult]] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ready.add_done_callback(seen)
+        self._ready.add_done_callback(retrieve_exception)
         self._fault: str | None = None
         self._reason = "broken"
-        self._turn = asyncio.Lock()
+        self._send_lock = asyncio.Lock()
 
     @property
     @abstractmethod
@@ -36,46 +40,47 @@ class Channel(ABC):
 
     @abstractmethod
     async def _send(self, message: Message) -> None:
-        """Carry a message to the runner; raises SandboxError."""
+        """Send a message to the runner; raises SandboxError."""
 
     @abstractmethod
     async def kill(self) -> None:
         """End the sandbox and everything in it. Never raises; may be called twice."""
 
     async def load(self, context: Fragments) -> None:
-        """Lay these keys over the context; raises SandboxError."""
+        """Set these keys in the sandbox's context; raises SandboxError."""
         if not context:
             return
         try:
-            async with asyncio.timeout(LOADING):
-                await self._say(load_message(context))
+            async with asyncio.timeout(LOAD_TIMEOUT):
+                await self._send_whole(load_message(context))
         except TimeoutError:
-            await self._give_up(f"it did not take the context in {LOADING:g} seconds")
+            await self._end_late(f"it did not take the context in {LOAD_TIMEOUT:g} seconds")
 
     async def run(self, call: NodeCall) -> NodeResult:
-        """Run one node and wait for its result; raises SandboxError, after which the sandbox is of no use."""
+        """Run one node and return its result; raises SandboxError, and then the sandbox is unusable."""
         future = self._waiting.get(call.call_id)
         if future is None:
             future = self._waiting[call.call_id] = asyncio.get_running_loop().create_future()
-            future.add_done_callback(seen)
+            future.add_done_callback(retrieve_exception)
         try:
             async with asyncio.timeout(call.timeout + self._grace):
-                await self._say(run_message(call))
+                await self._send_whole(run_message(call))
                 return await asyncio.shield(future)
         except TimeoutError:
             limit = call.timeout + self._grace
-            await self._give_up(f"it did not answer for node {call.node_id} in {limit:g} seconds")
+            await self._end_late(f"it did not answer for node {call.node_id} in {limit:g} seconds")
         finally:
             self._waiting.pop(call.call_id, None)
 
-    async def _give_up(self, cause: str) -> NoReturn:
+    async def _end_late(self, cause: str) -> NoReturn:
+        """End the sandbox because of a timeout; raises SandboxError."""
         self._fault, self._reason = cause, "timeout"
-        self.broke(cause)
+        self.mark_broken(cause)
         await self.kill()
         raise self._error() from None
 
-    def received(self, data: bytes) -> None:
-        """Take a piece of the runner's output."""
+    def receive(self, data: bytes) -> None:
+        """Read a piece of the runner's output, cut anywhere."""
         try:
             for answer in self._answers.feed(data):
                 head = answer.head
@@ -83,16 +88,16 @@ class Channel(ABC):
                     if not self._ready.done():
                         self._ready.set_result(None)
                 elif "error" in head:
-                    self.broke(f"its runner gave up: {head['error']}", "runner")
+                    self.mark_broken(f"its runner stopped with an error: {head['error']}", "runner")
                 elif "call_id" in head:
                     self._settle(head["call_id"], answer.result())
         except SandboxError as error:
-            self.broke(str(error))
+            self.mark_broken(str(error))
         except (ValueError, KeyError, TypeError) as error:
-            self.broke(f"its runner said what nobody understands: {error}")
+            self.mark_broken(f"its runner sent an unreadable answer: {error}")
 
-    def broke(self, cause: str, reason: str = "broken") -> None:
-        """Take note that the sandbox is of no use any more and tell who waits. The first cause counts."""
+    def mark_broken(self, cause: str, reason: str = "broken") -> None:
+        """Mark the sandbox as unusable and fail every waiting call. Only the first cause is kept."""
         if self._fault is None:
             self._fault, self._reason = cause, reason
         if not self._ready.done():
@@ -101,15 +106,15 @@ class Channel(ABC):
             if not future.done():
                 future.set_exception(self._error())
 
-    async def _say(self, message: Message) -> None:
-        """Send one message whole, not mixed with another."""
-        async with self._turn:
+    async def _send_whole(self, message: Message) -> None:
+        """Send one message; other messages wait, so that their bytes do not mix."""
+        async with self._send_lock:
             if self._fault is not None:
                 raise self._error()
             try:
                 await self._send(message)
             except asyncio.CancelledError:
-                self.broke("a message to it was cut short")
+                self.mark_broken("a message to it was only partly sent")
                 raise
 
     def _settle(self, call_id: str, result: NodeResult) -> None:
@@ -121,7 +126,7 @@ class Channel(ABC):
         return SandboxError(f"Sandbox {self.id} broke: {self._fault}.", reason=self._reason)
 
 
-def seen(future: asyncio.Future[Any]) -> None:
-    """Mark a future's exception as seen, for when nobody waits for it any more."""
+def retrieve_exception(future: asyncio.Future[Any]) -> None:
+    """Retrieve a future's exception, so that asyncio does not log it when nobody awaits the future."""
     if not future.cancelled():
         future.exception()

@@ -1,7 +1,7 @@
-"""Sandboxes as child processes of this machine: for development and for code that one trusts.
+"""Sandboxes as child processes on this machine, for development and trusted code.
 
-A node's code runs under the worker's own account. Nothing keeps it from files or the network; it only does
-not see the worker's environment.
+A node's code runs under the worker's own account. It can reach every file and the network; only the worker's
+environment variables are hidden from it.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.engine.errors import SandboxError
-from flows.sandbox import FoundSandbox, Sandbox, SandboxSpec
+from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE, Channel
+from flows.sandbox.port import FoundSandbox, Sandbox, SandboxSpec
+from flows.sandbox.processes import LINUX, is_alive, kill_tree
 from flows.sandbox.protocol import BOOT, RUNNER, Chunks, Message
-from flows.sandbox.runner.processes import LINUX, is_alive, kill_below
 
 CHUNK = 256 * 1024
+"""Bytes that are written to the runner's stdin at once."""
 PATIENCE = 3.0
-"""Seconds that a runner gets to end by itself before it is killed."""
+"""Seconds that a runner may take to end by itself before it is killed."""
 START = 30.0
 """Seconds that a runner may take to start."""
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
-"""All that a node sees of the worker's environment."""
+INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""The worker's environment variables that nodes get, too."""
 
 
 class LocalProvider:
-    """Makes sandboxes that are child processes; `grace` is in seconds (see Channel)."""
+    """Creates sandboxes that are child processes; `grace` is in seconds (see Channel)."""
 
     def __init__(self, *, grace: float = GRACE) -> None:
         self._grace = grace
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Start a runner; raises SandboxError when it cannot be started."""
+        """Start a runner and return its sandbox; raises SandboxError if it cannot be started."""
         folder: Path | None = None
         sandbox: LocalSandbox | None = None
         try:
@@ -50,7 +51,7 @@ class LocalProvider:
             token = secrets.token_hex(6)
             process = await _start(folder, token, spec.output_limit)
             sandbox = LocalSandbox(process, f"local-{process.pid}-{token}", folder, self._grace)
-            await sandbox.started()
+            await sandbox.wait_started()
         except BaseException as error:
             if sandbox is not None:
                 await sandbox.kill()
@@ -62,15 +63,18 @@ class LocalProvider:
         return sandbox
 
     async def kill(self, sandbox_id: str) -> None:
-        """End a local sandbox of whichever worker on this machine; one that is gone is no error."""
+        """End a local sandbox of any worker on this machine; does nothing if it has ended already.
+
+        Raises SandboxError if the id is not a local sandbox's.
+        """
         kind, _, rest = sandbox_id.partition("-")
         number, _, token = rest.partition("-")
         if kind != "local" or not number.isdigit() or not token:
             raise SandboxError(f"{sandbox_id} is not the id of a local sandbox.")
-        await asyncio.to_thread(_kill_stranger, int(number), token)
+        await asyncio.to_thread(_kill_by_token, int(number), token)
 
     async def list(self) -> Sequence[FoundSandbox]:
-        """None: a local sandbox ends when its worker does, since its runner's stdin ends then."""
+        """Return nothing: a local sandbox ends with its worker, since its runner's stdin ends then."""
         return []
 
 
@@ -83,16 +87,16 @@ class LocalSandbox(Channel):
         self._name = name
         self._folder = folder
         self._chunks = Chunks(CHUNK)
-        self._complaints = b""
-        self._readers = [asyncio.create_task(self._read()), asyncio.create_task(self._read_complaints())]
+        self._stderr = b""
+        self._readers = [asyncio.create_task(self._read()), asyncio.create_task(self._read_stderr())]
 
     @property
     def id(self) -> str:
-        """`local-<process id>-<token>`: a process id alone may come to mean another process."""
+        """`local-<process id>-<token>`; the token is needed since the system reuses process ids."""
         return self._name
 
-    async def started(self) -> None:
-        """Wait until the runner serves."""
+    async def wait_started(self) -> None:
+        """Wait until the runner is ready; raises TimeoutError and SandboxError."""
         async with asyncio.timeout(START):
             await self._ready
 
@@ -100,37 +104,37 @@ class LocalSandbox(Channel):
         stdin = self._process.stdin
         try:
             if stdin is None or stdin.is_closing():
-                raise BrokenPipeError("it was ended")
+                raise BrokenPipeError("its stdin is closed")
             for chunk in self._chunks.cut(message):
                 stdin.write(chunk)
                 await stdin.drain()
         except (OSError, RuntimeError) as error:
-            self.broke(f"its process is gone ({error})")
+            self.mark_broken(f"its process is gone ({error})")
             raise self._error() from None
 
     async def _read(self) -> None:
         stdout = self._process.stdout
         while stdout is not None and (data := await stdout.read(1 << 20)):
-            self.received(data)
+            self.receive(data)
         code = await self._process.wait()
-        said = self._complaints.decode("utf-8", "replace").strip()
-        self.broke(f"its process ended with status {code}" + (f": {said}" if said else ""), "runner")
+        said = self._stderr.decode("utf-8", "replace").strip()
+        self.mark_broken(f"its process ended with status {code}" + (f": {said}" if said else ""), "runner")
 
-    async def _read_complaints(self) -> None:
+    async def _read_stderr(self) -> None:
         stderr = self._process.stderr
         while stderr is not None and (data := await stderr.read(1 << 16)):
-            self._complaints = (self._complaints + data)[-2000:]
+            self._stderr = (self._stderr + data)[-2000:]
 
     async def kill(self) -> None:
-        """End the runner and all that runs below it. Never raises; may be called twice."""
+        """End the runner and all processes below it. Never raises; may be called twice."""
         if self._process.stdin is not None:
-            self._process.stdin.close()  # by itself enough for a runner that is well
-        self.broke("it was ended")
+            self._process.stdin.close()  # a healthy runner ends at this
+        self.mark_broken("it was ended")
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._process.wait()
         except (TimeoutError, asyncio.CancelledError) as error:
-            _kill_tree(self._process.pid)
+            kill_tree(self._process.pid)
             if isinstance(error, asyncio.CancelledError):
                 raise
             await self._process.wait()
@@ -143,7 +147,7 @@ class LocalSandbox(Channel):
 async def _start(folder: Path, token: str, output_limit: int) -> Process:
     for name in ("home", "tmp"):
         (folder / name).mkdir()
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment.setdefault("LANG", "C.UTF-8")
     environment.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"))
     options = ["--id", token, "--folder", str(folder), "--output-limit", str(output_limit)]
@@ -159,29 +163,21 @@ async def _start(folder: Path, token: str, output_limit: int) -> Process:
     )
 
 
-def _kill_tree(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGSTOP)
-    kill_below(pid)
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _kill_stranger(pid: int, token: str) -> None:
-    """End a runner by its process id, if it is the one with that token; blocks until it is gone."""
+def _kill_by_token(pid: int, token: str) -> None:
+    """End the runner with this process id if it has this token; blocks until it has ended."""
     if token not in _arguments(pid):
         return
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGTERM)  # it ends its nodes and itself
     deadline = time.monotonic() + PATIENCE
-    while token in (_arguments(pid) or [token]) and is_alive(pid):  # one that is ending has no arguments
+    while token in (_arguments(pid) or [token]) and is_alive(pid):  # an ending process has no arguments
         if time.monotonic() > deadline:
-            _kill_tree(pid)
+            kill_tree(pid)
         time.sleep(0.005)
 
 
 def _arguments(pid: int) -> list[str]:
-    """The arguments of a living process; empty when there is none."""
+    """Return a running process's arguments; empty if there is no such process."""
     try:
         if LINUX:
             line = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""What is said between the worker and the runner: messages out, answers in (see `flows.sandbox.runner`)."""
+"""The worker's side of the runner's protocol: write messages, read answers (see `flows.sandbox.runner`)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flows.engine.errors import SandboxError
-from flows.sandbox import Fragments, NodeCall, NodeFailure, NodeResult
+from flows.graphs.errors import SandboxError
+from flows.sandbox.port import Fragments, NodeCall, NodeFailure, NodeResult
 
 RUNNER = Path(__file__).parent / "runner"
 UNIX = 3
-"""A zip file's word for the system that it was made on."""
+"""The number for Unix in a zip entry's field `create_system`."""
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from runner.main import main; sys.path.pop(0); main()"
 )
-"""Python that starts the runner; its first argument is the folder or zip that holds the package."""
+"""Python code that starts the runner; its first argument is the folder or zip that contains the package."""
 
 
 @lru_cache(maxsize=1)
 def runner_zip() -> bytes:
-    """Pack the runner into one importable file, for where this package is not installed.
+    """Return the runner packed as an importable zip, for machines without this package.
 
-    The same sources give the same bytes on every machine: their hash is the name of `installed_runner`.
+    The same sources give the same bytes on every machine: `installed_runner` contains their hash.
     """
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for path in sorted(RUNNER.glob("*.py")):
-            entry = zipfile.ZipInfo(f"runner/{path.name}")  # its date is 1980's, not today's
+            entry = zipfile.ZipInfo(f"runner/{path.name}")  # with the fixed date 1980-01-01
             entry.create_system = UNIX
             archive.writestr(entry, path.read_bytes())
     return packed.getvalue()
@@ -41,28 +41,28 @@ def runner_zip() -> bytes:
 
 @lru_cache(maxsize=1)
 def installed_runner() -> str:
-    """Name the file that a template holds this very runner in; a template of another version has another."""
+    """Return the path of this version's runner in a template; each version has another path."""
     return f"/opt/nova/runner-{hashlib.sha256(runner_zip()).hexdigest()[:12]}.zip"
 
 
 Message = Sequence[bytes]
-"""What is said, in parts, so that large values are not copied to be put together."""
+"""A message in parts: joining them would copy large values."""
 
 
 def load_message(context: Fragments) -> Message:
-    """Write the message that lays values over the context."""
+    """Return the message that sets values in the context."""
     return _message(
         {"do": "load", "keys": [[name, len(text)] for name, text in context.items()]}, *context.values()
     )
 
 
 def run_message(call: NodeCall) -> Message:
-    """Write the message that runs a node, or asks for its answer again."""
+    """Return the message that runs a node, or asks for its answer again if it ran already."""
     return _message({"do": "run", **vars(call)})
 
 
 def mark_message(mark: str) -> Message:
-    """Write the message that makes the runner say `mark`."""
+    """Return the message that makes the runner write `mark` to its output."""
     return _message({"do": "mark", "mark": mark})
 
 
@@ -71,14 +71,14 @@ def _message(head: dict[str, Any], *body: bytes) -> Message:
 
 
 class Chunks:
-    """Numbers what is sent, so that a chunk sent twice, its first sending being in doubt, is taken once."""
+    """Cuts messages into numbered chunks, so that the runner ignores a chunk that is sent twice."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._number = 0
 
     def cut(self, message: Message) -> Iterator[bytes]:
-        """Cut a message into numbered chunks of at most `size` bytes and a short header."""
+        """Yield a message's numbered chunks: a short header and at most `size` bytes each."""
         pieces: list[memoryview] = []
         free = self._size
         for part in message:
@@ -100,16 +100,16 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Answer:
-    """One line from the runner with the bytes that belong to it."""
+    """One line from the runner, and the bytes that follow it."""
 
     head: dict[str, Any]
     body: bytes
 
     def result(self) -> NodeResult:
-        """Read it as a node's result; raises SandboxError where the runner no longer holds that."""
+        """Return the node's result; raises SandboxError if the runner no longer has it."""
         head = self.head
         if head.get("forgotten"):
-            raise SandboxError(f"The sandbox ran {head['call_id']} but no longer holds its result.")
+            raise SandboxError(f"The sandbox ran {head['call_id']} but no longer has its result.")
         changes = {}
         at = 0
         for name, size in head["keys"]:
@@ -128,7 +128,7 @@ class Answer:
 
 
 class Answers:
-    """Takes the runner's output apart, however it was cut into pieces."""
+    """Parses the runner's output, which may be cut into pieces anywhere."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -136,14 +136,14 @@ class Answers:
         self._size = 0
         self._mark = b""
 
-    def lost(self, mark: str) -> None:
-        """Some output is missing: skip everything until the runner says `mark`."""
+    def skip_to(self, mark: str) -> None:
+        """Skip all output up to `mark`, because some output was lost."""
         self._buffer.clear()
         self._head = {}
         self._mark = b'\n{"mark":"%b"}\n' % mark.encode("ascii")
 
     def feed(self, data: bytes) -> Iterator[Answer]:
-        """Take a piece of output; yields every answer that it completes. Raises ValueError on garbage."""
+        """Add a piece of output and yield each answer that it completes; raises ValueError on garbage."""
         self._buffer += data
         if self._mark:
             at = self._buffer.find(self._mark)
@@ -161,7 +161,7 @@ class Answers:
                 del self._buffer[: at + 1]
                 if not line:
                     continue
-                self._head = json.loads(line)
+                self._head = _read_head(line)
                 self._size = sum(size for _, size in self._head.get("keys", ()))
             if len(self._buffer) < self._size:
                 return
@@ -170,3 +170,14 @@ class Answers:
             del self._buffer[: self._size]
             self._head = {}
             yield answer
+
+
+def _read_head(line: bytes) -> dict[str, Any]:
+    """Parse a line of the runner's output; raises ValueError if it is not the runner's but a node's."""
+    try:
+        head = json.loads(line)
+    except RecursionError:
+        raise ValueError("a line is nested too deeply") from None
+    if not isinstance(head, dict):
+        raise ValueError("a line is not a JSON object")
+    return head

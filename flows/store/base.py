@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, MetaData, Text, TypeDecorator, Uuid
+from sqlalchemy import DateTime, Dialect, Enum, MetaData, Text, TypeDecorator, Uuid
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.operators import OperatorType
+from sqlalchemy.types import TypeEngine
 
 
 def utcnow() -> datetime:
@@ -23,6 +26,13 @@ def utcnow() -> datetime:
 def canonical(value: Any) -> str:
     """One text for equal JSON values, whatever the order of their keys; `1`, `1.0` and `true` differ."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
+
+def word(words: type[StrEnum]) -> Enum:
+    """The type of a column that holds one word of an enum, as text."""
+    return Enum(
+        words, native_enum=False, length=16, values_callable=lambda each: [member.value for member in each]
+    )
 
 
 class AsciiJson(TypeDecorator[Any]):
@@ -44,6 +54,21 @@ class AsciiJson(TypeDecorator[Any]):
         return canonical(x) == canonical(y)
 
 
+class UtcTime(TypeDecorator[datetime]):
+    """A moment, always read in UTC: PostgreSQL gives it in the time zone of the server, database or role."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert on the way out."""
+        return None if value is None else value.astimezone(UTC)
+
+    def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
+        """What stands beside a moment may be an interval."""
+        return self.impl_instance.coerce_compared_value(op, value)
+
+
 class Base(DeclarativeBase):
     """Declarative base with predictable constraint names, which migrations need."""
 
@@ -56,4 +81,4 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: DateTime(timezone=True), uuid.UUID: Uuid}  # noqa: RUF012
+    type_annotation_map = {datetime: UtcTime, uuid.UUID: Uuid}  # noqa: RUF012

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, NotFoundError
-from flows.store import leases, values
+from flows.graphs.errors import ConflictError, NotFoundError
+from flows.graphs.lifecycle import StepStatus
+from flows.store import values
+from flows.store.base import utcnow
+from flows.store.database import constraint
+from flows.store.last_values import last_values
 from flows.store.leases import Lease
-from flows.store.models import ChainEntry, Execution, utcnow
-from flows.store.session import constraint
+from flows.store.models import ChainEntry, Execution
+from flows.store.transitions import attempts
 from flows.store.values import Stored
 
 
@@ -48,10 +51,7 @@ def append(session: Session, lease: Lease, step: Step, current_node: str | None 
     A step that succeeded is guarded no longer; one that failed stays so, for a run that dies before it is
     closed must not start that node again. Raises LeaseLostError, and what `add` raises.
     """
-    changes: dict[str, Any] = {"guarded_step": None} if step.status == "success" else {}
-    if current_node is not None:
-        changes["current_node"] = current_node
-    leases.hold(session, lease, **changes)
+    attempts.step_done(session, lease, succeeded=step.status == StepStatus.SUCCESS, next_node=current_node)
     return add(session, lease.execution_id, step)
 
 
@@ -62,7 +62,7 @@ def add(session: Session, execution_id: int, step: Step) -> ChainEntry:
     runs this execution, too. Raises NotFoundError when the execution is gone (its workflow was deleted).
     """
     texts = {name: getattr(step, name) for name in _COPIED}
-    changes = step.changes if step.status == "success" else {}
+    changes = step.changes if step.status == StepStatus.SUCCESS else {}
     try:
         entry = ChainEntry(
             execution_id=execution_id, changes=values.put(session, execution_id, changes), **texts
@@ -87,7 +87,7 @@ def visits(session: Session, execution_id: int) -> list[tuple[str, str | None]]:
     """The steps that succeeded, in order: (node id, decision result). What a resumed run goes on from."""
     rows = session.execute(
         select(ChainEntry.node_id, ChainEntry.decision_result)
-        .where(ChainEntry.execution_id == execution_id, ChainEntry.status == "success")
+        .where(ChainEntry.execution_id == execution_id, ChainEntry.status == StepStatus.SUCCESS)
         .order_by(ChainEntry.step)
     )
     return [(node_id, result) for node_id, result in rows]
@@ -117,7 +117,7 @@ def counts(session: Session, execution_ids: Sequence[int]) -> dict[int, int]:
     """Execution id → how many of its steps succeeded; one without any is left out."""
     rows = session.execute(
         select(ChainEntry.execution_id, func.count())
-        .where(ChainEntry.execution_id.in_(execution_ids), ChainEntry.status == "success")
+        .where(ChainEntry.execution_id.in_(execution_ids), ChainEntry.status == StepStatus.SUCCESS)
         .group_by(ChainEntry.execution_id)
     )
     return dict(rows.tuples().all())
@@ -125,14 +125,21 @@ def counts(session: Session, execution_ids: Sequence[int]) -> dict[int, int]:
 
 def entries(session: Session, execution_id: int, skip: int = 0, limit: int = 100) -> list[ChainEntry]:
     """A page of the chain, in the order of steps and attempts."""
-    return list(
-        session.scalars(
-            select(ChainEntry)
-            .where(ChainEntry.execution_id == execution_id)
-            .order_by(ChainEntry.step, ChainEntry.attempt)
-            .offset(skip)
-            .limit(limit)
-        )
+    return list(session.scalars(_in_order(execution_id, limit).offset(skip)))
+
+
+def entries_after(session: Session, execution_id: int, last: ChainEntry, limit: int) -> list[ChainEntry]:
+    """The page that follows this entry."""
+    place = tuple_(ChainEntry.step, ChainEntry.attempt)
+    return list(session.scalars(_in_order(execution_id, limit).where(place > (last.step, last.attempt))))
+
+
+def _in_order(execution_id: int, limit: int) -> Select[tuple[ChainEntry]]:
+    return (
+        select(ChainEntry)
+        .where(ChainEntry.execution_id == execution_id)
+        .order_by(ChainEntry.step, ChainEntry.attempt)
+        .limit(limit)
     )
 
 
@@ -141,20 +148,10 @@ def state(session: Session, execution_id: int, before_step: int | None = None) -
 
     Raises NotFoundError when the execution is gone.
     """
-    initial = session.execute(select(Execution.initial).where(Execution.id == execution_id)).one_or_none()
+    initial = session.scalars(select(Execution.initial).where(Execution.id == execution_id)).one_or_none()
     if initial is None:
         raise NotFoundError(f"There is no execution {execution_id}.")
-    changes = (
-        select(ChainEntry.changes)
-        .where(ChainEntry.execution_id == execution_id, ChainEntry.status == "success")
-        .order_by(ChainEntry.step)
-    )
-    if before_step is not None:
-        changes = changes.where(ChainEntry.step < before_step)
-    context = dict(initial[0])
-    for changed in session.scalars(changes):
-        context.update(changed)
-    return context
+    return initial | last_values(session, execution_id, before_step)
 
 
 @dataclass(frozen=True)
@@ -175,6 +172,11 @@ def frames(session: Session, execution_id: int, page: Sequence[ChainEntry]) -> I
     """
     before = state(session, execution_id, page[0].step) if page else {}
     return _walk(before, page)
+
+
+def frames_after(last: Frame, page: Sequence[ChainEntry]) -> Iterator[Frame]:
+    """The contexts around each row of a page that `entries_after` gave: they go on from the last frame's."""
+    return _walk(last.after, page)
 
 
 def _walk(context: Mapping[str, str], page: Sequence[ChainEntry]) -> Iterator[Frame]:

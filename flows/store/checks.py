@@ -6,14 +6,11 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 
 PRIORITIES = ("high", "normal", "low")
 OVERLAPS = ("queue", "skip")
 KINDS = ("email", "database")
-STATUSES = ("pending", "running", "completed", "failed", "cancelled")
-LIVE = ("pending", "running")
-"""The statuses of a run that is not over; all others are closed."""
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 

@@ -11,11 +11,12 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 
-from flows.engine.errors import ConflictError, NotFoundError
-from flows.engine.names import quoted
+from flows.graphs.errors import ConflictError, NotFoundError
+from flows.graphs.names import quoted
 from flows.store import checks
-from flows.store.models import Client, Credential, utcnow
-from flows.store.session import constraint
+from flows.store.base import utcnow
+from flows.store.database import constraint
+from flows.store.models import Client, Credential
 
 
 class ClientFields(TypedDict, total=False):
@@ -58,7 +59,7 @@ def list_(session: Session, skip: int = 0, limit: int = 100) -> tuple[list[Clien
 
 def update(session: Session, slug: str, **fields: Unpack[ClientFields]) -> Client:
     """Change the fields given. Raises NotFoundError, InvalidInputError."""
-    client = get(session, slug)
+    client = _locked(session, slug)
     if "name" in fields:
         client.name = checks.plain("name", fields["name"], 255)
     if "active" in fields:
@@ -71,7 +72,7 @@ def update(session: Session, slug: str, **fields: Unpack[ClientFields]) -> Clien
 
 def delete(session: Session, slug: str) -> None:
     """Delete a client with its credentials; its executions stay, with its slug. Raises NotFoundError."""
-    session.delete(get(session, slug))
+    session.delete(_locked(session, slug))
     session.flush()
 
 
@@ -143,5 +144,5 @@ def _one(session: Session, slug: str, statement: Select[tuple[Client]]) -> Clien
 
 
 def _locked(session: Session, slug: str) -> Client:
-    """The client, its credentials ours to change until the transaction ends."""
+    """The client, ours to change with its credentials until the transaction ends: nobody deletes it."""
     return _one(session, slug, _select().with_for_update())

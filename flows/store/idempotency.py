@@ -10,8 +10,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from flows.store import checks
+from flows.store.database import now
 from flows.store.models import IdempotencyKey
-from flows.store.session import now
 
 KEPT: Final = timedelta(hours=24)
 """How long a key stands for its run; afterwards it is free for another."""

@@ -2,7 +2,8 @@
 
 A lease has an owner, drawn anew each time somebody takes a run up, and a time until which nobody else may
 take it. Every write of a flow begins with `hold`, so a process that was only slow, and comes back after
-another one took over, changes nothing. Times are the database's.
+another one took over, changes nothing. Times are the database's. Leases are taken and released in
+`flows.store.transitions`; here they are renewed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import LeaseHeldError, LeaseLostError
-from flows.store import checks, creation, opening
+from flows.graphs.errors import LeaseLostError
+from flows.graphs.lifecycle import LIVE, Status
+from flows.store.database import now
 from flows.store.models import Execution
-from flows.store.session import now
-
-FREE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Lease:
     execution_id: int
     owner: UUID
     seconds: float
-    """How long it lasts from each sign of life."""
+    """How long it lasts from each renewal."""
 
     @property
     def is_ours(self) -> ColumnElement[bool]:
@@ -38,61 +37,31 @@ class Lease:
         return (Execution.id == self.execution_id) & (Execution.lease_owner == self.owner)
 
 
-def take(
-    session: Session,
-    *,
-    flow_run_id: UUID,
-    public_id: UUID | None,
-    workflow_id: int,
-    owner: UUID,
-    seconds: float,
-    reopens: bool = False,
-) -> Lease | None:
-    """Take the lease of the execution of a flow run that is about to start; the same owner renews it.
+@dataclass(frozen=True)
+class LeaseClaim:
+    """Who wants the lease of which run: the row with `public_id`, or without that the flow run's."""
 
-    The row is the one with `public_id`; without that, the one of this flow run, made if there is none. A row
-    that failed or was cancelled is opened again where the flow run `reopens` it: a person retried it.
+    flow_run_id: UUID
+    public_id: UUID | None
+    workflow_id: int
+    owner: UUID
+    seconds: float
 
-    None when there is nothing to run: `begin` says why. Raises LeaseHeldError when the lease is somebody
-    else's and has not run out.
-    """
-
-    def acquire() -> int | None:
-        return session.scalar(
-            update(Execution)
-            .where(
-                mine,
-                *startable,
-                or_(
-                    Execution.lease_owner.is_(None),
-                    Execution.lease_owner == owner,
-                    Execution.lease_until <= now(),
-                ),
-            )
-            .values(flow_run_id=flow_run_id, lease_owner=owner, lease_until=now(seconds), stepping=False)
-            .returning(Execution.id)
+    @property
+    def matches(self) -> tuple[ColumnElement[bool], ...]:
+        """Whether a row is the one that this flow run may run."""
+        mine = (
+            Execution.flow_run_id == self.flow_run_id
+            if self.public_id is None
+            else Execution.public_id == self.public_id
         )
+        free = or_(Execution.flow_run_id.is_(None), Execution.flow_run_id == self.flow_run_id)
+        return mine, Execution.workflow_id == self.workflow_id, free
 
-    mine = Execution.flow_run_id == flow_run_id if public_id is None else Execution.public_id == public_id
-    ours = (
-        Execution.workflow_id == workflow_id,
-        or_(Execution.flow_run_id.is_(None), Execution.flow_run_id == flow_run_id),
-    )
-    startable = (*ours, Execution.status.in_(checks.LIVE))
-    execution_id = acquire()
-    if execution_id is None and reopens:
-        # What stands there as the retry's beginning only has to be another one than before.
-        opening.open_again(session, mine, *ours, reopened_from=owner)
-        execution_id = acquire()
-    if execution_id is None and public_id is None:
-        creation.ensure_row(session, flow_run_id, workflow_id)
-        execution_id = acquire()
-    if execution_id is not None:
-        return Lease(execution_id, owner, seconds)
-    held = session.scalar(select(Execution.id).where(mine, *startable))
-    if held is not None:
-        raise LeaseHeldError(f"Execution {held} is being run by another process.")
-    return None
+    @property
+    def startable(self) -> tuple[ColumnElement[bool], ...]:
+        """Whether it is, and is not over."""
+        return (*self.matches, Execution.status.in_(LIVE))
 
 
 def renew(session: Session, owners: Collection[UUID], seconds: float) -> set[UUID]:
@@ -107,12 +76,6 @@ def renew(session: Session, owners: Collection[UUID], seconds: float) -> set[UUI
     return {owner for owner in ours if owner is not None}
 
 
-def release(session: Session, lease: Lease) -> bool:
-    """Give a lease back; False when it was not ours any more."""
-    given_back = update(Execution).where(lease.is_ours).values(FREE).returning(Execution.id)
-    return session.scalar(given_back) is not None
-
-
 def hold(session: Session, lease: Lease, **changes: Any) -> None:
     """Make sure that a running execution is ours, and keep it so until the transaction ends.
 
@@ -122,7 +85,7 @@ def hold(session: Session, lease: Lease, **changes: Any) -> None:
     """
     held = session.scalar(
         update(Execution)
-        .where(lease.is_ours, Execution.status == "running")
+        .where(lease.is_ours, Execution.status == Status.RUNNING)
         .values({"lease_until": now(lease.seconds), **changes})
         .returning(Execution.id)
     )

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from flows.store import checks
-from flows.store.models import Execution, Workflow, utcnow
+from flows.graphs.lifecycle import LIVE, ErrorKind, Status
+from flows.store.base import utcnow
+from flows.store.models import Execution, Workflow
 
 
 def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
@@ -21,27 +22,27 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
       `error_rate`: failed of total, in percent as well.
     - `workflows`: `total_workflows`, `active_workflows`: with an execution made in the last 24 hours.
 
-    Rates of nothing are 0.
+    A request that was refused is no run, and not counted. Rates of nothing are 0.
     """
     now = now or utcnow()
     day, hour = (_counts(session, now - timedelta(hours=hours)) for hours in (24, 1))
-    pending = sum(day.get(status, 0) for status in checks.LIVE)
+    pending = sum(day.get(status, 0) for status in LIVE)
     active = select(func.count(Execution.workflow_id.distinct())).where(
         Execution.created_at >= now - timedelta(hours=24)
     )
     return {
         "executions": {
             "total": sum(day.values()),
-            "completed": day.get("completed", 0),
-            "failed": day.get("failed", 0),
-            "pending": pending,
-            "success_rate": _percent(day.get("completed", 0), sum(day.values()) - pending),
+            Status.COMPLETED: day.get(Status.COMPLETED, 0),
+            Status.FAILED: day.get(Status.FAILED, 0),
+            Status.PENDING: pending,
+            "success_rate": _percent(day.get(Status.COMPLETED, 0), sum(day.values()) - pending),
         },
         "error_rate": {
             "period_hours": 1,
             "total_executions": sum(hour.values()),
-            "failed_executions": hour.get("failed", 0),
-            "error_rate": _percent(hour.get("failed", 0), sum(hour.values())),
+            "failed_executions": hour.get(Status.FAILED, 0),
+            "error_rate": _percent(hour.get(Status.FAILED, 0), sum(hour.values())),
         },
         "workflows": {
             "total_workflows": session.scalar(select(func.count()).select_from(Workflow)) or 0,
@@ -50,11 +51,11 @@ def metrics(session: Session, now: datetime | None = None) -> dict[str, Any]:
     }
 
 
-def _counts(session: Session, since: datetime) -> dict[str, int]:
-    rows = session.execute(
-        select(Execution.status, func.count()).where(Execution.created_at >= since).group_by(Execution.status)
+def _counts(session: Session, since: datetime) -> dict[Status, int]:
+    runs = select(Execution.status, func.count()).where(
+        Execution.created_at >= since, Execution.error_kind.is_distinct_from(ErrorKind.NOT_STARTED)
     )
-    return {row[0]: row[1] for row in rows}
+    return dict(session.execute(runs.group_by(Execution.status)).tuples().all())
 
 
 def _percent(part: int, whole: int) -> float:

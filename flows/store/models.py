@@ -6,13 +6,23 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CHAR, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy import (
+    CHAR,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from flows.store.base import AsciiJson
-from flows.store.base import Base as Base
+from flows.graphs import row_states
+from flows.graphs.lifecycle import LIVE, ErrorKind, Status, StepStatus
+from flows.store.base import AsciiJson, Base, utcnow, word
 from flows.store.base import canonical as canonical
-from flows.store.base import utcnow as utcnow
 
 
 class Workflow(Base):
@@ -127,9 +137,7 @@ class Execution(Base):
 
     __tablename__ = "executions"
     __table_args__ = (
-        CheckConstraint(
-            "status in ('pending', 'running', 'completed', 'failed', 'cancelled')", name="status"
-        ),
+        *(CheckConstraint(rule, name=name) for name, rule in row_states.RULES.items()),
         CheckConstraint("priority in ('high', 'normal', 'low')", name="priority"),
         Index("ix_executions_workflow_id_id", "workflow_id", "id"),
         Index("ix_executions_status_id", "status", "id"),
@@ -138,6 +146,8 @@ class Execution(Base):
         Index("ix_executions_created_at", "created_at"),
         Index("ix_executions_version_id", "version_id"),
         Index("ix_executions_client_id", "client_id"),
+        # Closed rows are nearly all, and who looks for those that are not over need not see them.
+        Index("ix_executions_live", "id", postgresql_where=text(f"status in {row_states.in_words(LIVE)}")),
         Index("ix_executions_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
     )
 
@@ -145,19 +155,20 @@ class Execution(Base):
     public_id: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     """What the API hands to Prefect: parameter and idempotency key of the flow run."""
     flow_run_id: Mapped[uuid.UUID | None] = mapped_column(unique=True)
-    """Prefect's id, which is the contract's task id."""
+    """Prefect's id of the run."""
+    task_id: Mapped[uuid.UUID | None] = mapped_column(unique=True)
+    """The contract's task id: the first flow run's id, which stays when Prefect loses that one."""
     workflow_id: Mapped[int] = mapped_column(ForeignKey("workflows.id", ondelete="CASCADE"))
     version_id: Mapped[int | None] = mapped_column(ForeignKey("workflow_versions.id", ondelete="CASCADE"))
     """The version that the run is pinned to since its first start."""
     client_id: Mapped[int | None] = mapped_column(ForeignKey("clients.id", ondelete="SET NULL"))
     client_slug: Mapped[str | None] = mapped_column(String(64))
     priority: Mapped[str] = mapped_column(String(8), default="normal")
-    status: Mapped[str] = mapped_column(String(16), default="pending")
+    status: Mapped[Status] = mapped_column(word(Status), default=Status.PENDING)
     initial: Mapped[dict[str, str]] = mapped_column(AsciiJson, default=dict)
     """The context that the run started with: key → hash of its value."""
     error: Mapped[str | None] = mapped_column(AsciiJson)
-    error_kind: Mapped[str | None] = mapped_column(String(16))
-    """`kind` of the NovaError that ended it; `cancelled`, `not_started` or `crashed` where none did."""
+    error_kind: Mapped[ErrorKind | None] = mapped_column(word(ErrorKind))
     failed_at_node: Mapped[str | None] = mapped_column(AsciiJson)
     current_node: Mapped[str | None] = mapped_column(AsciiJson)
     attempt: Mapped[int] = mapped_column(default=0)
@@ -169,13 +180,13 @@ class Execution(Base):
     """When anybody else may take it; by the database's clock."""
     stepping: Mapped[bool] = mapped_column(default=False)
     """Whether a node of this attempt may have been started."""
-    guarded_step: Mapped[int | None]
+    unrepeatable_step: Mapped[int | None]
     """The step whose node must not be started again (`on_interrupt: fail`): it was started, and has not
     succeeded."""
     retries: Mapped[int] = mapped_column(default=0)
-    """How often the run was put off because infrastructure broke."""
+    """How often its next attempt was scheduled because infrastructure broke."""
     next_attempt_at: Mapped[datetime | None]
-    """When a run that was put off, or is retried by a person, is due."""
+    """When the next attempt of a run that waits for it, or that a person retried, is due."""
     crashes: Mapped[int] = mapped_column(default=0)
     """How often in a row its process died at `crash_step`, without a step that succeeded in between."""
     crash_step: Mapped[int | None]
@@ -184,8 +195,8 @@ class Execution(Base):
     revoked: Mapped[bool] = mapped_column(default=False)
     """Whether somebody was told that it is cancelled while it still ran: it ends as that, come what may."""
     reopened_from: Mapped[uuid.UUID | None]
-    """The state in Prefect that a person's last retry began from: as long as that stands, and is final,
-    Prefect has not heard of the retry. Another one each time: it tells that the row was opened since."""
+    """The state in Prefect from which, or by which, a person's last retry opened the run. As long as that
+    stands, and is final, Prefect has not heard of the retry. It is another one each time."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -206,13 +217,13 @@ class ChainEntry(Base):
             "execution_id",
             "step",
             unique=True,
-            postgresql_where=text("status = 'success'"),
+            postgresql_where=text(f"status = '{StepStatus.SUCCESS}'"),
         ),
-        CheckConstraint("status in ('success', 'failed')", name="status"),
+        CheckConstraint(f"status in {row_states.in_words(StepStatus)}", name="status"),
         CheckConstraint("node_type in ('start', 'action', 'decision', 'end')", name="node_type"),
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     execution_id: Mapped[int] = mapped_column(ForeignKey("executions.id", ondelete="CASCADE"))
     step: Mapped[int]
     """Place in the run, from 0; a loop that comes back to a node is a new step."""

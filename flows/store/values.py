@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
-from sqlalchemy import select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -24,6 +25,10 @@ _WORTH = 0.95
 """Compressed only when that saves 5 %: less is not worth the time of unpacking it."""
 _SMALL = 64
 """Bytes below which compression cannot pay."""
+AHEAD = 256
+"""Values that are loaded ahead of their time at most, and only such as have no more than `AHEAD_EACH`."""
+AHEAD_EACH = 16 * 1024
+"""Bytes, as they are stored."""
 _BATCH = 1024 * 1024
 """Bytes per INSERT, a single larger value apart: psycopg2 writes the statement out, twice the size."""
 
@@ -70,17 +75,34 @@ def put(session: Session, execution_id: int, stored: Stored) -> dict[str, str]:
 def load(session: Session, execution_id: int, digests: Iterable[str]) -> dict[str, Value]:
     """Digest → value, unpacked, for those of the digests that the execution holds."""
     wanted = set(digests)
-    if not wanted:
-        return {}
-    rows = session.execute(
-        select(ContextValue.digest, ContextValue.data, ContextValue.compressed, ContextValue.sealed).where(
-            ContextValue.execution_id == execution_id, ContextValue.digest.in_(wanted)
-        )
+    return (
+        {row.digest: _unpacked(row) for row in session.execute(_rows(execution_id, wanted))} if wanted else {}
     )
-    return {
-        digest: Value(zlib.decompress(data) if compressed else bytes(data), sealed)
-        for digest, data, compressed, sealed in rows
-    }
+
+
+def load_ahead(session: Session, execution_id: int, digests: Iterable[str], most: int) -> dict[str, Value]:
+    """As `load`, but only small values of the first few, and no more when they come to `most` bytes."""
+    wanted = set(islice(digests, AHEAD))
+    found: dict[str, Value] = {}
+    if not wanted:
+        return found
+    small = _rows(execution_id, wanted).where(func.octet_length(ContextValue.data) <= AHEAD_EACH)
+    for row in session.execute(small):
+        found[row.digest] = _unpacked(row)
+        most -= len(found[row.digest].data)
+        if most <= 0:  # what is packed small may be large
+            break
+    return found
+
+
+def _rows(execution_id: int, digests: Collection[str]) -> Select[tuple[str, bytes, bool, bool]]:
+    return select(ContextValue.digest, ContextValue.data, ContextValue.compressed, ContextValue.sealed).where(
+        ContextValue.execution_id == execution_id, ContextValue.digest.in_(digests)
+    )
+
+
+def _unpacked(row: Row[tuple[str, bytes, bool, bool]]) -> Value:
+    return Value(zlib.decompress(row.data) if row.compressed else bytes(row.data), row.sealed)
 
 
 def _batches(execution_id: int, fresh: Mapping[str, Value]) -> Iterator[list[dict[str, object]]]:

@@ -1,6 +1,7 @@
 """Workflows and the versions of their graphs.
 
-A workflow's `current` (its current WorkflowVersion) is loaded on every Workflow that this module returns.
+A workflow's `current` (its current WorkflowVersion) is loaded on every Workflow that this module returns,
+except where a function says that it reads no graph: graphs may be large.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
-from flows.engine.errors import ConflictError, NotFoundError
+from flows.graphs.errors import ConflictError, NotFoundError
 from flows.store import checks
-from flows.store.models import Workflow, WorkflowVersion, canonical, utcnow
-from flows.store.session import constraint
+from flows.store.base import canonical, utcnow
+from flows.store.database import constraint
+from flows.store.models import Workflow, WorkflowVersion
 
 _SLUG_LENGTH = 60
 _SLUG_ENDING = 8
@@ -75,11 +77,13 @@ def get(session: Session, workflow_id: int) -> Workflow:
 
 
 def without_graph(session: Session, workflow_id: int) -> Workflow:
-    """One workflow whose graph is not read, which may be large. Raises NotFoundError."""
-    found = session.get(Workflow, workflow_id)
-    if found is None:
-        raise NotFoundError(f"There is no workflow {workflow_id}.")
-    return found
+    """One workflow whose graph is not read. Raises NotFoundError."""
+    return _bare(session, workflow_id, select(Workflow))
+
+
+def locked(session: Session, workflow_id: int) -> Workflow:
+    """One workflow, ours to change until the transaction ends; no graph is read. Raises NotFoundError."""
+    return _bare(session, workflow_id, select(Workflow).with_for_update())
 
 
 def find(session: Session, slug_or_name: str) -> Workflow | None:
@@ -93,8 +97,12 @@ def find(session: Session, slug_or_name: str) -> Workflow | None:
 
 def list_(session: Session, skip: int = 0, limit: int = 100) -> tuple[list[Workflow], int]:
     """A page of the workflows, oldest first, and how many there are in all."""
-    page = session.scalars(_select().order_by(Workflow.id).offset(skip).limit(limit)).all()
-    return list(page), session.scalar(select(func.count()).select_from(Workflow)) or 0
+    return _page(session, _select(), skip, limit)
+
+
+def list_without_graphs(session: Session, skip: int = 0, limit: int = 100) -> tuple[list[Workflow], int]:
+    """As `list_`, but no graph is read."""
+    return _page(session, select(Workflow), skip, limit)
 
 
 def ids(session: Session) -> list[int]:
@@ -102,20 +110,25 @@ def ids(session: Session) -> list[int]:
     return list(session.scalars(select(Workflow.id).order_by(Workflow.id)))
 
 
+def deployments(session: Session) -> dict[int, uuid.UUID | None]:
+    """The deployment of each workflow in Prefect, by the workflow's id; None while it has none."""
+    rows = session.execute(select(Workflow.id, Workflow.deployment_id).order_by(Workflow.id))
+    return dict(rows.tuples().all())
+
+
 def update(session: Session, workflow_id: int, **fields: Unpack[WorkflowFields]) -> Workflow:
     """Change the fields given. A changed graph becomes a new version, an equal one (as JSON) does not.
 
     Raises NotFoundError, ConflictError when the name is taken, InvalidInputError for what no column takes.
     """
-    # Locked before it is read: a joined row read while waiting for the lock would be the one of before.
-    session.execute(select(Workflow.id).where(Workflow.id == workflow_id).with_for_update())
-    workflow = get(session, workflow_id)
+    workflow = locked(session, workflow_id)
     graph = fields.pop("graph", None)
+    number = _next_version(session, workflow, graph) if graph is not None else None
+    # From here on nothing is read before the flush: a query would write, and fail where nobody expects it.
     _assign(workflow, fields)
-    if graph is not None and canonical(graph) != canonical(workflow.current.graph):
-        last = select(func.max(WorkflowVersion.number)).where(WorkflowVersion.workflow_id == workflow_id)
-        workflow.version = session.scalars(last).one() + 1
-        session.add(WorkflowVersion(workflow_id=workflow_id, number=workflow.version, graph=graph))
+    if number is not None:
+        workflow.version = number
+        session.add(WorkflowVersion(workflow_id=workflow_id, number=number, graph=graph))
     if session.is_modified(workflow):
         workflow.updated_at = utcnow()
     _flush(session, workflow.name)
@@ -124,12 +137,12 @@ def update(session: Session, workflow_id: int, **fields: Unpack[WorkflowFields])
 
 def set_deployment(session: Session, workflow_id: int, deployment_id: uuid.UUID | None) -> None:
     """Note which deployment of Prefect runs the workflow. Raises NotFoundError."""
-    get(session, workflow_id).deployment_id = deployment_id
+    locked(session, workflow_id).deployment_id = deployment_id
 
 
 def delete(session: Session, workflow_id: int) -> None:
     """Delete the workflow with its versions, schedules, executions and their chains. Raises NotFoundError."""
-    session.delete(get(session, workflow_id))
+    session.delete(locked(session, workflow_id))
     session.flush()
 
 
@@ -161,6 +174,31 @@ def _free_slug(session: Session, base: str) -> str:
 
 def _select() -> Select[tuple[Workflow]]:
     return select(Workflow).options(joinedload(Workflow.current)).execution_options(populate_existing=True)
+
+
+def _bare(session: Session, workflow_id: int, statement: Select[tuple[Workflow]]) -> Workflow:
+    session.flush()  # as in `get`
+    which = statement.where(Workflow.id == workflow_id).execution_options(populate_existing=True)
+    found = session.scalars(which).one_or_none()
+    if found is None:
+        raise NotFoundError(f"There is no workflow {workflow_id}.")
+    return found
+
+
+def _page(
+    session: Session, statement: Select[tuple[Workflow]], skip: int, limit: int
+) -> tuple[list[Workflow], int]:
+    page = session.scalars(statement.order_by(Workflow.id).offset(skip).limit(limit)).all()
+    return list(page), session.scalar(select(func.count()).select_from(Workflow)) or 0
+
+
+def _next_version(session: Session, workflow: Workflow, graph: dict[str, Any]) -> int | None:
+    """The number that a graph gets as a new version; None where it equals the current one, as JSON."""
+    versions = WorkflowVersion.workflow_id == workflow.id
+    current = select(WorkflowVersion.graph).where(versions, WorkflowVersion.number == workflow.version)
+    if canonical(graph) == canonical(session.scalars(current).one()):
+        return None
+    return session.scalars(select(func.max(WorkflowVersion.number)).where(versions)).one() + 1
 
 
 def _assign(workflow: Workflow, fields: WorkflowFields) -> None:

@@ -42,5 +42,5 @@ async def test_whatever_dies_nothing_is_lost_and_nothing_twice(stack: Stack, nam
 
 def test_nothing_is_left_over(stack: Stack) -> None:
     """After all of it: no open run, no sandbox, no slot; once it is stopped, no process, no connection."""
-    left = scenarios.left_over(stack) | leftovers.after_it_stopped(stack)
+    left = scenarios.left_over(stack) | leftovers.in_stopped_stack(stack)
     assert {kind: found for kind, found in left.items() if found} == {}

@@ -66,7 +66,7 @@ def test_broken_pdf(idom: Idom) -> None:
     task = idom.run()
     assert task["status"] == "FAILURE", task
     assert task["failed_at_node"] == "extract"
-    assert "INV-3.pdf is not a PDF that can be read" in task["error"]
+    assert "INV-3.pdf is not a readable PDF" in task["error"]
     assert idom.nova.chain(task)[-1]["status"] == "failed"
 
 

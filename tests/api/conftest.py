@@ -17,7 +17,9 @@ from prefect.client.schemas.objects import State
 from api.app import create_app
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher, generate_key
-from flows.store.session import Database
+from flows.prefect_gateway.gateway import PrefectGateway
+from flows.recovery.reconciler import Reconciler
+from flows.store.database import Database
 from tests.api.conformance import Conformance
 from tests.api.relay import Relay
 from tests.api.runs import Run
@@ -99,6 +101,13 @@ async def prefect(prefect_server: str) -> AsyncIterator[PrefectClient]:
     """Prefect's own client, to see what its server holds and to do there what an operator would."""
     async with PrefectClient(prefect_server) as client:
         yield client
+
+
+@pytest.fixture
+async def reconciler(database: Database, settings: Settings) -> AsyncIterator[Reconciler]:
+    """What looks after runs in every worker and in the API; here it looks when it is told to."""
+    async with PrefectGateway(settings) as gateway:
+        yield Reconciler(database, gateway.runs, settings)
 
 
 class SetState(Protocol):

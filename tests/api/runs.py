@@ -10,10 +10,13 @@ from sqlalchemy.orm import Session
 
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
-from flows.engine.context import to_fragments
+from flows.graphs.json_values import to_fragments
+from flows.graphs.lifecycle import ErrorKind, Status
 from flows.store import chain, executions
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
+from flows.store.transitions import attempts
+from tests.endings import end
 from tests.leasing import begin, lease_of
 
 
@@ -35,7 +38,7 @@ class Run:
             assert row is not None
             return begin(
                 session,
-                flow_run_id=self._task_id,
+                flow_run_id=row.flow_run_id or self._task_id,
                 public_id=row.public_id,
                 workflow_id=row.workflow_id,
                 client=None,
@@ -80,23 +83,29 @@ class Run:
         if extra.get("status") != "failed":
             self._step += 1
 
-    async def postpone(self, error: str, seconds: float) -> datetime:
-        """Put the run off, as the flow does when infrastructure broke; when it is due."""
-        return await self._database.run(
-            lambda session: executions.postpone(
-                session,
-                self._lease,
-                error=error,
-                error_kind="infrastructure",
-                at_node=None,
-                seconds=seconds,
-            )
-        )
+    async def schedule_retry(self, error: str, seconds: float) -> datetime:
+        """Put the run off, as the flow does when infrastructure broke, and release it; when it is due."""
 
-    async def finish(self, status: str = "completed", **why: Any) -> None:
-        """Close the execution, as the flow does last."""
-        await self._database.run(
-            lambda session: executions.finish(
-                session, self.execution_id, status=status, lease=self._lease, **why
+        def write(session: Session) -> datetime:
+            due = attempts.schedule_retry(
+                session, self._lease, error, ErrorKind.INFRASTRUCTURE, None, seconds
             )
-        )
+            attempts.release(session, self._lease)
+            return due
+
+        return await self._database.run(write)
+
+    async def finish(
+        self,
+        status: Status = Status.COMPLETED,
+        error: str = "Why.",
+        kind: ErrorKind = ErrorKind.NODE,
+        node: str | None = None,
+    ) -> None:
+        """Close the execution, as the flow does last, and release it, as its worker does then."""
+
+        def write(session: Session) -> None:
+            end(session, self._lease, status, error, kind, node)
+            attempts.release(session, self._lease)
+
+        await self._database.run(write)

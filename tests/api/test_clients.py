@@ -11,7 +11,7 @@ from sqlalchemy import text
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.store import clients
-from flows.store.session import Database
+from flows.store.database import Database
 
 SECRET = "correct-horse-battery"
 

@@ -18,8 +18,8 @@ from flows.config.settings import Settings
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.store import values
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.api.conftest import make_settings, running_api
 from tests.builders import fresh_name
 from tests.waiting import eventually

@@ -11,11 +11,13 @@ import pytest
 from sqlalchemy import select
 
 from flows.credentials.cipher import Cipher
-from flows.store import executions
+from flows.graphs.lifecycle import Status
+from flows.store.database import Database
 from flows.store.models import ContextValue
-from flows.store.session import Database
+from flows.store.transitions import submissions
 from tests.api.runs import Run
 from tests.builders import action, fresh_name, line
+from tests.statements import Statement, recorded
 
 Start = Callable[..., Any]
 
@@ -85,7 +87,7 @@ async def test_an_execution_that_is_not_over_has_no_result(api: httpx.AsyncClien
     assert (pending["task_id"], pending["workflow_version"]) == (task_id, None)
     await run.begin()
     assert (await api.get("/executions/1")).json()["status"] == "running"
-    await run.finish("failed", error="Boom", failed_at_node="read")
+    await run.finish(Status.FAILED, error="Boom", node="read")
     failed = (await api.get("/executions/1")).json()
     assert (failed["result"], failed["error"], failed["failed_at_node"]) == (None, "Boom", "read")
 
@@ -280,17 +282,47 @@ async def test_a_sealed_value_is_shown_as_stars(
     assert all(secret.encode() not in bytes(data) for data in stored)
 
 
-async def test_what_was_never_started_is_failed(
+async def test_what_was_never_started_is_cancelled(
     api: httpx.AsyncClient, workflow: dict[str, Any], database: Database
 ) -> None:
     """An execution that Prefect never confirmed has no task id, an empty chain, and says so."""
     row = await database.run(
-        lambda session: executions.create_pending(
+        lambda session: submissions.create(
             session, workflow_id=workflow["id"], client=None, priority="normal", initial={}
         )
     )
-    await database.run(lambda session: executions.reject(session, row.id, "The run was never started."))
+    await database.run(lambda session: submissions.refuse(session, row.id, "The run was never started."))
     body = (await api.get(f"/executions/{row.id}")).json()
-    assert (body["status"], body["task_id"], body["error"]) == ("failed", None, "The run was never started.")
+    assert (body["status"], body["task_id"], body["error"]) == (
+        "cancelled",
+        None,
+        "The run was never started.",
+    )
     chain = (await api.get(f"/executions/{row.id}/chain")).json()
     assert chain == {"execution_id": row.id, "entries": [], "total": 0}
+
+
+async def test_a_long_chain_costs_what_it_holds(api: httpx.AsyncClient, start: Start) -> None:
+    """The whole reads each row once; a page, wherever it begins, its own rows and the keys before it."""
+    _, run = await start()
+    await run.begin()
+    for number in range(130):
+        await run.step("read", changes={"count": number})
+    address = f"/executions/{run.execution_id}/chain"
+    with recorded() as whole:
+        body = (await api.get(address)).json()
+    assert [entry["output_result"] for entry in body["entries"]] == [{"count": n} for n in range(130)]
+    assert sum(one.rows for one in whole if "chain_entries" in one.sql) == 130 + 1
+    assert len([one for one in whole if "context_values" in one.sql]) == 7  # one for twenty rows
+
+    def rows(found: list[Statement]) -> int:
+        return sum(one.rows for one in found)
+
+    costs = []
+    for skip in (0, 60, 120):
+        with recorded() as page:
+            entries = (await api.get(address, params={"skip": skip, "limit": 10})).json()["entries"]
+        assert entries == body["entries"][skip : skip + 10]
+        costs.append((len(page), rows(page)))
+    assert costs[1] == costs[2]
+    assert costs[2][1] <= costs[0][1] + 2

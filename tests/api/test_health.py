@@ -12,8 +12,9 @@ from prefect.client.orchestration import PrefectClient
 
 from api.version import VERSION
 from flows.config.settings import Settings
-from flows.store import breaker
-from flows.store.session import Database
+from flows.graphs.lifecycle import Status
+from flows.store import circuit_breaker
+from flows.store.database import Database
 from tests.api.conftest import WORK_POOL, make_settings, running_api
 from tests.api.relay import Relay
 from tests.servers import free_port
@@ -81,7 +82,7 @@ async def test_health_without_prefect_is_503(settings: Settings, encryption_key:
 
 
 async def test_health_without_the_database_is_503(
-    wire: Wire, prefect_server: str, encryption_key: str
+    wire: Wire, prefect_server: str, encryption_key: str, workflow: dict[str, Any]
 ) -> None:
     """And healthy again when it is back, without a restart."""
     async with wire() as (relay, url), running_api(make_settings(url, prefect_server, encryption_key)) as api:
@@ -113,7 +114,7 @@ async def test_metrics_count_what_happened(
     api: httpx.AsyncClient, start: Callable[..., Any], workflow: dict[str, Any]
 ) -> None:
     """The contract's figures, from the runs of the last day and hour."""
-    for status in ("completed", "completed", "failed"):
+    for status in (Status.COMPLETED, Status.COMPLETED, Status.FAILED):
         _, run = await start()
         await run.begin()
         await run.finish(status)
@@ -143,7 +144,7 @@ async def test_the_circuit_breaker_is_the_one_of_the_workers(
 ) -> None:
     """Both figures and health tell what stands in the database, where all workers keep it."""
     for _ in range(failures):
-        await database.run(lambda session: breaker.failed(session, 3, 60.0))
+        await database.run(lambda session: circuit_breaker.failed(session, 3, 60.0))
     async with running_api(settings.model_copy(update={"breaker_threshold": 3})) as api:
         told = (await api.get("/metrics")).json()["circuit_breaker"]
         health = (await api.get("/health/detailed")).json()
@@ -161,8 +162,8 @@ async def test_a_breaker_that_lets_one_run_try_is_half_open(
     api: httpx.AsyncClient, database: Database
 ) -> None:
     """Its pause is over; whether E2B works is not known yet."""
-    await database.run(lambda session: breaker.failed(session, 1, 0.0))
-    assert (await database.run(breaker.admit)).allowed
+    await database.run(lambda session: circuit_breaker.failed(session, 1, 0.0))
+    assert (await database.run(circuit_breaker.admit)).allowed
     told = (await api.get("/metrics")).json()["circuit_breaker"]
     assert (told["state"], told["is_healthy"]) == ("half_open", False)
 
@@ -174,5 +175,5 @@ async def test_what_fails_in_a_run_is_not_the_breakers(
     for _ in range(6):
         _, run = await start()
         await run.begin()
-        await run.finish("failed", error="KeyError", error_kind="node")
+        await run.finish(Status.FAILED, error="KeyError")
     assert (await api.get("/metrics")).json()["circuit_breaker"]["failure_count"] == 0

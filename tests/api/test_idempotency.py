@@ -16,13 +16,15 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings
-from flows.credentials.cipher import generate_key
-from flows.engine.errors import ExecutionClosedError
-from flows.store import executions
+from flows.credentials.cipher import Cipher, generate_key
+from flows.graphs.errors import ExecutionClosedError
+from flows.graphs.lifecycle import Status
+from flows.store.database import Database, now
 from flows.store.models import Execution, IdempotencyKey
-from flows.store.session import Database, now
+from flows.store.transitions import submissions
 from tests.api.conftest import make_settings, running_api
 from tests.api.relay import Relay
+from tests.api.runs import Run
 from tests.api.test_execute import flow_runs
 from tests.builders import fresh_name
 from tests.leasing import begin
@@ -68,12 +70,13 @@ async def test_another_key_is_another_task(
 
 
 async def test_a_run_that_is_over_is_still_the_same_task(
-    api: httpx.AsyncClient, workflow: dict[str, Any], start: Callable[..., Any], database: Database
+    api: httpx.AsyncClient, workflow: dict[str, Any], database: Database, cipher: Cipher
 ) -> None:
     """A client that had no answer learns the id of what it has started, whatever became of it."""
     first = await post(api, workflow)
-    failed = update(Execution).values(status="failed", error_kind="node")
-    await database.run(lambda session: session.execute(failed))
+    run = Run(database, cipher, first.json()["task_id"])
+    await run.begin()
+    await run.finish(Status.FAILED)
     assert (await post(api, workflow)).json() == first.json()
 
 
@@ -203,9 +206,10 @@ async def test_a_request_that_died_with_the_api_is_taken_up(
     """Its row waits for a flow run, or has one that was not noted: the same execution is handed over."""
     first = await post(api, workflow)
     before = (await rows(database))[0]
-    await database.run(lambda session: session.execute(update(Execution).values(flow_run_id=None)))
+    not_noted = update(Execution).values(flow_run_id=None, task_id=None)
+    await database.run(lambda session: session.execute(not_noted))
     assert (await post(api, workflow)).json() == first.json()
-    await database.run(lambda session: session.execute(update(Execution).values(flow_run_id=None)))
+    await database.run(lambda session: session.execute(not_noted))
     await prefect.delete_flow_run(UUID(first.json()["task_id"]))
     again = await post(api, workflow)
     assert again.status_code == 202
@@ -222,7 +226,8 @@ async def test_a_run_that_was_made_anew_keeps_its_key_for_a_day(
     await post(api, workflow)
 
     def age(session: Session) -> None:
-        session.execute(update(Execution).values(flow_run_id=None, status="failed", error_kind="not_started"))
+        session.execute(update(Execution).values(flow_run_id=None, task_id=None))
+        assert submissions.refuse(session, 1, "Prefect was away.")
         session.execute(update(IdempotencyKey).values(created_at=now() - timedelta(hours=23)))
 
     await database.run(age)
@@ -256,7 +261,7 @@ async def test_a_run_whose_flow_run_is_not_noted_is_not_promised(
             await asyncio.wait({request}, timeout=2)
             assert not request.done()
             (row,) = await rows(database)
-            assert await database.run(lambda session: executions.reject(session, row.id, "No answer."))
+            assert await database.run(lambda session: submissions.refuse(session, row.id, "No answer."))
             await relay.restore()
             assert (await request).status_code == 503
 

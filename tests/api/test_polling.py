@@ -16,9 +16,9 @@ from prefect.client.orchestration import PrefectClient
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from flows.config.settings import Settings
-from flows.orchestration import watch
-from flows.orchestration.runs import RunState
-from flows.store.session import Database
+from flows.graphs.flow_run_state import FlowRunState
+from flows.prefect_gateway import run_watch
+from flows.store.database import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.api.relay import Relay
 from tests.leasing import begin
@@ -67,12 +67,12 @@ async def test_polls_cost_prefect_the_same_however_many_they_are(
     since = time.monotonic()
 
     async def client(task_id: str) -> None:
-        while time.monotonic() - since < 3 * watch.PACE:
+        while time.monotonic() - since < 3 * run_watch.PACE:
             polls[(await poll(api, task_id))["status"]] += 1
 
     await asyncio.gather(*(client(task_id) for task_id in tasks * 2))
     assert polls.keys() == {"PENDING"}
-    assert 1 <= len(relay.requests(LOOK_UP)) <= 2 + (time.monotonic() - since) / watch.PACE
+    assert 1 <= len(relay.requests(LOOK_UP)) <= 2 + (time.monotonic() - since) / run_watch.PACE
     assert relay.requests(READ) == []
 
 
@@ -94,10 +94,10 @@ async def test_executions_are_looked_up_together_too(
         await submit(api, workflow)
     ids = [row["id"] for row in (await api.get("/executions")).json()["executions"]]
     since = time.monotonic()
-    while time.monotonic() - since < 2 * watch.PACE:
+    while time.monotonic() - since < 2 * run_watch.PACE:
         answers = await asyncio.gather(*(api.get(f"/executions/{number}") for number in ids))
         assert {answer.json()["status"] for answer in answers} == {"pending"}
-    assert 1 <= len(relay.requests(LOOK_UP)) <= 2 + (time.monotonic() - since) / watch.PACE
+    assert 1 <= len(relay.requests(LOOK_UP)) <= 2 + (time.monotonic() - since) / run_watch.PACE
     assert relay.requests(READ) == []
 
 
@@ -128,11 +128,11 @@ async def test_a_slow_poll_closes_no_run_that_was_retried_meanwhile(
     """It saw the run cancelled; before it could note so another poll did, and a person retried the run."""
     task_id, run = await start()
     await run.begin()
-    await run.postpone("E2B does not answer.", 300)
+    await run.schedule_retry("E2B does not answer.", 300)
     await set_state(task_id, Cancelled())
-    ask, asked = watch.RunWatch.fresh, 0
+    ask, asked = run_watch.RunWatch.fresh, 0
 
-    async def slow(self: watch.RunWatch, flow_run_id: UUID) -> RunState | None:
+    async def slow(self: run_watch.RunWatch, flow_run_id: UUID) -> FlowRunState | None:
         nonlocal asked
         asked += 1
         first, state = asked == 1, await ask(self, flow_run_id)
@@ -141,7 +141,7 @@ async def test_a_slow_poll_closes_no_run_that_was_retried_meanwhile(
             assert (await api.post(f"/tasks/{task_id}/retry")).status_code == 202
         return state
 
-    monkeypatch.setattr(watch.RunWatch, "fresh", slow)
+    monkeypatch.setattr(run_watch.RunWatch, "fresh", slow)
     await eventually(lambda: poll(api, task_id), lambda _: asked > 0)
     assert (await poll(api, task_id))["status"] == "RETRY"
     assert (await api.get(f"/executions/{run.execution_id}")).json()["status"] == "running"

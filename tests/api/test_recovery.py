@@ -9,10 +9,11 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 
 from flows.config.settings import Settings
-from flows.execution import recovery
+from flows.recovery import reconciler
 from flows.store import executions
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
+from flows.store.transitions import submissions
 from tests.api.conftest import running_api
 from tests.waiting import eventually
 
@@ -27,13 +28,13 @@ async def test_a_run_that_the_api_died_over_is_handed_to_prefect(
 ) -> None:
     """Its row was written and its flow run never made: the next API makes it, deployment and all."""
     row = await database.run(
-        lambda session: executions.create_pending(
+        lambda session: submissions.create(
             session, workflow_id=workflow["id"], client=None, priority="high", initial={}
         )
     )
     deployment = await prefect.read_deployment_by_name(f"execute-workflow/{workflow['slug']}")
     await prefect.delete_deployment(deployment.id)
-    monkeypatch.setattr(recovery, "UNSUBMITTED", 0.0)
+    monkeypatch.setattr(reconciler, "UNSUBMITTED", 0.0)
     quick = settings.model_copy(update={"recovery_interval": 0.05})
 
     async def read() -> Execution:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from flows.credentials.cipher import Cipher
-from flows.store.session import Database
+from flows.store.database import Database
 from tests.api.runs import Run
 from tests.api.server import ApiServer
 from tests.builders import fresh_name, line
@@ -41,7 +41,7 @@ def server(
     [
         ("NOVA_ENCRYPTION_KEY", "NOVA_ENCRYPTION_KEY is not set"),
         ("DATABASE_URL", "DATABASE_URL is not set"),
-        ("NOVA_LOG_LEVEL", "Settings are wrong: NOVA_LOG_LEVEL"),
+        ("NOVA_LOG_LEVEL", "in .env: NOVA_LOG_LEVEL"),
     ],
 )
 def test_it_refuses_to_start_with_a_sentence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -27,8 +28,11 @@ from prefect.states import (
 from sqlalchemy import update
 
 from flows.config.settings import Settings
+from flows.graphs.lifecycle import Status
+from flows.prefect_gateway import run_watch
+from flows.recovery.reconciler import Reconciler
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.api.conftest import SetState, make_settings, running_api
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -129,7 +133,7 @@ async def test_a_run_that_was_put_off_is_retry(
     task_id, run = await start()
     await set_state(task_id, Running())
     await run.begin()
-    due = await run.postpone("E2B does not answer.", 300)
+    due = await run.schedule_retry("E2B does not answer.", 300)
     if told:
         await set_state(task_id, AwaitingRetry(scheduled_time=due))
     assert await poll(api, task_id) == {
@@ -148,7 +152,7 @@ async def test_a_run_that_was_put_off_and_is_told_so_without_prefect(
     """The row has all of it."""
     task_id, run = await start()
     await run.begin()
-    await run.postpone("E2B does not answer.", 300)
+    await run.schedule_retry("E2B does not answer.", 300)
     nowhere = f"http://127.0.0.1:{free_port()}/api"
     lonely = make_settings(settings.database_url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=1)
     async with running_api(lonely) as alone:
@@ -163,7 +167,7 @@ async def test_a_run_that_was_put_off_and_cancelled_is_revoked(
     task_id, run = await start()
     await set_state(task_id, Running())
     await run.begin()
-    await run.postpone("E2B does not answer.", 300)
+    await run.schedule_retry("E2B does not answer.", 300)
     await set_state(task_id, Cancelled())
     await becomes(api, task_id, "REVOKED")
 
@@ -203,7 +207,7 @@ async def test_a_task_that_failed_says_why_and_where(
     """The error is a sentence; the node is named."""
     task_id, run = await start()
     await run.begin()
-    await run.finish("failed", error="KeyError: 'amount'", error_kind="node", failed_at_node="high")
+    await run.finish(Status.FAILED, error="KeyError: 'amount'", node="high")
     await set_state(task_id, Failed())
     assert await poll(api, task_id) == {
         "task_id": task_id,
@@ -238,7 +242,7 @@ async def test_a_run_that_reads_revoked_stays_so(
     await run.begin()
     await set_state(task_id, Cancelling())
     await becomes(api, task_id, "REVOKED")
-    await run.finish("completed")
+    await run.finish()
     assert (await poll(api, task_id))["status"] == "REVOKED"
     assert (await api.get(f"/executions/{run.execution_id}")).json()["status"] == "cancelled"
 
@@ -248,7 +252,8 @@ async def test_a_run_whose_flow_run_was_not_noted_is_not_over_when_that_crashed(
 ) -> None:
     """The database was away when Prefect confirmed it: its row is found by what Prefect was given."""
     task_id, _ = await start()
-    await database.run(lambda session: session.execute(update(Execution).values(flow_run_id=None)))
+    not_noted = update(Execution).values(flow_run_id=None, task_id=None)
+    await database.run(lambda session: session.execute(not_noted))
     await set_state(task_id, Crashed(message="The worker was killed"))
     for _ in range(3):
         assert (await poll(api, task_id))["status"] == "PENDING"
@@ -293,14 +298,18 @@ async def test_an_execution_cancelled_before_it_started_says_so_itself(
     assert execution["error"] == "An operator did it"
 
 
-async def test_a_flow_run_deleted_in_prefect_is_revoked(
-    api: httpx.AsyncClient, start: Start, prefect: PrefectClient
+async def test_a_flow_run_that_prefect_does_not_have_is_not_over_for_that(
+    api: httpx.AsyncClient, start: Start, prefect: PrefectClient, reconciler: Reconciler
 ) -> None:
-    """The id was issued, so it is no 404: the run will never come."""
+    """Prefect may have lost it with others: the reconciler finds out, for what a poll says is final."""
     task_id, _ = await start()
     await prefect.delete_flow_run(UUID(task_id))
-    body = await becomes(api, task_id, "REVOKED")
-    assert "deleted" in body["error"]
+    since = time.monotonic()
+    while time.monotonic() - since < 2 * run_watch.PACE:
+        assert (await poll(api, task_id))["status"] == "PENDING"
+    await reconciler.once()
+    body = await poll(api, task_id)
+    assert (body["status"], body["error"]) == ("REVOKED", "The flow run was deleted in Prefect.")
 
 
 async def test_completed_in_prefect_alone_is_no_success(
@@ -364,19 +373,21 @@ async def test_the_tasks_of_a_deleted_workflow_are_gone(
     await eventually(lambda: api.get(f"/tasks/{task_id}"), lambda answer: answer.status_code == 404)
 
 
-@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+@pytest.mark.parametrize(
+    ("status", "final"),
+    [(Status.COMPLETED, "SUCCESS"), (Status.FAILED, "FAILURE"), (Status.CANCELLED, "REVOKED")],
+)
 async def test_a_finished_run_is_answered_without_prefect(
-    start: Start, settings: Settings, encryption_key: str, status: str
+    start: Start, settings: Settings, encryption_key: str, status: Status, final: str
 ) -> None:
     """A poll is cheap: with Prefect gone for good a final state is answered as ever."""
     task_id, run = await start()
     await run.begin()
-    await run.finish(status, error=None if status == "completed" else "why")
+    await run.finish(status)
     nowhere = f"http://127.0.0.1:{free_port()}/api"
     async with running_api(make_settings(settings.database_url, nowhere, encryption_key)) as alone:
         body = await poll(alone, task_id)
-    final = {"completed": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}
-    assert body["status"] == final[status]
+    assert body["status"] == final
 
 
 async def test_a_poll_does_not_fail_because_prefect_is_away(
@@ -394,3 +405,20 @@ async def test_a_poll_does_not_fail_because_prefect_is_away(
         body = await poll(alone, task_id)
         assert (body["status"], body["meta"]["execution_id"]) == ("RUNNING", run.execution_id)
         assert (await alone.get(f"/tasks/{uuid4()}")).status_code == 503
+
+
+async def test_times_are_utc_wherever_the_database_is(
+    in_new_york: str, api: httpx.AsyncClient, start: Start
+) -> None:
+    """Every answer tells the moment, not the server's wall clock."""
+    task_id, run = await start()
+    execution = await run.begin()
+    await run.step("read")
+    started = (await poll(api, task_id))["meta"]["started_at"]
+    chain = (await api.get(f"/executions/{execution.id}/chain")).json()["entries"]
+    listed = (await api.get("/workflows")).json()["workflows"]
+    await run.schedule_retry("E2B does not answer.", 1)
+    due = (await poll(api, task_id))["next_attempt_at"]
+    for moment in (started, chain[0]["timestamp"], listed[0]["updated_at"], due):
+        assert moment.endswith("Z")
+        assert abs((datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()) < 60

@@ -15,9 +15,9 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from sqlalchemy import select
 
 from flows.config.settings import Settings
-from flows.engine.errors import ExecutionClosedError
+from flows.graphs.errors import ExecutionClosedError
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.api.conftest import make_settings, running_api
 from tests.api.relay import Relay
 from tests.builders import action, fresh_name, line
@@ -72,7 +72,7 @@ async def test_without_prefect_nothing_is_started(
     assert is_unavailable(response)
     assert "never started" in response.json()["error"]
     (row,) = await rows(database)
-    assert (row.status, row.error_kind, row.flow_run_id) == ("failed", "not_started", None)
+    assert (row.status, row.error_kind, row.flow_run_id) == ("cancelled", "not_started", None)
     with pytest.raises(ExecutionClosedError):
         await start(database, row, UUID(int=1))
 
@@ -308,7 +308,7 @@ async def test_a_row_whose_commit_was_not_answered_never_starts(
         await relay.restore()
         assert is_unavailable(await request)
     (row,) = await rows(database)
-    assert (row.status, row.error_kind) == ("failed", "not_started")
+    assert (row.status, row.error_kind) == ("cancelled", "not_started")
 
 
 async def test_a_row_whose_commit_was_not_answered_may_have_started(

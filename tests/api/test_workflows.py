@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Running
 
-from flows.store.session import Database
+from flows.store.database import Database
 from tests.api.conftest import SetState
 from tests.builders import action, fresh_name, line
+from tests.code_check.programs import nested_finally
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -65,8 +67,11 @@ async def test_a_taken_name_is_refused(api: httpx.AsyncClient, workflow: dict[st
     assert (response.status_code, response.json()["status_code"]) == (400, 400)
     assert workflow["name"] in response.json()["error"]
     other = (await api.post("/workflows", json={**body, "name": fresh_name()})).json()
-    renamed = await api.put(f"/workflows/{other['id']}", json={"name": workflow["name"]})
-    assert renamed.status_code == 400
+    changed = {"name": workflow["name"], "graph_definition": line(action("only", "pass"))}
+    for body in ({"name": workflow["name"]}, changed):
+        renamed = await api.put(f"/workflows/{other['id']}", json=body)
+        assert renamed.status_code == 400
+        assert workflow["name"] in renamed.json()["error"]
 
 
 async def test_every_fault_of_a_graph_is_named_at_once(api: httpx.AsyncClient) -> None:
@@ -81,6 +86,42 @@ async def test_every_fault_of_a_graph_is_named_at_once(api: httpx.AsyncClient) -
     assert any(error.get("edge") == 3 for error in errors)
     assert all(error["message"] and error["code"] for error in errors)
     assert (await api.get("/workflows")).json()["total"] == 0
+
+
+async def test_code_that_is_too_much_for_the_compiler_harms_nobody_else(
+    api: httpx.AsyncClient, workflow: dict[str, Any]
+) -> None:
+    """700 bytes that would take gigabytes are 422 with their node; other requests are served meanwhile."""
+    address = f"/workflows/{workflow['id']}"
+    graph = line(action("fine", "pass"), action("bomb", nested_finally(19)))
+    saving = asyncio.gather(
+        api.post("/workflows", json={"name": fresh_name(), "graph_definition": graph}),
+        api.put(address, json={"graph_definition": graph}),
+    )
+    served = 0
+    while not saving.done():
+        assert (await api.get(address)).json()["graph_definition"] == workflow["graph_definition"]
+        served += 1
+    for response in await saving:
+        assert response.status_code == 422
+        (error,) = response.json()["errors"]
+        assert (error["code"], error["node"]) == ("unchecked-code", "bomb")
+        assert 'The code of node "bomb" cannot be checked: it needs' in error["message"]
+    assert served > 10
+    assert (await api.get(address)).json()["version"] == 1
+    good = {"name": fresh_name(), "graph_definition": line(action("fine", "pass"))}
+    assert (await api.post("/workflows", json=good)).status_code == 201
+
+
+async def test_code_that_is_too_long_is_refused(api: httpx.AsyncClient) -> None:
+    """64 KiB a node are enough for a program; what holds more is data."""
+    graph = line(action("small", "#" * 65_536), action("large", "#" * 65_537))
+    response = await api.post("/workflows", json={"name": fresh_name(), "graph_definition": graph})
+    assert response.status_code == 422
+    assert [(error["code"], error["node"]) for error in response.json()["errors"]] == [
+        ("code-too-long", "large")
+    ]
+    assert "65,537 bytes; a node may have 65,536 (NOVA_NODE_CODE_LIMIT)" in response.json()["error"]
 
 
 async def test_unknown_fields_of_a_graph_are_kept_and_warned_of(api: httpx.AsyncClient) -> None:

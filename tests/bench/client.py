@@ -1,4 +1,4 @@
-"""The benchmark's clients: what they do over HTTP, and how long it takes."""
+"""The benchmark's HTTP client: submit runs, poll them, read their times."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ import httpx
 from tests.waiting import eventually
 
 FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
-ALONE = 0.02
-"""Seconds between two polls of a client that is alone."""
-CROWD = 0.25
-"""Seconds between two polls of one of many: they must not make the load that they measure."""
+POLL_ONE = 0.02
+"""Seconds between two polls of a single run."""
+POLL_MANY = 0.25
+"""Seconds between two polls of each of many runs: polling must not be the load that is measured."""
 
 
 class RunFailedError(Exception):
-    """A run did not end as SUCCESS, which ends its case."""
+    """A run did not end as SUCCESS; its case fails."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its client saw it; seconds."""
+    """One run and its times, in seconds, as the client measured them."""
 
     task_id: str
     execution_id: int
     submitted: float
-    """POST to its answer."""
+    """From POST to its answer."""
     done: float
-    """POST to SUCCESS."""
+    """From POST to SUCCESS."""
 
 
 class Client:
-    """Speaks to the API, and asks Prefect's server what only that knows; use it as a context manager."""
+    """Calls the API, and Prefect's server for what only that knows; use it as a context manager."""
 
     def __init__(self, api_url: str, prefect_url: str) -> None:
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
@@ -57,12 +57,12 @@ class Client:
         await self._prefect.aclose()
 
     async def workflow(self, graph: dict[str, Any]) -> int:
-        """Create a workflow; return its id."""
+        """Create a workflow and return its id."""
         body = {"name": f"bench {uuid4().hex[:12]}", "graph_definition": graph}
-        return int((await self._asked("POST", "/workflows", json=body))["id"])
+        return int((await self._request("POST", "/workflows", json=body))["id"])
 
     async def drop(self, workflow: int) -> None:
-        """Delete a workflow: its runs are cancelled, and until the last one has ended it is refused."""
+        """Delete a workflow. This cancels its runs; the API refuses the deletion until all have ended."""
         await eventually(
             lambda: self._api.delete(f"/workflows/{workflow}"),
             lambda answer: answer.status_code != httpx.codes.CONFLICT,
@@ -70,19 +70,19 @@ class Client:
         )
 
     async def post(self, workflow: int, context: dict[str, Any] | None = None, **body: Any) -> str:
-        """Submit a run; return its task id."""
+        """Submit a run and return its task id."""
         body["initial_context"] = context or {}
-        return str((await self._asked("POST", f"/workflows/{workflow}/execute", json=body))["task_id"])
+        return str((await self._request("POST", f"/workflows/{workflow}/execute", json=body))["task_id"])
 
     async def run(
-        self, workflow: int, context: dict[str, Any] | None = None, pause: float = ALONE, **body: Any
+        self, workflow: int, context: dict[str, Any] | None = None, pause: float = POLL_ONE, **body: Any
     ) -> Run:
-        """Submit a run and poll it to its end every `pause` seconds; raises RunFailedError."""
+        """Submit a run and poll it every `pause` seconds until it ends; raises RunFailedError."""
         since = time.perf_counter()
         task_id = await self.post(workflow, context, **body)
         submitted = time.perf_counter() - since
         while True:
-            task = await self._asked("GET", f"/tasks/{task_id}")
+            task = await self._request("GET", f"/tasks/{task_id}")
             if task["status"] in FINAL:
                 break
             await asyncio.sleep(pause)
@@ -91,18 +91,18 @@ class Client:
         return Run(task_id, task["execution_id"], submitted, time.perf_counter() - since)
 
     async def in_turn(self, workflow: int, number: int, context: dict[str, Any] | None = None) -> list[Run]:
-        """Run it again and again, one at a time."""
+        """Run a workflow so many times, one run after the other."""
         return [await self.run(workflow, context) for _ in range(number)]
 
     async def at_once(
         self, workflow: int, number: int, context: dict[str, Any] | None = None
     ) -> tuple[list[Run], float]:
-        """Submit all at the same moment; return the runs, and how many a second came to their end.
+        """Submit so many runs at once; return them, and how many ended per second.
 
-        Raises what the first that failed raised, once all have ended.
+        After all have ended, raises the first failed run's exception.
         """
         since = time.perf_counter()
-        runs = [asyncio.create_task(self.run(workflow, context, CROWD)) for _ in range(number)]
+        runs = [asyncio.create_task(self.run(workflow, context, POLL_MANY)) for _ in range(number)]
         try:
             await asyncio.wait(runs)
         finally:
@@ -111,7 +111,7 @@ class Client:
         return [run.result() for run in runs], number / (time.perf_counter() - since)
 
     async def starts(self, workflow: int) -> dict[int, datetime]:
-        """Execution id → its start, of those of a workflow that have started."""
+        """Return execution id → start time of a workflow's started executions."""
         found = await self.executions(workflow)
         return {
             each["id"]: datetime.fromisoformat(each["started_at"]) for each in found if each["started_at"]
@@ -122,24 +122,24 @@ class Client:
         await eventually(lambda: self.starts(workflow), lambda found: len(found) >= number, timeout=60)
 
     async def executions(self, workflow: int) -> list[dict[str, Any]]:
-        """All executions of a workflow."""
-        found = await self._asked("GET", "/executions", params={"workflow_id": workflow, "limit": 500})
+        """Return all executions of a workflow."""
+        found = await self._request("GET", "/executions", params={"workflow_id": workflow, "limit": 500})
         return list(found["executions"])
 
     async def node_times(self, run: Run) -> list[float]:
-        """Seconds that each action took with all that belongs to it: from its start to the next one's."""
+        """Return the seconds from the start of each action to the start of the next one."""
         params: dict[str, Any] = {"contexts": "none", "limit": 1000}
-        found = await self._asked("GET", f"/executions/{run.execution_id}/chain", params=params)
+        found = await self._request("GET", f"/executions/{run.execution_id}/chain", params=params)
         starts = [datetime.fromisoformat(entry["timestamp"]) for entry in found["entries"]]
         return [(b - a).total_seconds() for a, b in itertools.pairwise(starts[1:])]
 
     async def per_node(self, runs: Sequence[Run]) -> list[float]:
-        """Milliseconds per node of each run."""
+        """Return the milliseconds per node of each run."""
         times = [await self.node_times(run) for run in runs]
         return [1000 * sum(each) / len(each) for each in times]
 
     async def until_prefect_knows(self, runs: Sequence[Run]) -> None:
-        """Wait until Prefect has the end of these runs as well: NOVA's own row is closed before."""
+        """Wait until these runs are completed in Prefect, too; NOVA's row is closed earlier."""
         ids = {"id": {"any_": [run.task_id for run in runs]}}
         body = {"flow_runs": {**ids, "state": {"type": {"any_": ["COMPLETED"]}}}}
         await eventually(
@@ -148,12 +148,12 @@ class Client:
         )
 
     async def last_heartbeat(self, worker: str) -> datetime | None:
-        """When Prefect last heard of a worker."""
+        """Return when Prefect got a worker's last heartbeat; None if it got none."""
         answer = await self._prefect.post("/work_pools/nova/workers/filter", json={})
         times = [each["last_heartbeat_time"] for each in answer.json() if each["name"] == worker]
         return datetime.fromisoformat(times[0]) if times else None
 
-    async def _asked(self, method: str, path: str, **given: Any) -> dict[str, Any]:
+    async def _request(self, method: str, path: str, **given: Any) -> dict[str, Any]:
         answer = await self._api.request(method, path, **given)
         answer.raise_for_status()
         return dict(answer.json())

@@ -1,6 +1,6 @@
-"""What the benchmark measures: PostgreSQL, Prefect's server and the API, set up as `nova up` sets them up.
+"""What the benchmark measures: PostgreSQL, Prefect's server and the API, set up as `nova up` does it.
 
-Workers and E2B servers come and go with the cases. Everything is on this machine and on loopback.
+Each case starts its own workers and E2B servers. Everything runs on this machine, on the loopback interface.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.access_log import AccessLog
 from tests.servers import ServerProcess, clean_environment, free_port, postgres_server, wait_until
 
 Kind = Literal["nova", "process"]
-"""Worker types: NOVA's, and Prefect's own that starts a process for every run."""
+"""Worker types: NOVA's, and Prefect's own, which starts a process for each run."""
 
 ROOT = Path(__file__).parents[2]
 _NOVA = [sys.executable, "-m", "deployments.cli"]
@@ -27,7 +27,7 @@ _E2B_KEY = "e2b_" + "0" * 40
 
 
 class Site:
-    """The addresses of what runs, and a way to start the rest."""
+    """The URLs of the running servers; starts workers and E2B servers."""
 
     def __init__(self, folder: Path, env: dict[str, str], api_url: str) -> None:
         self.folder = folder
@@ -41,30 +41,31 @@ class Site:
     def worker(
         self, kind: Kind, limit: int, sandboxes: dict[str, str] | None = None, **extra: str
     ) -> Iterator[ServerProcess]:
-        """Run one worker: `sandboxes` is what `e2b` gave, nothing for local ones; ready when it polls.
+        """Run one worker and wait until it polls.
 
-        Its log's name, without the ending, is its name in Prefect.
+        `sandboxes` are the variables from `e2b`; without them its sandboxes are local. The worker's name in
+        Prefect is its log file's name without the suffix.
         """
         name = f"{kind}-{next(self._numbers)}"
         command = [*_NOVA, "worker", "--type", kind, "--limit", str(limit), "--name", name]
         env = self.env | (sandboxes or {}) | {"NOVA_WORKER_GRACE": "0"} | extra
         with ServerProcess(command, env, self.folder / f"{name}.log") as process:
-            _until_said(process, "started!")
+            _wait_for_log(process, "started!")
             yield process
 
     @contextlib.contextmanager
     def e2b(self, *options: str) -> Iterator[dict[str, str]]:
-        """Run a server of E2B's protocol; gives the variables that lead a worker's sandboxes to it."""
+        """Run a server of E2B's protocol; yield the variables that make a worker use it."""
         command = [sys.executable, "-u", "-m", "tests.e2b_server", *options]
         with ServerProcess(command, self.env, self.folder / f"e2b-{next(self._numbers)}.log") as process:
-            _until_said(process, "http://")
+            _wait_for_log(process, "http://")
             url = next(row for row in process.log.read_text().splitlines() if row.startswith("http://"))
             yield {"E2B_API_URL": url, "E2B_SANDBOX_URL": url, "E2B_API_KEY": _E2B_KEY}
 
 
 @contextlib.contextmanager
-def site(folder: Path) -> Iterator[Site]:
-    """Start what all cases share."""
+def start_site(folder: Path) -> Iterator[Site]:
+    """Start the servers that all cases share."""
     with contextlib.ExitStack() as parts:
         postgres = parts.enter_context(postgres_server(folder, durable=True))
         for database in ("nova", "prefect"):
@@ -92,7 +93,9 @@ def site(folder: Path) -> Iterator[Site]:
         yield Site(folder, env, url)
 
 
-def _until_said(process: ServerProcess, words: str) -> None:
+def _wait_for_log(process: ServerProcess, words: str) -> None:
+    """Wait until a process has logged these words; raises RuntimeError if it ends before."""
+
     def said() -> bool:
         text = process.log.read_text()
         if process.process.poll() is not None:

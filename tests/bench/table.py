@@ -1,4 +1,4 @@
-"""Figures, the bars that they are held against, and the table of them all."""
+"""Figures, the bars that they must meet, and the table of all figures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Bar:
-    """What issue 3 demands of a figure: no more than `limit`, or no less where `at_most` is false."""
+    """The bar of a figure in issue 3: at most `limit`, or at least `limit` if `at_most` is false."""
 
     limit: float
     at_most: bool = True
 
     def met(self, value: float) -> bool:
-        """Whether a figure is on the good side."""
+        """Return whether a figure meets the bar."""
         return value <= self.limit if self.at_most else value >= self.limit
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of NOVA's beside stock Prefect's; `stock` is None where that was not measured."""
+    """One figure of NOVA and of stock Prefect; `stock` is None if it was not measured."""
 
     case: str
     what: str
@@ -46,26 +46,26 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better NOVA is; None where one of the figures is nothing."""
+        """How many times better NOVA is; None if a figure is missing or 0."""
         if not self.stock or not self.nova:
             return None
         return self.nova / self.stock if self.more_is_better else self.stock / self.nova
 
 
 def median(values: Sequence[float]) -> float:
-    """The one in the middle."""
+    """Return the median."""
     return statistics.median(values)
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The figure below which so many per cent of the values are."""
+    """Return the figure below which this percentage of the values is."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on beside NOVA."""
+    """Return the facts about machine and versions that the figures depend on."""
     load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
     return {
         "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GB, "
@@ -80,7 +80,7 @@ def machine() -> dict[str, str]:
 def show(facts: dict[str, str], rows: Sequence[Row], failures: dict[str, str], console: Console) -> None:
     """Print the table, then the cases that failed."""
     head = " · ".join(f"{name}: {value}" for name, value in facts.items())
-    table = Table(title=f"NOVA beside stock Prefect (worker type process)\n{head}", title_justify="left")
+    table = Table(title=f"NOVA and stock Prefect (worker type process)\n{head}", title_justify="left")
     for name in ("case", "", "NOVA", "stock", "ratio", "bar", "met", "how"):
         figures = name in ("NOVA", "stock", "ratio", "bar")
         table.add_column(name, justify="right" if figures else "left", no_wrap=figures)
@@ -110,5 +110,5 @@ def save(path: Path, facts: dict[str, str], rows: Sequence[Row], failures: dict[
 
 
 def _short(value: float) -> str:
-    """Three figures that count."""
+    """Return a number with three significant digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

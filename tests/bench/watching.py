@@ -1,4 +1,4 @@
-"""What is watched of a worker while it works: its memory, and whether its heartbeats come."""
+"""Watch a worker while it works: its memory and its heartbeats."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from tests.bench.client import Client
 from tests.servers import ServerProcess
 from tests.waiting import eventually
 
-EVERY = 0.1
-"""Seconds between two looks."""
+POLL_INTERVAL = 0.1
+"""Seconds between two measurements of the memory."""
 
 
 @dataclass
 class Memory:
-    """The most that a worker held, in MB resident."""
+    """A worker's peak resident memory, in MB."""
 
     peak: float = 0.0
 
 
 @contextlib.contextmanager
 def memory_of(worker: ServerProcess) -> Iterator[Memory]:
-    """Watch a worker with the processes that it started: stock ones run each flow in one."""
+    """Measure the memory of a worker and its child processes; stock workers run each flow in one."""
     found = Memory()
     done = threading.Event()
 
     def watch() -> None:
         process = psutil.Process(worker.process.pid)
-        while not done.wait(EVERY):
+        while not done.wait(POLL_INTERVAL):
             found.peak = max(found.peak, _resident(process) / 1e6)
 
-    # In a thread: the client's loop is at times busy with an answer of 10 MB.
+    # In a thread: an answer of 10 MB can block the client's event loop.
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
@@ -58,24 +58,24 @@ def _resident(process: psutil.Process) -> int:
 
 @dataclass
 class Heartbeats:
-    """The heartbeats of a worker as Prefect noted them."""
+    """The times of a worker's heartbeats, from Prefect."""
 
     INTERVAL = 2
-    """Seconds between two, give or take the third that Prefect adds or leaves out."""
+    """Seconds between two heartbeats; Prefect varies it by a third."""
     SETTING = {"PREFECT_WORKER_HEARTBEAT_SECONDS": str(INTERVAL)}  # noqa: RUF012
-    """What the worker is started with: at Prefect's 30 s nothing would be seen."""
+    """The worker's setting for it: Prefect's default of 30 s is too long for a case."""
 
     times: list[datetime] = field(default_factory=list)
 
     @property
     def longest_gap(self) -> float:
-        """Seconds between two heartbeats, at worst."""
+        """The longest time between two heartbeats, in seconds."""
         return max(((b - a).total_seconds() for a, b in itertools.pairwise(self.times)), default=0.0)
 
 
 @contextlib.asynccontextmanager
 async def heartbeats_of(worker: ServerProcess, client: Client) -> AsyncIterator[Heartbeats]:
-    """Watch the heartbeats of a worker that was started with `Heartbeats.SETTING`."""
+    """Collect the heartbeats of a worker that was started with `Heartbeats.SETTING`."""
     found = Heartbeats()
 
     async def look() -> int:
@@ -94,6 +94,6 @@ async def heartbeats_of(worker: ServerProcess, client: Client) -> AsyncIterator[
         yield found
     finally:
         watcher.cancel()
-    # One more, so that a gap that is still open counts, too.
+    # Wait for one more, so that the last gap counts, too.
     seen = len(found.times)
     await eventually(look, lambda number: number > seen)

@@ -1,10 +1,10 @@
-"""The chaos suite in full: NOVA's parts are killed at random moments while an outside ledger keeps count.
+"""The full chaos suite: kill NOVA's parts at random moments and count each node's starts in a ledger.
 
     python -m tests.chaos [--scenario worker_killed …] [--runs 200] [--kills 20] [--seed N] [--shipped]
     python -m tests.chaos --short
 
-Everything is on this machine and loopback, bounded in number and in time. Prints a table and exits with 1
-when a bar is missed.
+Everything runs on this machine, on the loopback interface, with limited numbers and times. Prints a table;
+the exit status is 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from tests.chaos.sizes import SHORT, Size
 from tests.chaos.stack import Stack
 
 Result = tuple[Verdict, float]
-"""What came of a scenario, and its seconds."""
+"""A scenario's verdict and its duration in seconds."""
 
 EXAMPLES = 5
-"""Violations of one bar that are printed."""
+"""Violations printed per bar."""
 
 console = Console(width=110, soft_wrap=True)
 
@@ -44,7 +44,7 @@ def say(line: str) -> None:
 
 
 def show(results: dict[str, Result]) -> None:
-    """Print one row per scenario and, below, what missed a bar."""
+    """Print one row per scenario, and below it the violations."""
     table = Table("scenario", "seconds", "counted", "bars missed")
     for name, (verdict, seconds) in results.items():
         facts = ", ".join(f"{number} {what}" for what, number in verdict.facts.items())
@@ -57,14 +57,14 @@ def show(results: dict[str, Result]) -> None:
 
 
 def missed_bars(verdict: Verdict) -> Iterator[str]:
-    """Give a line for each bar that was missed, and a few of what missed it."""
+    """Yield a line for each missed bar, and the first violations."""
     for bar, found in verdict.missed.items():
         yield f"{len(found)} {bar}"
         yield from (f"    {sentence}" for sentence in found[:EXAMPLES])
 
 
 async def run_all(stack: Stack, names: list[str], size: Size, results: dict[str, Result]) -> None:
-    """Run scenarios one after the other; one that breaks off counts as missed."""
+    """Run scenarios one after the other; a scenario that raises counts as missed."""
     for name in names:
         since = time.monotonic()
         say(f"{name} begins")
@@ -72,7 +72,7 @@ async def run_all(stack: Stack, names: list[str], size: Size, results: dict[str,
             verdict = await scenarios.run(stack, name, size)
             verdict.faults |= await asyncio.to_thread(scenarios.left_over, stack)
         except (AssertionError, OSError, httpx.HTTPError, psycopg2.Error) as error:
-            verdict = Verdict(faults={"broken off": [f"{type(error).__name__}: {error}"]})
+            verdict = Verdict(faults={"scenarios that raised": [f"{type(error).__name__}: {error}"]})
         results[name] = verdict, time.monotonic() - since
         say(f"{name}: {'missed' if verdict.missed else 'held'}")
         for line in missed_bars(verdict):
@@ -80,7 +80,7 @@ async def run_all(stack: Stack, names: list[str], size: Size, results: dict[str,
 
 
 def main() -> int:
-    """Run what was asked for; 1 when a bar is missed."""
+    """Run the chosen scenarios and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--scenario", nargs="*", choices=scenarios.SCENARIOS, default=[], help="default: all")
     parser.add_argument("--short", action="store_true", help="a few runs and kills, as in the tests")
@@ -90,15 +90,17 @@ def main() -> int:
     parser.add_argument(
         "--shipped",
         action="store_true",
-        help="leave leases and delays as they are shipped: minutes, not seconds",
+        help="use the default leases and delays: minutes instead of seconds",
     )
     options = parser.parse_args()
-    # Without bytecode every new process would compile what it imports.
+    # Without bytecode files every new process compiles its imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job would ignore SIGINT
+    for number in (signal.SIGINT, signal.SIGTERM):  # in a shell's background job SIGINT is ignored
         signal.signal(number, signal.default_int_handler)
-    runs, guarded = options.runs, options.runs // 4
-    size = Size(runs=runs, guarded=guarded, posts=runs, kills=options.kills, seed=options.seed, say=say)
+    runs, unrepeatable = options.runs, options.runs // 4
+    size = Size(
+        runs=runs, unrepeatable=unrepeatable, posts=runs, kills=options.kills, seed=options.seed, say=say
+    )
     if options.short:
         size = replace(SHORT, seed=options.seed, say=say)
     say(f"seed {options.seed}")
@@ -109,11 +111,11 @@ def main() -> int:
             asyncio.run(run_all(stack, names, size, results))
             since = time.monotonic()
             results["at the end"] = (
-                Verdict(faults=leftovers.after_it_stopped(stack)),
+                Verdict(faults=leftovers.in_stopped_stack(stack)),
                 time.monotonic() - since,
             )
     except KeyboardInterrupt:
-        say("interrupted; everything that was started is stopped")
+        say("interrupted; all processes are stopped")
         return 130
     finally:
         show(results)

@@ -1,8 +1,8 @@
-"""The ledger: a process outside NOVA that every node tells when it starts and when it is done.
+"""The ledger: a process outside NOVA to which every node reports its start and its end.
 
     python -m tests.chaos.ledger --port 7000 --file ledger.jsonl
 
-It writes each entry down with the machine's time, which is PostgreSQL's too, before it says that it has it.
+It writes each entry to a file before it confirms it. Times are this machine's, as PostgreSQL's are.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from pathlib import Path
 _NODE = """
 import json, os, random, socket, time
 
-def tell(what):
+def report(what):
     entry = {{"what": what, "run_no": context["run_no"], "node": {node!r}, "key": run["idempotency_key"],
              "sandbox": os.environ["E2B_SANDBOX_ID"]}}
     with socket.create_connection(("127.0.0.1", {port}), 10) as line:
         line.sendall(json.dumps(entry).encode() + b"\\n")
         line.recv(1)
 
-tell("started")
+report("started")
 time.sleep(random.uniform({shortest}, {longest}))
 context[{node!r}] = context["run_no"]
 print(os.environ["E2B_SANDBOX_ID"])
-tell("done")
+report("done")
 """
 
 
 def node_code(node: str, port: int, seconds: tuple[float, float]) -> str:
-    """Code of a node that leaves its mark in the ledger, in the context, and its sandbox's id in stdout."""
+    """Return the code of a node that reports to the ledger, sets its key and prints its sandbox's id."""
     return _NODE.format(node=node, port=port, shortest=seconds[0], longest=seconds[1])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a node told: that its code started, or was done."""
+    """A node's report: its code started, or ended."""
 
     at: float
     """Unix time."""
     what: str
     run_no: int
-    """Number of the run, which stands in its initial context."""
+    """Number of the run, from its initial context."""
     node: str
     key: str
     """The step's idempotency key."""
@@ -54,14 +54,14 @@ class Entry:
 
 
 def read(file: Path) -> list[Entry]:
-    """Read all entries, in the order in which they came."""
+    """Return all entries, oldest first."""
     if not file.exists():
         return []
     return [Entry(**json.loads(line)) for line in file.read_text().splitlines()]
 
 
 class _Ledger(socketserver.ThreadingTCPServer):
-    """One thread a connection, one entry a connection."""
+    """A server with one thread and one entry per connection."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -77,18 +77,18 @@ class _Line(socketserver.StreamRequestHandler):
     server: _Ledger
 
     def handle(self) -> None:
-        """Write one entry down and confirm it."""
-        told = self.rfile.readline()
-        if not told.endswith(b"\n"):  # killed before it had said everything
+        """Write one entry to the file and confirm it."""
+        line = self.rfile.readline()
+        if not line.endswith(b"\n"):  # the node was killed while it wrote
             return
         with self.server.lock:
-            self.server.file.write(json.dumps({"at": time.time(), **json.loads(told)}) + "\n")
+            self.server.file.write(json.dumps({"at": time.time(), **json.loads(line)}) + "\n")
             self.server.file.flush()
         self.wfile.write(b"+")
 
 
 def main() -> None:
-    """Serve until it is ended."""
+    """Serve until the process is ended."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.ledger", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--file", type=Path, required=True)

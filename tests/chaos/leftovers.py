@@ -1,4 +1,4 @@
-"""What must not be there when all runs are over: counted once before the stack is stopped, once after."""
+"""Find what is left over after all runs have ended, before and after the stack is stopped."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import psycopg2
 
 from deployments.cli.processes import family
 from flows.config.settings import Settings
-from flows.store.session import LOOKS
+from flows.store.database import LOOKS
 from tests.chaos.judging import Verdict
 from tests.chaos.stack import MARK, Stack
 from tests.servers import wait_until
 
 Count = Callable[[Stack], list[str]]
-"""Gives a line for each thing of a kind that is left over."""
+"""Returns a line for each left-over thing of one kind."""
 
 SETTLING = 60.0
-"""Seconds that NOVA may take to tidy up: a task run that nobody ends is ended after 30."""
+"""Seconds that NOVA may take to clean up: it ends an abandoned task run after 30."""
 STRAYS = 10.0
-"""Seconds after the last run's end within which the last sandbox has ended."""
+"""Seconds after the last run's end within which the last sandbox must have ended."""
 
 
 def sweep(stack: Stack) -> None:
-    """Run NOVA's own cleanup, which comes every five minutes otherwise; a worker must be there.
+    """Run NOVA's cleanup flow now, not in up to five minutes; a worker must be running.
 
-    A worker that is killed while it makes a sandbox leaves one that only the cleanup can find.
+    A worker that is killed while it creates a sandbox leaves one that only the cleanup flow finds.
     """
     url = stack.prefect_url
     found = httpx.get(f"{url}/deployments/name/cleanup/nova", timeout=30)
@@ -51,10 +51,10 @@ def sweep(stack: Stack) -> None:
 
 
 def judge_sandboxes(stack: Stack, before: Collection[str], verdict: Verdict) -> None:
-    """Count what a scenario's runs left to the cleanup: sandboxes that still run, or whose time ran out.
+    """Check the sandboxes that a scenario's runs did not end: still running, or ended by their timeout.
 
-    `before` are those that were there before it. Where nothing is killed and no call fails, a run ends its
-    own.
+    `before` are the ids of sandboxes from before the scenario. Without kills and failed calls, each run must
+    end its own sandbox.
     """
     if verdict.strays is None:
         return
@@ -64,18 +64,18 @@ def judge_sandboxes(stack: Stack, before: Collection[str], verdict: Verdict) -> 
         found = _strays(stack, before)
         return found if len(found) > allowed else []
 
-    verdict.faults |= _settled(stack, {"sandboxes that a run left": strays}, STRAYS)
-    verdict.faults["sandboxes that nobody ended"] = [
+    verdict.faults |= _settled(stack, {"sandboxes that a run did not end": strays}, STRAYS)
+    verdict.faults["sandboxes that ended by their timeout"] = [
         f"sandbox {each['id']} ended by its own timeout"
         for each in stack.sandboxes()
         if not allowed and each["id"] not in before and each["ended_by"] == "timeout"
     ]
 
 
-def while_it_stands(stack: Stack) -> dict[str, list[str]]:
-    """What is left over of the runs in a stack that still stands and has nothing to do.
+def in_idle_stack(stack: Stack) -> dict[str, list[str]]:
+    """Return what is left over in a running stack without runs: kind → one line for each.
 
-    Kind → one line for each; looked for again for a while, since Prefect hears of ends a little later.
+    Counts for up to SETTLING seconds, since Prefect gets the ends a little later.
     """
     kinds: dict[str, Count] = {
         "executions not closed": _open_executions,
@@ -90,8 +90,8 @@ def while_it_stands(stack: Stack) -> dict[str, list[str]]:
     return _settled(stack, kinds)
 
 
-def after_it_stopped(stack: Stack) -> dict[str, list[str]]:
-    """Stop all of NOVA and of its surroundings but the database; what is left over then."""
+def in_stopped_stack(stack: Stack) -> dict[str, list[str]]:
+    """Stop everything but PostgreSQL, and return what is left over then: kind → one line for each."""
     stack.stop_workers()
     beyond = _settled(stack, {"database connections beyond the API's": _connections_beyond_the_api})
     for part in (stack.api, stack.prefect, stack.e2b, stack.ledger):
@@ -100,7 +100,7 @@ def after_it_stopped(stack: Stack) -> dict[str, list[str]]:
 
 
 def _settled(stack: Stack, kinds: dict[str, Count], seconds: float = SETTLING) -> dict[str, list[str]]:
-    """Count each kind until there is nothing of it, or until so many seconds are over for all of them."""
+    """Count each kind until nothing is left of it, for at most so many seconds in all; return the rest."""
     deadline = time.monotonic() + seconds
     left = {}
     for name, count in kinds.items():
@@ -122,7 +122,7 @@ def _leases(stack: Stack) -> list[str]:
 
 def _open_flow_runs(stack: Stack) -> list[str]:
     types = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
-    ours = {"name": {"any_": ["execute-workflow"]}}  # the cleanup's next ones are scheduled at any time
+    ours = {"name": {"any_": ["execute-workflow"]}}  # the next cleanup runs are always scheduled
     found = _filter(stack, "flow_runs", {"flows": ours, "flow_runs": {"state": {"type": {"any_": types}}}})
     return [f"{run['name']}: {run['state_name']}, {run['state']['message']}" for run in found]
 
@@ -146,14 +146,14 @@ def _filter(stack: Stack, what: str, body: dict[str, object]) -> list[dict[str, 
 
 def _sandboxes(stack: Stack) -> list[str]:
     return [
-        f"sandbox {each['id']} is {each['state']}; made for {each['metadata']}"
+        f"sandbox {each['id']} is {each['state']}; created for {each['metadata']}"
         for each in stack.sandboxes()
         if each["state"] != "killed"
     ]
 
 
 def _strays(stack: Stack, before: Collection[str]) -> list[str]:
-    """The sandboxes, but for those of before, that run although their run is over."""
+    """Return the running sandboxes whose run has ended, without those in `before`."""
     over = stack.rows(
         "SELECT flow_run_id::text AS id FROM executions WHERE status IN ('completed', 'failed', 'cancelled')"
     )
@@ -171,7 +171,7 @@ def _sandbox_processes(stack: Stack) -> list[str]:
 
 
 def below_workers(stack: Stack) -> list[str]:
-    """What runs below the workers: nothing, as long as the nodes run in E2B."""
+    """Return the workers' child processes; there must be none, since nodes run in E2B."""
     return [str(child) for worker in stack.workers if worker.runs for child in family(worker.pid)]
 
 
@@ -192,13 +192,13 @@ def _connections(stack: Stack) -> list[str]:
 
 
 def _connections_beyond_the_api(stack: Stack) -> list[str]:
-    """NOVA's connections, if they are more than one process has."""
+    """Return NOVA's database connections if there are more than one process may have."""
     found = _connections(stack)
     return found if len(found) > Settings.model_fields["database_pool_size"].default + LOOKS else []
 
 
 def _processes(stack: Stack) -> list[str]:
-    """Every process that descends from the stack but PostgreSQL's own, which is stopped last."""
+    """Return every process of the stack but PostgreSQL's, which is stopped last."""
     postgres = stack.postgres.pid
     members = {postgres, *(child.pid for child in family(postgres))}
     return [
@@ -207,7 +207,7 @@ def _processes(stack: Stack) -> list[str]:
 
 
 def _marked(variable: str) -> list[tuple[int, str]]:
-    """Process ids of this machine that have a variable in their environment, with its value."""
+    """Return the processes with a variable in their environment: (process id, its value)."""
     found = []
     for entry in os.scandir("/proc"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Servers that are killed, paused and started again at will, always at the same address."""
+"""Servers that a scenario kills, pauses and restarts; each keeps its address."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers import ServerProcess, wait_until
 
 
 class Part:
-    """A server of the stack. `make` starts its process and logs to the file that it is given."""
+    """A server of the stack; `make` starts its process, which logs to the given file."""
 
     def __init__(self, name: str, folder: Path, make: Callable[[Path], ServerProcess]) -> None:
         self.name = name
@@ -29,46 +29,47 @@ class Part:
 
     @property
     def server(self) -> ServerProcess:
-        """Its process; there must have been one."""
+        """Its last process; it must have been started once."""
         assert self._server is not None, f"{self.name} was never started"
         return self._server
 
     @property
     def pid(self) -> int:
-        """Process id of the one that was started last."""
+        """The id of its last process."""
         return self.server.process.pid
 
     @property
     def runs(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process runs."""
         return self._server is not None and self._server.process.poll() is None
 
     def start(self) -> None:
-        """Start it; returns when its process is there, which may be before it answers."""
+        """Start its process; it may not answer yet."""
         self.starts += 1
         self._server = self._make(self._folder / f"{self.name}-{self.starts}.log")
 
     def kill(self) -> None:
-        """SIGKILL to it and to what it started in its own group; returns when it is dead."""
+        """Kill its process group and wait until its process has ended."""
         self.signal(signal.SIGKILL)
         self.server.process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send its group a signal."""
+        """Send a signal to its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     def stop(self, timeout: float = 15.0) -> None:
-        """End it in an orderly way, if it was started, and kill what is left."""
+        """Stop it, if it was started; after `timeout` seconds kill what is left."""
         if self._server is not None:
             self.signal(signal.SIGCONT)
             self._server.stop(timeout)
 
 
 class Postgres:
-    """The embedded PostgreSQL, which can say when each row was committed and is restarted in three ways."""
+    """The embedded PostgreSQL; it records the time of each commit and can be restarted in three modes."""
 
-    WAYS = ("fast", "immediate", "backend")
+    MODES = ("fast", "immediate", "backend")
+    """How `restart` stops it."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.server = EmbeddedPostgres(folder / "pg")
@@ -83,17 +84,17 @@ class Postgres:
 
     @property
     def pid(self) -> int:
-        """Process id of the one that was started last."""
+        """The id of its last process."""
         assert self._process is not None
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it takes connections."""
+        """Start it and wait until it accepts connections."""
         self.server.prepare()
         part = self.server.part(self._log, self._environment)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                # Processes are killed here, not the machine: what was written is there without fsync.
+                # Without fsync: processes are killed, not the machine, so written data survives.
                 [*part.command, "-c", "fsync=off", "-c", "track_commit_timestamp=on"],
                 env=part.env,
                 cwd=part.cwd,
@@ -106,16 +107,16 @@ class Postgres:
             )
         self._wait()
 
-    def restart(self, way: str, pause: float = 0.5) -> None:
-        """Restart it.
+    def restart(self, mode: str, pause: float = 0.5) -> None:
+        """Restart it and wait until it accepts connections.
 
-        `fast` cuts all clients off, `immediate` is a crash that the next start recovers from, `backend` is a
-        SIGKILL to one of its processes, after which it crashes and recovers by itself.
+        `fast` disconnects all clients, `immediate` is a crash from which the next start recovers, `backend`
+        kills one of its processes, after which it restarts by itself.
         """
-        if way == "backend":
+        if mode == "backend":
             self._kill_backend()
         else:
-            self._end(signal.SIGINT if way == "fast" else signal.SIGQUIT)
+            self._end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
             time.sleep(pause)
             self.start()
         self._wait()
@@ -131,7 +132,7 @@ class Postgres:
         self._process.wait(30)
 
     def _kill_backend(self) -> None:
-        """Kill one process; returns when PostgreSQL has ended all others for it."""
+        """Kill one backend process and wait until PostgreSQL has ended all others."""
         url = self.server.url("nova")
         victim, witness = psycopg2.connect(url), psycopg2.connect(url)
         try:
@@ -147,7 +148,7 @@ class Postgres:
 
 
 def wait_for_line(part: Part, words: str, timeout: float = 60.0) -> None:
-    """Return when a part has said these words; fail with its log's end when it ends or time runs out."""
+    """Wait until a part has logged these words; raises AssertionError with its log if it ends before."""
 
     def said() -> bool:
         assert part.runs, f"{part.name} ended:\n{part.server.log.read_text()[-3000:]}"

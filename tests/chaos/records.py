@@ -1,4 +1,4 @@
-"""What NOVA's database says of a batch's runs: their executions, and the rows of their Chains of Work."""
+"""Read a batch's runs from NOVA's database: their executions and their Chains of Work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.runs import Batch
 
 @dataclass(frozen=True)
 class Execution:
-    """A run's row."""
+    """A run's row in `executions`."""
 
     id: int
     task_id: str | None
@@ -25,14 +25,14 @@ class Execution:
     """Unix time."""
 
     def __str__(self) -> str:
-        """Say how the run stands."""
-        told = [self.status, self.error_kind, json.loads(self.error) if self.error else None]
-        return f"execution {self.id}: " + ", ".join(each for each in told if each)
+        """Return its id, status and error."""
+        parts = [self.status, self.error_kind, json.loads(self.error) if self.error else None]
+        return f"execution {self.id}: " + ", ".join(each for each in parts if each)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the Chain of Work and when the database committed it."""
+    """A row of the Chain of Work, and when it was committed."""
 
     node: str
     status: str
@@ -42,7 +42,7 @@ class Row:
 
 
 def executions(batch: Batch) -> list[Execution]:
-    """The executions of a batch's workflows, but for those that were closed as never started."""
+    """Return the executions of a batch's workflows, without those that were closed as `not_started`."""
     found = batch.stack.rows(
         "SELECT id, flow_run_id::text AS task_id, workflow_id AS workflow, status, attempt,"
         " error_kind, error, failed_at_node, extract(epoch FROM completed_at)::float8 AS completed"
@@ -55,7 +55,7 @@ def executions(batch: Batch) -> list[Execution]:
 
 
 def chain_rows(batch: Batch) -> dict[int, list[Row]]:
-    """The Chain of Work of all runs of a batch, by execution, in the order of their commits."""
+    """Return the Chains of Work of a batch: execution id → rows, in the order of their commits."""
     found = batch.stack.rows(
         "SELECT c.execution_id, c.node_id, c.status, c.stdout,"
         " extract(epoch FROM pg_xact_commit_timestamp(c.xmin))::float8 AS committed"

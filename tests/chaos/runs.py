@@ -1,4 +1,4 @@
-"""The runs of a scenario, and the clients that ask for them and poll them."""
+"""A scenario's runs, and the clients that request and poll them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from tests.chaos.ledger import node_code
 from tests.chaos.stack import Stack
 
 NODES = tuple(f"n{i}" for i in range(6))
-GUARDED = "n2"
-"""The node of a guarded run that must never be started twice."""
+UNREPEATABLE = "n2"
+"""The `on_interrupt: fail` node of an unrepeatable run; it must never start twice."""
 QUICK = (0.05, 0.3)
-"""Seconds that a node takes."""
+"""Least and most seconds that a node takes."""
 FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
 
-def graph(stack: Stack, *, guarded: bool = False, seconds: tuple[float, float] = QUICK) -> dict[str, Any]:
-    """Build a line of six nodes that keep the ledger."""
-    extra = {GUARDED: {"on_interrupt": "fail"}} if guarded else {}
+def graph(
+    stack: Stack, *, unrepeatable: bool = False, seconds: tuple[float, float] = QUICK
+) -> dict[str, Any]:
+    """Return a line of six nodes that report to the ledger."""
+    extra = {UNREPEATABLE: {"on_interrupt": "fail"}} if unrepeatable else {}
     return line(
         *(
             action(node, node_code(node, stack.ledger_port, seconds), timeout=30, **extra.get(node, {}))
@@ -42,15 +44,15 @@ class Run:
     run_no: int
     task_id: UUID
     workflow: int
-    guarded: bool
+    unrepeatable: bool
     key: str | None
-    """Its Idempotency-Key, where it came with one."""
+    """Its Idempotency-Key, if it has one."""
     wanted: str = "completed"
-    """Status that its execution has to end with."""
+    """Status with which its execution must end."""
     faulty: bool = False
-    """Whether calls to E2B fail under it."""
+    """Whether calls to E2B fail while it runs."""
     seen: list[str] = field(default_factory=list)
-    """Statuses that a polling client saw, each once in a row; empty where nobody polled."""
+    """Statuses that a polling client saw, without repetitions; empty if no client polled."""
 
 
 class Batch:
@@ -60,13 +62,13 @@ class Batch:
         self.stack = stack
         self.runs: dict[int, Run] = {}
         self.refused: list[int] = []
-        """Numbers of runs that a 503 said will never run."""
+        """Numbers of runs that a 503 refused."""
         self.unknown: dict[int, int] = {}
-        """Runs of which nobody knows whether they are to be, number → workflow: no key and no answer."""
+        """Requests without a key that got no answer: number of the run → workflow; it may run or not."""
         self.unanswered = 0
-        """Requests for a run that broke off under way."""
-        self.odd: list[str] = []
-        """Answers that the contract does not know."""
+        """Requests for a run whose connection broke after it was open."""
+        self.bad_answers: list[str] = []
+        """Answers that the contract does not have."""
         self.workflows: list[int] = []
         self._faulty = faulty
         self._poll = poll
@@ -82,38 +84,42 @@ class Batch:
 
     @property
     def asked(self) -> list[int]:
-        """Numbers of all runs that were asked for."""
+        """Numbers of all requested runs."""
         return [*self.runs, *self.refused, *self.unknown]
 
-    def workflow(self, seconds: tuple[float, float] = QUICK, *, guarded: bool = False, **fields: Any) -> int:
-        """Create a workflow of six nodes."""
-        made = self.stack.workflow(graph(self.stack, guarded=guarded, seconds=seconds), **fields)
+    def workflow(
+        self, seconds: tuple[float, float] = QUICK, *, unrepeatable: bool = False, **fields: Any
+    ) -> int:
+        """Create a workflow of six nodes and return its id."""
+        made = self.stack.workflow(graph(self.stack, unrepeatable=unrepeatable, seconds=seconds), **fields)
         self.workflows.append(made)
         return made
 
-    async def submit(self, workflow: int, count: int, *, guarded: bool = False) -> list[Run]:
-        """Have the API accept so many runs, one after the other; every second with an Idempotency-Key."""
-        return [await self.ask(workflow, guarded=guarded, keyed=number % 2 == 1) for number in range(count)]
+    async def submit(self, workflow: int, count: int, *, unrepeatable: bool = False) -> list[Run]:
+        """Request so many runs until each is accepted; every second one has an Idempotency-Key."""
+        return [
+            await self.ask(workflow, unrepeatable=unrepeatable, keyed=number % 2 == 1)
+            for number in range(count)
+        ]
 
-    async def ask(self, workflow: int, *, guarded: bool = False, keyed: bool = True) -> Run:
-        """Ask until a run is accepted.
+    async def ask(self, workflow: int, *, unrepeatable: bool = False, keyed: bool = True) -> Run:
+        """Request a run until the API accepts one.
 
-        A client with a key asks again for the same run; one without takes a 503 by its word, and asks for
-        another run.
+        With a key the client repeats the request. Without one it trusts a 503 and requests another run.
         """
         run_no, key = next(self.stack.run_numbers), uuid4().hex if keyed else None
         deadline = time.monotonic() + 120
         while (task_id := await self._post(workflow, run_no, key)) is None:
             if time.monotonic() > deadline:
-                raise AssertionError(f"the API accepted no run in two minutes; {self.odd[-3:]}")
+                raise AssertionError(f"the API accepted no run in two minutes; {self.bad_answers[-3:]}")
             if key is None:
                 self.refused.append(run_no)
                 run_no = next(self.stack.run_numbers)
             await asyncio.sleep(0.3)
-        return self._accepted(Run(run_no, task_id, workflow, guarded, key))
+        return self._accepted(Run(run_no, task_id, workflow, unrepeatable, key))
 
     async def ask_once(self, workflow: int) -> None:
-        """Ask for a run without a key, and take the answer by its word; without one nobody knows."""
+        """Request a run once without a key; without an answer it counts as `unknown`."""
         run_no = next(self.stack.run_numbers)
         try:
             answer = await self._send(workflow, run_no, None)
@@ -123,7 +129,7 @@ class Batch:
         if (task_id := self._task_id(answer)) is None:
             self.refused.append(run_no)
         else:
-            self._accepted(Run(run_no, task_id, workflow, guarded=False, key=None))
+            self._accepted(Run(run_no, task_id, workflow, unrepeatable=False, key=None))
 
     def _accepted(self, run: Run) -> Run:
         run.faulty = self._faulty
@@ -132,31 +138,33 @@ class Batch:
         return run
 
     async def ask_again(self, run: Run) -> None:
-        """Ask once more for a run that was accepted; an answer with another task is noted."""
+        """Repeat the request of an accepted run; an answer with another task is a violation."""
         task_id = await self._post(run.workflow, run.run_no, run.key)
         if task_id not in (None, run.task_id):
-            self.odd.append(f"run {run.run_no} is task {run.task_id}, and asked for again {task_id}")
+            self.bad_answers.append(
+                f"run {run.run_no} is task {run.task_id}, but {task_id} for a repeated request"
+            )
 
     async def _post(self, workflow: int, run_no: int, key: str | None) -> UUID | None:
-        """POST once; the task's id of a 202, None for a 503 or, with a key, a broken connection."""
+        """POST once; return the task id of a 202, or None after a 503 or a broken connection."""
         try:
             answer = await self._send(workflow, run_no, key)
         except httpx.TransportError as error:
             if key is None:
-                self.odd.append(f"{error!r}")
+                self.bad_answers.append(f"{error!r}")
             return None
         return self._task_id(answer)
 
     def _task_id(self, answer: httpx.Response) -> UUID | None:
-        """The task's id of a 202, None for a 503; another answer is noted."""
+        """Return the task id of a 202, or None; any other answer but a 503 is a violation."""
         if answer.status_code == 202:
             return UUID(answer.json()["task_id"])
         if answer.status_code != 503:
-            self.odd.append(f"{answer.status_code}: {answer.text[:200]}")
+            self.bad_answers.append(f"{answer.status_code}: {answer.text[:200]}")
         return None
 
     async def _send(self, workflow: int, run_no: int, key: str | None) -> httpx.Response:
-        """POST once; raises httpx.TransportError, and counts what had come through to the API."""
+        """POST once; counts broken connections that had been open; raises httpx.TransportError."""
         try:
             return await self._http.post(
                 f"/workflows/{workflow}/execute",
@@ -168,11 +176,11 @@ class Batch:
             raise
 
     async def call(self, path: str) -> httpx.Response:
-        """POST an operation on a run."""
+        """POST to a path of the API."""
         return await self._http.post(path)
 
     async def task(self, run: Run) -> dict[str, Any]:
-        """Poll a task once; raises httpx.HTTPError when the API does not answer, or with an error."""
+        """Poll a task once; raises httpx.HTTPError if the API does not answer or answers with an error."""
         answer = await self._http.get(f"/tasks/{run.task_id}")
         answer.raise_for_status()
         return dict(answer.json())
@@ -182,7 +190,7 @@ class Batch:
             self._watchers.append(asyncio.create_task(self._follow(run)))
 
     async def _follow(self, run: Run) -> None:
-        """Poll a task until the batch is over, past its final state, too."""
+        """Poll a task until the batch is closed, also after its final status."""
         while True:
             try:
                 status = (await self.task(run))["status"]
@@ -195,15 +203,15 @@ class Batch:
             await asyncio.sleep(self._poll)
 
     def _refusal(self, run: Run, answer: httpx.Response) -> str:
-        """What a client sees in an error: nothing in a 503, for it asks again; any other 5xx is noted."""
+        """Return the status that a client sees in an error; a 503 has none, any other 5xx is a violation."""
         if answer.status_code < 500:
             return str(answer.status_code)
         if answer.status_code != 503:
-            self.odd.append(f"run {run.run_no} polled: {answer.status_code}: {answer.text[:200]}")
+            self.bad_answers.append(f"run {run.run_no} polled: {answer.status_code}: {answer.text[:200]}")
         return ""
 
     async def until(self, enough: Callable[[], bool], timeout: float, what: str, pause: float = 0.2) -> None:
-        """Wait on a condition that asks the database or the ledger; an outage of theirs is waited out."""
+        """Wait until a condition holds; after an error it is checked again; raises AssertionError."""
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -212,15 +220,15 @@ class Batch:
             except (psycopg2.Error, httpx.TransportError):
                 pass
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited {timeout:g} s in vain: {what}")
+                raise AssertionError(f"waited {timeout:g} s for {what}")
             await asyncio.sleep(pause)
 
     def all_started(self, runs: list[Run]) -> bool:
-        """Whether a node of each of these runs has started."""
+        """Return whether each of these runs has started a node."""
         return {run.run_no for run in runs} <= {entry.run_no for entry in self.stack.entries()}
 
     def open(self) -> int:
-        """How many runs are not over, those of clients without an answer included, or have no execution."""
+        """Return how many runs have not ended or have no execution, including unanswered requests' runs."""
         ids = [str(run.task_id) for run in self.runs.values()]
         [found] = self.stack.rows(
             "SELECT count(*) FILTER (WHERE status IN ('pending', 'running')) AS live,"
@@ -232,7 +240,7 @@ class Batch:
         return int(found["live"]) + len(ids) - int(found["there"])
 
     async def over(self, timeout: float) -> int:
-        """Wait for all runs to be over; returns how many are not when the time is over."""
+        """Wait until all runs have ended, at most `timeout` seconds; return how many have not."""
         deadline = time.monotonic() + timeout
         left = len(self.asked)
         while left and time.monotonic() < deadline:
@@ -244,7 +252,7 @@ class Batch:
         return left
 
     async def close(self) -> None:
-        """Let the watching clients look once more, then end them."""
+        """Stop the polling clients."""
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

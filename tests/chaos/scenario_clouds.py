@@ -1,4 +1,4 @@
-"""E2B calls that fail, and a client that watches runs through what may befall them."""
+"""Scenarios: calls to E2B fail; a client polls runs that are cancelled, crash and are retried."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 
-from tests.chaos.judging import NOTHING, Verdict, judge
+from tests.chaos.judging import NOT_INTERRUPTED, Verdict, judge
 from tests.chaos.runs import Batch, Run
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
@@ -14,31 +14,31 @@ from tests.e2b_server.faults import KINDS
 
 RATE = 0.05
 """Share of the calls to E2B that fail."""
-TOO_FEW = "fewer failed calls than were asked for"
+TOO_FEW = "too few failed calls"
 UNTRIED = "kinds of faults that did not happen"
-UNSEEN = "statuses that should have been seen"
+UNSEEN = "statuses that a client did not see"
 SLOW = (0.5, 0.8)
-"""Seconds that a node takes here: what befalls a run finds it in the middle of one."""
+"""Seconds that a node takes here: long enough to be interrupted."""
 
 
 async def calls_fail(stack: Stack, size: Size) -> Verdict:
-    """A share of all calls to E2B is refused, breaks off, or finds its sandbox gone."""
+    """A share of all calls to E2B is refused, is cut off, or finds its sandbox gone."""
     stack.worker()
     stack.worker()
     async with Batch(stack, poll=size.poll, faulty=True) as batch:
         plain = batch.workflow(max_concurrent_runs=50)
-        guarded = batch.workflow(guarded=True, max_concurrent_runs=50)
+        unrepeatable = batch.workflow(unrepeatable=True, max_concurrent_runs=50)
         before = stack.let_fail(RATE)
         try:
             await batch.submit(plain, size.runs)
-            await batch.submit(guarded, size.guarded, guarded=True)
+            await batch.submit(unrepeatable, size.unrepeatable, unrepeatable=True)
             size.say(f"all runs are submitted, {batch.open()} are open")
             await batch.over(size.patience)
         finally:
             done = Counter(stack.let_fail(0))
         done.subtract(before)
         verdict = await judge(batch, kills=())
-        verdict.strays = None  # the call that ends a sandbox may fail as well
+        verdict.strays = None  # the call that ends a sandbox may fail, too
         _judge_kinds(verdict, size, done)
         calls, well = sum(done.values()), done.pop("none", 0)
         verdict.facts |= {"calls": calls, "failed calls": calls - well, **done}
@@ -47,17 +47,17 @@ async def calls_fail(stack: Stack, size: Size) -> Verdict:
 
 
 def _judge_kinds(verdict: Verdict, size: Size, done: Counter[str]) -> None:
-    """Every kind of fault happened, and met a node that was started: sure where there are many calls."""
+    """Check, in a large scenario, that every kind of fault occurred and some node started again."""
     verdict.faults[UNTRIED] = []
     if not size.is_large:
         return
     verdict.faults[UNTRIED] = [kind for kind in KINDS if not done[kind]]
-    if not verdict.facts["again"]:
-        verdict.fault(NOTHING, "no node that was started had to be started again")
+    if not verdict.facts["started again"]:
+        verdict.fault(NOT_INTERRUPTED, "no node started again")
 
 
 async def polled(stack: Stack, size: Size) -> Verdict:
-    """A client polls runs that are cancelled, whose worker crashes, and that are retried, past their ends."""
+    """A client polls runs that are cancelled, lose their worker, and are retried, also after their end."""
     worker = stack.worker()
     async with Batch(stack, poll=size.poll, watched=100) as batch:
         plain = batch.workflow(SLOW)
@@ -81,7 +81,7 @@ async def polled(stack: Stack, size: Size) -> Verdict:
             stack.let_fail(0)
         await batch.over(size.patience)
         size.say("a run was retried")
-        await asyncio.sleep(3 * size.poll)  # the client looks on after the end
+        await asyncio.sleep(3 * size.poll)  # the client polls on after the end
         verdict = await judge(batch, [kill])
         verdict.strays = None
         _judge_seen(verdict, cancelled, "REVOKED")
@@ -91,13 +91,13 @@ async def polled(stack: Stack, size: Size) -> Verdict:
 
 
 async def _cancelled(batch: Batch, workflow: int) -> Run:
-    """Cancel a run over the API while a node of it runs; it must end, and stay, REVOKED."""
+    """Cancel a run over the API while a node runs; it must end as REVOKED and stay so."""
     run = await batch.ask(workflow)
     run.wanted = "cancelled"
     await _started(batch, run)
     answer = await batch.call(f"/tasks/{run.task_id}/cancel")
     if answer.status_code != 202:
-        batch.odd.append(f"cancel: {answer.status_code}: {answer.text[:200]}")
+        batch.bad_answers.append(f"cancel: {answer.status_code}: {answer.text[:200]}")
     await batch.over(60)
     return run
 
@@ -107,7 +107,7 @@ async def _started(batch: Batch, run: Run) -> None:
 
 
 def _judge_seen(verdict: Verdict, run: Run, *statuses: str) -> None:
-    """The client saw these statuses, the last of them at the end, and one final status alone."""
+    """Check that the client saw these statuses, the last of them at the end."""
     verdict.faults.setdefault(UNSEEN, [])
     missing = [status for status in statuses if status not in run.seen]
     if missing or run.seen[-1] != statuses[-1]:

@@ -1,4 +1,4 @@
-"""One worker of two is paused past its leases, or told to stop."""
+"""Scenarios: one of two workers is paused until its leases expire, or gets SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import time
 from collections import Counter
 from datetime import datetime
 
-from tests.chaos.judging import NOTHING, Kill, Verdict, judge
+from tests.chaos.judging import NOT_INTERRUPTED, Kill, Verdict, judge
 from tests.chaos.records import chain_rows
 from tests.chaos.runs import Batch
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
 
-TOGETHER = "runs in two sandboxes at a time"
-LATE = "rows of an owner that was gone"
+TOGETHER = "runs in two sandboxes at once"
+LATE = "rows written after the lease was lost"
 NODE_TWICE = "nodes started twice"
 SLOW = (0.8, 1.2)
-"""Seconds that a node takes here: a pause meets each run in the middle of one."""
+"""Seconds that a node takes here: long enough that a pause interrupts each run in a node."""
 SLOWER = (1.8, 2.2)
-"""The same where the first of ten runs must not be over before the last has begun."""
+"""The same, long enough that the last of ten runs begins before the first ends."""
 
 
 async def worker_paused(stack: Stack, size: Size) -> Verdict:
-    """A worker gets SIGSTOP until another has taken its runs over, then SIGCONT.
+    """A worker is paused until another has taken its runs over, then continues.
 
-    One owner at any time: the paused one's sandboxes are dead before the other's first node, and what it
-    writes late is refused. It goes on as a worker afterwards.
+    A run has one owner at a time: the paused worker's sandboxes have ended before the other's first node, and
+    its late writes are refused. Afterwards it works as before.
     """
     slow = stack.worker()
     pauses: list[Kill] = []
@@ -54,14 +54,16 @@ async def worker_paused(stack: Stack, size: Size) -> Verdict:
         verdict = await judge(batch, pauses)
         _judge_owners(verdict, batch)
         if verdict.facts["taken over"] < 4 * len(pauses):
-            verdict.fault(NOTHING, f"of {4 * len(pauses)} runs {verdict.facts['taken over']} were taken over")
+            verdict.fault(
+                NOT_INTERRUPTED, f"of {4 * len(pauses)} runs {verdict.facts['taken over']} were taken over"
+            )
         return verdict
 
 
 async def worker_stopped(stack: Stack, size: Size) -> Verdict:
-    """A worker gets SIGTERM with ten runs in flight, while another one is there; no node runs twice.
+    """One of two workers gets SIGTERM with ten runs in flight; no node runs twice.
 
-    The runs are longer than its grace time and their nodes shorter: they change over between two nodes.
+    Runs last longer than its grace time, nodes do not: runs move to the other worker between two nodes.
     """
     async with Batch(stack, poll=size.poll) as batch:
         await _stop_one_of_two(stack, size, batch, NOVA_WORKER_GRACE="8")
@@ -77,7 +79,7 @@ async def worker_stopped(stack: Stack, size: Size) -> Verdict:
 
 
 async def worker_hurried(stack: Stack, size: Size) -> Verdict:
-    """The same with a grace time that is too short for the node that a run is at: that one may run again."""
+    """The same with a grace time shorter than a node: the interrupted node may run again."""
     async with Batch(stack, poll=size.poll) as batch:
         kill = await _stop_one_of_two(stack, size, batch, NOVA_WORKER_GRACE="1")
         verdict = await judge(batch, [kill])
@@ -86,42 +88,42 @@ async def worker_hurried(stack: Stack, size: Size) -> Verdict:
 
 
 async def _stop_one_of_two(stack: Stack, size: Size, batch: Batch, **settings: str) -> Kill:
-    """Give ten runs to one of two workers, tell that one to stop, and wait for all to be over.
+    """Give ten runs to one of two workers, send it SIGTERM and wait until all runs have ended.
 
     Returns the times of the SIGTERM and of the worker's end.
     """
-    told, other = stack.worker(10, **settings), stack.worker(10)
+    stopped, other = stack.worker(10, **settings), stack.worker(10)
     await asyncio.to_thread(stack.wait_for_workers)
-    other.signal(signal.SIGSTOP)  # so that all ten are the first one's
+    other.signal(signal.SIGSTOP)  # so that the first one gets all ten
     plain = batch.workflow(SLOWER)
     runs = await batch.submit(plain, 10)
     await batch.until(lambda: batch.all_started(runs), 90, "ten runs to start")
     other.signal(signal.SIGCONT)
-    told_at = time.time()
-    size.say(f"{told.name} is told to stop; {batch.open()} runs are open")
-    await asyncio.to_thread(told.stop, 40)
+    sigterm_at = time.time()
+    size.say(f"{stopped.name} gets SIGTERM; {batch.open()} runs are open")
+    await asyncio.to_thread(stopped.stop, 40)
     stopped_at = time.time()
     await batch.over(size.patience)
-    return told_at, stopped_at
+    return sigterm_at, stopped_at
 
 
 def _taken_over(stack: Stack, numbers: set[int]) -> bool:
-    """Whether each of these runs has a node in a second sandbox."""
+    """Return whether each of these runs has started a node in a second sandbox."""
     seen = {(entry.run_no, entry.sandbox) for entry in stack.entries() if entry.run_no in numbers}
     return len(seen) >= 2 * len(numbers)
 
 
 def _judge_changed(verdict: Verdict, batch: Batch) -> None:
-    """Some of the runs went on in the other worker: the first one's grace time is not enough for all."""
+    """Check that some runs went on in the other worker, as the grace time is too short for all."""
     seen = {(entry.run_no, entry.sandbox) for entry in batch.stack.entries() if entry.run_no in batch.runs}
     changed = sum(times > 1 for times in Counter(run_no for run_no, _ in seen).values())
     verdict.facts["went on elsewhere"] = changed
     if not changed:
-        verdict.fault(NOTHING, "every run ended in the worker that was told to stop")
+        verdict.fault(NOT_INTERRUPTED, "every run ended in the stopped worker")
 
 
 def _judge_owners(verdict: Verdict, batch: Batch) -> None:
-    """Hold the sandboxes of each run against the bars: one at a time, and none writes after its end."""
+    """Check that each run has one sandbox at a time, and that none writes after the next one's start."""
     ended = {each["id"]: each["ended"] for each in batch.stack.sandboxes()}
     verdict.faults |= {TOGETHER: [], LATE: []}
     took_over: dict[str, float] = {}

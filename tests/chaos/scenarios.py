@@ -1,4 +1,4 @@
-"""Every scenario by its name, and one call that runs one and counts what it left behind."""
+"""Every scenario by its name; run one, and count what it leaves over."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 async def run(stack: Stack, name: str, size: Size) -> Verdict:
-    """Run a scenario on a stack that has no workers, and end its workers."""
+    """Run a scenario on a stack without workers, stop its workers and return the verdict."""
     before = {each["id"] for each in stack.sandboxes()}
     try:
         verdict = await SCENARIOS[name](stack, size)
@@ -44,11 +44,11 @@ async def run(stack: Stack, name: str, size: Size) -> Verdict:
 
 
 def left_over(stack: Stack) -> dict[str, list[str]]:
-    """What is left over when everything is over and NOVA had time to tidy up, but for what is known."""
+    """Return what is left over after the cleanup flow, without what an earlier scenario reported."""
     stack.worker()
     try:
         leftovers.sweep(stack)
-        found = leftovers.while_it_stands(stack)
+        found = leftovers.in_idle_stack(stack)
     finally:
         stack.stop_workers()
     new = {kind: [line for line in lines if line not in stack.reported] for kind, lines in found.items()}

@@ -1,4 +1,4 @@
-"""How large a scenario is: the full form, and the short one of the tests."""
+"""The size of a scenario; the defaults are those of the full suite."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """What bounds a scenario."""
+    """The numbers and times of a scenario."""
 
     runs: int = 200
-    guarded: int = 50
-    """Runs with a node that must not be started twice, beside the others."""
+    unrepeatable: int = 50
+    """Runs with a node that must not start twice, in addition to `runs`."""
     posts: int = 200
-    """Runs that are asked for while the API is killed after each."""
+    """Requests after each of which the API is killed."""
     kills: int = 20
-    """Times that a worker is killed, a sixth of it for a server, which takes longer to come back."""
+    """Times that a worker is killed; a server, which restarts more slowly, is killed fewer times."""
     poll: float = 2.0
     """Seconds between two polls of a client."""
     patience: float = 600.0
-    """Seconds that the runs get to their end after the last kill."""
+    """Seconds that the runs may take to end after the last kill."""
     seed: int = 0
     say: Callable[[str], None] = lambda line: None
-    """Takes a line of progress."""
+    """Called with each line of progress."""
 
     @property
     def is_large(self) -> bool:
-        """Whether there is so much of everything that what is likely happens for sure."""
+        """Whether the scenario is large enough that likely events certainly occur."""
         return self.runs >= 100
 
     def chance(self, name: str) -> random.Random:
-        """The chance of one scenario, the same for the same seed."""
+        """Return a scenario's random generator, the same for the same seed."""
         return random.Random(f"{self.seed} {name}")
 
 
-SHORT = Size(runs=12, guarded=4, posts=4, kills=2, poll=0.2, patience=60)
+SHORT = Size(runs=12, unrepeatable=4, posts=4, kills=2, poll=0.2, patience=60)
 """A few of everything: the form of the tests."""
 
 

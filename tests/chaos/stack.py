@@ -1,4 +1,4 @@
-"""All of NOVA as separate processes on this machine, each of which a scenario may kill."""
+"""All of NOVA as separate processes on this machine, which a scenario can kill."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ SHORT = {
     "NOVA_RETRY_DELAY_MAX": "5",
     "NOVA_NODE_RETRY_DELAY": "0.1",
     "NOVA_BREAKER_PAUSE": "2",
-    # Kills come here as close together as nodes do: three at one step are no sign of a node that kills.
+    # Here kills are as frequent as nodes: three at one step do not mean that the node is the cause.
     "NOVA_CRASH_LIMIT": "20",
 }
-"""NOVA's settings: what takes minutes with the shipped ones takes seconds."""
+"""Settings that shorten NOVA's waits from minutes to seconds."""
 
 MARK = "NOVA_CHAOS"
-"""Variable in the environment of every process of a stack: a text of the stack's own."""
+"""The environment variable that marks every process of a stack."""
 
 
 class Stack:
     """PostgreSQL, Prefect's server, the API, workers, the E2B server and the ledger.
 
-    A context manager: whatever happens, no process of it is there afterwards, and no file. `shipped` leaves
-    NOVA's settings as they are for everybody.
+    A context manager: at its end all processes have ended and all files are removed. `shipped` keeps NOVA's
+    default settings.
     """
 
     def __init__(self, seed: int = 0, *, shipped: bool = False) -> None:
-        place = "/var/tmp" if Path("/var/tmp").is_dir() else None
-        self.folder = Path(tempfile.mkdtemp(prefix="nova-chaos-", dir=place))
-        self.folder.chmod(0o755)  # PostgreSQL's system user passes through
+        parent = "/var/tmp" if Path("/var/tmp").is_dir() else None
+        self.folder = Path(tempfile.mkdtemp(prefix="nova-chaos-", dir=parent))
+        self.folder.chmod(0o755)  # PostgreSQL's system user must reach it
         self.seed = seed
         self.mark = uuid4().hex
         self.run_numbers = itertools.count(1)
         self.reported: set[str] = set()
-        """Leftovers that an earlier scenario has answered for."""
+        """Leftovers that an earlier scenario reported."""
         self._worker_numbers = itertools.count(1)
         self.is_shipped = shipped
         self._settings = {} if shipped else SHORT
@@ -85,22 +85,22 @@ class Stack:
 
     @property
     def parts(self) -> list[Part]:
-        """Everything but PostgreSQL, in the order in which it may be stopped."""
+        """Every part but PostgreSQL, in the order in which they are stopped."""
         return [*self.workers, self.api, self.prefect, self.e2b, self.ledger]
 
     @property
     def api_url(self) -> str:
-        """Address of NOVA's API."""
+        """URL of NOVA's API."""
         return f"http://127.0.0.1:{self._port('api')}"
 
     @property
     def prefect_url(self) -> str:
-        """Address of Prefect's API."""
+        """URL of Prefect's API."""
         return f"http://127.0.0.1:{self._port('prefect')}/api"
 
     @property
     def e2b_url(self) -> str:
-        """Address of the E2B server."""
+        """URL of the E2B server."""
         return f"http://127.0.0.1:{self._port('e2b')}"
 
     @property
@@ -109,11 +109,11 @@ class Stack:
         return self._ports["ledger"]
 
     def entries(self) -> list[ledger.Entry]:
-        """What the nodes told the ledger so far."""
+        """Return the ledger's entries so far."""
         return ledger.read(self.folder / "ledger.jsonl")
 
     def worker(self, limit: int = 4, **settings: str) -> Part:
-        """Start one more worker; `settings` are variables of its environment."""
+        """Start another worker; `settings` are environment variables."""
         options = ("worker", "--limit", str(limit))
         name = f"worker-{next(self._worker_numbers)}"
         part = Part(name, self.folder, lambda log: self._nova(log, *options, **settings))
@@ -122,19 +122,19 @@ class Stack:
         return part
 
     def wait_for_workers(self) -> None:
-        """Return when all workers that run have started."""
+        """Wait until all running workers have started."""
         for worker in self.workers:
             if worker.runs:
                 wait_for_line(worker, "started!")
 
     def stop_workers(self) -> None:
-        """End all workers in an orderly way."""
+        """Stop all workers."""
         for worker in self.workers:
             worker.stop(40)
         self.workers.clear()
 
     def wait_for_api(self) -> None:
-        """Return when the API and what it needs answer."""
+        """Wait until the API is healthy."""
         self.api.server.wait_for_http(f"{self.api_url}/health")
 
     def workflow(self, graph: dict[str, Any], **fields: Any) -> int:
@@ -145,7 +145,7 @@ class Stack:
         return int(answer.json()["id"])
 
     def rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """Ask NOVA's database; raises psycopg2.Error when it is away."""
+        """Return the rows of a query of NOVA's database; raises psycopg2.Error."""
         connection = psycopg2.connect(
             self.postgres.server.url("nova"),
             application_name="chaos",
@@ -159,11 +159,11 @@ class Stack:
             connection.close()
 
     def sandboxes(self) -> list[dict[str, Any]]:
-        """Every sandbox that was ever made, in order."""
+        """Return every sandbox that the E2B server created, oldest first."""
         return list(httpx.get(f"{self.e2b_url}/made-here", timeout=30).json())
 
     def let_fail(self, rate: float, *kinds: str) -> dict[str, int]:
-        """Let a share of the E2B server's calls fail from now on; returns what failed how often so far."""
+        """Let a share of the calls to the E2B server fail; return the counts of faults so far."""
         answer = httpx.put(f"{self.e2b_url}/faults", json={"rate": rate, "kinds": kinds}, timeout=30)
         return dict(answer.json()["done"])
 
@@ -208,7 +208,7 @@ class Stack:
         return ServerProcess([sys.executable, "-m", "deployments.cli", *arguments], environment, log)
 
     def _make_prefect(self, log: Path) -> ServerProcess:
-        # As NOVA ships it: its leases of slots are files, which are there when it comes back.
+        # With NOVA's settings: its leases of slots are files, which survive a restart.
         url, home = self.postgres.server.url("prefect"), self.folder / "prefect"
         home.mkdir(exist_ok=True)
         return PrefectServer(url, home, self._ports["prefect"], {MARK: self.mark})

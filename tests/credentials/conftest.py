@@ -9,5 +9,5 @@ from flows.credentials.cipher import Cipher, generate_key
 
 @pytest.fixture
 def cipher() -> Cipher:
-    """A cipher with a key of its own."""
+    """A cipher with a new key."""
     return Cipher(generate_key())

@@ -1,4 +1,4 @@
-"""The fields of credentials: checked at the door, each fault named without its value."""
+"""The fields of credentials: each wrong field is named, without its value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.credentials import vault
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 
 EMAIL: dict[str, Any] = {
     "email_user": "robot@idom.example",
@@ -28,7 +28,7 @@ DATABASE: dict[str, Any] = {
 
 
 def test_the_names_are_those_of_the_contract() -> None:
-    """What nodes read from their context, no more and no less."""
+    """The fields are exactly those that nodes read from their context."""
     assert {kind: [field.name for field in fields] for kind, fields in vault.FIELDS.items()} == {
         "email": list(EMAIL),
         "database": list(DATABASE),
@@ -38,14 +38,14 @@ def test_the_names_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize(("kind", "fields"), [("email", EMAIL), ("database", DATABASE)])
 def test_the_password_is_split_off(kind: str, fields: dict[str, Any]) -> None:
-    """The secret part holds the password, the public part all the rest."""
+    """The password is in the secret part, every other field in the public part."""
     public, secret = vault.split(kind, fields)
     assert public | secret == fields
     assert set(secret) == vault.SECRET_NAMES & fields.keys()
 
 
 def test_what_can_be_left_out_has_a_default() -> None:
-    """The usual ports, no SMTP, no senders; a credential always has all of its fields."""
+    """Optional fields get defaults: the usual ports, no SMTP host, no senders."""
     given = {name: EMAIL[name] for name in ("email_user", "email_password", "imap_host")}
     public, _ = vault.split("email", given)
     assert public == {
@@ -65,12 +65,12 @@ def test_what_can_be_left_out_has_a_default() -> None:
 
 @pytest.mark.parametrize("senders", ["a@b.example, c@d.example", "", [], ["a@b.example"]])
 def test_senders_are_a_text_or_a_list(senders: object) -> None:
-    """Both ways of writing the whitelist are kept as they are given."""
+    """The whitelist may be a text or a list, and is kept as it was given."""
     assert vault.split("email", EMAIL | {"sender_whitelist": senders})[0]["sender_whitelist"] == senders
 
 
 def test_an_empty_password_is_allowed() -> None:
-    """Some databases trust their network."""
+    """A database that trusts its network may have an empty password."""
     assert vault.split("database", DATABASE | {"db_password": ""})[1] == {"db_password": ""}
 
 
@@ -94,14 +94,14 @@ def test_an_empty_password_is_allowed() -> None:
     ],
 )
 def test_each_wrong_field_is_named(kind: str, change: dict[str, object], field: str) -> None:
-    """By its name, and what is wrong with it."""
+    """The error names the wrong field."""
     with pytest.raises(InvalidInputError, match=field) as caught:
         vault.split(kind, {**(EMAIL if kind == "email" else DATABASE), **change})
     assert [problem["field"] for problem in caught.value.problems] == [field]
 
 
 def test_all_faults_are_named_at_once_and_no_value() -> None:
-    """Missing, unknown and wrong ones; a password that is wrong is not repeated."""
+    """One error names all missing, unknown and wrong fields, and no value."""
     with pytest.raises(InvalidInputError) as caught:
         vault.split("database", {"db_password": ["private-word"], "db_port": -1, "extra": "private-word"})
     assert {problem["field"] for problem in caught.value.problems} == {
@@ -116,6 +116,6 @@ def test_all_faults_are_named_at_once_and_no_value() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    """Only email and database."""
+    """The error for an unknown kind names the two kinds."""
     with pytest.raises(InvalidInputError, match="email, database"):
         vault.split("fax", {})

@@ -1,4 +1,4 @@
-"""The vault: secrets reach the sandbox, and nothing that is stored, shown or said."""
+"""The vault: secrets reach the sandbox, but nothing that is stored, shown or logged."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session
 
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher, generate_key
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 from flows.store import clients, executions, values, workflows
+from flows.store.database import Database
 from flows.store.models import Client, Credential
-from flows.store.session import Database
+from flows.store.transitions import submissions
 from flows.store.values import Value
 
 MAIL_PASSWORD = 'p@ss "wörd"/\\1'
@@ -36,7 +37,7 @@ DATABASE = {"db_host": "db.example", "db_name": "idom", "db_user": "nova", "db_p
 def put(
     session: Session, cipher: Cipher, kind: str, label: str, fields: dict[str, Any], primary: bool = False
 ) -> None:
-    """Give client idom a credential."""
+    """Store a credential for client idom."""
     public, secret = vault.split(kind, fields)
     clients.put_credential(
         session,
@@ -71,17 +72,17 @@ def client(database: Database, cipher: Cipher) -> Client:
 
 @pytest.fixture
 def overlay(cipher: Cipher, client: Client) -> vault.Overlay:
-    """What idom's credentials lay over a context."""
+    """The context keys from idom's credentials."""
     return vault.overlay(cipher, client)
 
 
 def dumps(value: object) -> bytes:
-    """A fragment of a context."""
+    """Return a value as a context's JSON text."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def written(password: str) -> dict[str, str]:
-    """The ways in which a password is written in texts."""
+    """Return the forms in which texts contain a password."""
     return {
         "plain": password,
         "in a URL": f"postgresql://nova:{quote(password, safe='')}@db/idom",
@@ -99,7 +100,7 @@ def written(password: str) -> dict[str, str]:
 
 
 def test_the_overlay_has_the_keys_of_the_contract(overlay: vault.Overlay) -> None:
-    """The primary credentials of both kinds, and the slug, as a node reads them."""
+    """The overlay has the client's slug and the fields of both kinds' primary credentials."""
     context = {key: json.loads(fragment) for key, fragment in overlay.fragments().items()}
     assert context == {
         "client_slug": "idom",
@@ -122,7 +123,7 @@ def test_the_overlay_has_the_keys_of_the_contract(overlay: vault.Overlay) -> Non
 def test_another_primary_credential_changes_the_overlay(
     database: Database, cipher: Cipher, client: Client
 ) -> None:
-    """Only the primary one of a kind counts."""
+    """Only the primary credential of a kind is used."""
     database.run_sync(
         lambda s: put(s, cipher, "email", "third", EMAIL | {"email_user": "third@x"}, primary=True)
     )
@@ -130,8 +131,8 @@ def test_another_primary_credential_changes_the_overlay(
     assert vault.overlay(cipher, now).public["email_user"] == "third@x"
 
 
-def test_without_a_client_nothing_is_laid_over(cipher: Cipher) -> None:
-    """No keys, nothing redacted, nothing sealed."""
+def test_without_a_client_the_overlay_is_empty(cipher: Cipher) -> None:
+    """Without a client there are no keys, and nothing is redacted or sealed."""
     empty = vault.overlay(cipher, None)
     assert (empty.fragments(), empty.keys) == ({}, frozenset())
     assert empty.redact("text") == "text"
@@ -139,13 +140,13 @@ def test_without_a_client_nothing_is_laid_over(cipher: Cipher) -> None:
 
 
 def test_a_client_without_credentials_has_a_slug(database: Database, cipher: Cipher) -> None:
-    """The slug alone is laid over."""
+    """The overlay of a client without credentials has only the slug."""
     bare = database.run_sync(lambda s: clients.create(s, slug="bare", name="Bare"))
     assert vault.overlay(cipher, bare).fragments() == {"client_slug": b'"bare"'}
 
 
 def test_another_key_does_not_open_the_credentials(client: Client) -> None:
-    """The error names the variable, and holds nothing of what is stored."""
+    """With another key the error names the variable and shows nothing of the stored data."""
     with pytest.raises(ConfigurationError, match="NOVA_ENCRYPTION_KEY") as caught:
         vault.overlay(Cipher(generate_key()), client)
     shown = "".join(traceback.format_exception(caught.value))
@@ -153,7 +154,7 @@ def test_another_key_does_not_open_the_credentials(client: Client) -> None:
 
 
 def test_nothing_shows_a_secret(cipher: Cipher, client: Client, overlay: vault.Overlay) -> None:
-    """No repr or str of what passes through hands."""
+    """No repr or str of cipher, overlay, client or credential contains a secret."""
     shown = "".join(map(repr, [cipher, overlay, client, *client.credentials, overlay.public])) + f"{overlay}"
     assert DB_PASSWORD not in shown
     assert MAIL_PASSWORD not in shown
@@ -161,7 +162,7 @@ def test_nothing_shows_a_secret(cipher: Cipher, client: Client, overlay: vault.O
 
 
 def test_the_database_holds_no_secret(database: Database, client: Client) -> None:
-    """A whole dump of the credentials' table shows no password."""
+    """A dump of the table of credentials contains no password."""
     query = text("SELECT string_agg(c::text || encode(c.secret, 'escape'), ' ') FROM credentials c")
     dump = database.run_sync(lambda s: str(s.scalar(query)))
     assert "gAAAA" in dump  # the ciphertext, as text
@@ -174,25 +175,25 @@ def test_the_database_holds_no_secret(database: Database, client: Client) -> Non
 
 @pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
 def test_texts_are_redacted_however_the_secret_is_written(overlay: vault.Overlay, password: str) -> None:
-    """Plain, in URLs and forms, escaped by JSON or by repr; the rest of the text stays."""
-    for way, text_ in written(password).items():
+    """A password is redacted in every written form; the rest of the text stays."""
+    for name, text_ in written(password).items():
         redacted = overlay.redact(f"before {text_} after")
-        assert "***" in redacted, way
+        assert "***" in redacted, name
         assert redacted.startswith("before ")
         assert redacted.endswith(" after")
         for form in written(password).values():
-            assert form not in redacted, way
+            assert form not in redacted, name
     assert overlay.redact("nothing of it") == "nothing of it"
 
 
-def test_the_longer_secret_goes_first(cipher: Cipher) -> None:
-    """A secret that holds another leaves no rest of it behind; stars are not redacted again."""
+def test_longer_secrets_are_redacted_first(cipher: Cipher) -> None:
+    """A secret that contains another is redacted as a whole; the stars are not redacted again."""
     overlay = vault.overlay(cipher, None, ["horse", "correct horse", "*"])
     assert overlay.redact("correct horse, horse, *") == "***, ***, ***"
 
 
 def test_an_empty_password_is_no_secret(cipher: Cipher) -> None:
-    """It is part of every text: nothing is redacted or sealed for it."""
+    """Nothing is redacted or sealed because of an empty password, which every text contains."""
     overlay = vault.Overlay({}, {"db_password": ""})
     assert overlay.redact("text") == "text"
     assert not overlay.contains_secret(b'"text"')
@@ -202,7 +203,7 @@ def test_an_empty_password_is_no_secret(cipher: Cipher) -> None:
 @settings(deadline=None)
 @given(secret=st.text(st.characters(exclude_categories=()), min_size=1), before=st.text(), after=st.text())
 def test_any_secret_is_found(secret: str, before: str, after: str) -> None:
-    """Whatever characters it has: NUL, surrogates, quotes, patterns of regular expressions."""
+    """Secrets of any characters are found: NUL, surrogates, quotes, regular expressions."""
     overlay = vault.Overlay({}, {"db_password": secret})
     assert overlay.contains_secret(dumps({"url": [before + secret + after]}))
     assert overlay.contains_secret(dumps(json.dumps({"nested": secret})))
@@ -214,19 +215,19 @@ def test_any_secret_is_found(secret: str, before: str, after: str) -> None:
 
 @pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
 def test_values_built_from_a_secret_are_sealed(cipher: Cipher, overlay: vault.Overlay, password: str) -> None:
-    """However deep and in whatever writing; they show as stars and open as they were."""
-    changes = {way: dumps({"deep": [1, {"x": text_}]}) for way, text_ in written(password).items()}
+    """Values that contain a secret at any depth and in any form are sealed; opened, they are unchanged."""
+    changes = {name: dumps({"deep": [1, {"x": text_}]}) for name, text_ in written(password).items()}
     changes["a key of an object"] = dumps({password: 1})
     stored = vault.store_changes(cipher, overlay, changes)
     assert stored.keys() == changes.keys()
-    for way, value in stored.items():
-        assert value.sealed, way
+    for name, value in stored.items():
+        assert value.sealed, name
         assert vault.show(value) == b'"***"'
     assert vault.open_values(cipher, stored) == changes
 
 
 def test_ordinary_values_are_stored_as_they_are(cipher: Cipher, overlay: vault.Overlay) -> None:
-    """What holds no secret is neither sealed nor changed, the public fields included."""
+    """Values without a secret are neither sealed nor changed."""
     changes = {"a": b"1", "host": dumps("imap.idom.example"), "nul": dumps("\0\ud800")}
     stored = vault.store_changes(cipher, overlay, changes)
     assert stored == {key: Value(fragment) for key, fragment in changes.items()}
@@ -234,20 +235,20 @@ def test_ordinary_values_are_stored_as_they_are(cipher: Cipher, overlay: vault.O
 
 
 def test_changes_to_the_overlay_are_dropped(cipher: Cipher, overlay: vault.Overlay) -> None:
-    """A node that sets `db_host` or `email_password` does so in its sandbox only."""
+    """A node's changes to the overlay's keys, such as `db_host`, are not stored."""
     changes = dict.fromkeys(overlay.keys, b'"changed"') | {"mine": b"1"}
     assert vault.store_changes(cipher, overlay, changes) == {"mine": Value(b"1")}
 
 
-def test_a_secret_as_the_name_of_a_key_is_not_stored(cipher: Cipher, overlay: vault.Overlay) -> None:
-    """The name is redacted."""
+def test_a_secret_in_the_name_of_a_key_is_not_stored(cipher: Cipher, overlay: vault.Overlay) -> None:
+    """A secret in the name of a key is redacted."""
     stored = vault.store_changes(cipher, overlay, {f"by {DB_PASSWORD}": b"1"})
     assert stored == {"by ***": Value(b"1")}
 
 
 @pytest.mark.parametrize("word", ["total", "password", "invoice_number"])
 def test_an_ordinary_word_renames_no_keys_but_seals(cipher: Cipher, word: str) -> None:
-    """A word as a password must not take keys away; values with it are sealed all the same."""
+    """A common word as a password renames no key, but values with it are sealed."""
     overlay = vault.Overlay({}, {"db_password": word})
     changes = {f"{word}_2": b"5", "email_password": b"1", "note": dumps(f"the {word}")}
     stored = vault.store_changes(cipher, overlay, changes)
@@ -259,7 +260,7 @@ def test_an_ordinary_word_renames_no_keys_but_seals(cipher: Cipher, word: str) -
 
 
 def test_secrets_that_a_caller_gives_are_sealed(cipher: Cipher) -> None:
-    """Passwords in `initial_context`, and what contains them, are stored sealed and count as secrets."""
+    """Passwords in `initial_context` count as secrets; they and values with them are sealed."""
     initial = {
         "email_password": dumps("hunter2!"),
         "db_password": dumps({"parts": ["horse-battery", 12345678, None, True]}),
@@ -284,14 +285,14 @@ def test_secrets_that_a_caller_gives_are_sealed(cipher: Cipher) -> None:
 def test_a_run_stores_no_secret(
     database: Database, cipher: Cipher, client: Client, overlay: vault.Overlay
 ) -> None:
-    """First context and a node's changes: no row of the run holds a password, a resume has them all."""
+    """No stored value of a run contains a password; a resumed run gets all of them."""
     initial = {"email_password": dumps("first-word"), "a": b"1"}
     changes = {"dsn": dumps(f"postgresql://nova:{quote_plus(DB_PASSWORD)}@db/idom"), "b": b"2"}
 
     def run(session: Session) -> int:
         workflow = workflows.create(session, name="W", graph={})
         stored = {**vault.store_initial(cipher, initial), **vault.store_changes(cipher, overlay, changes)}
-        return executions.create_pending(
+        return submissions.create(
             session, workflow_id=workflow.id, client=client, priority="normal", initial=stored
         ).id
 
@@ -304,7 +305,7 @@ def test_a_run_stores_no_secret(
 
 
 def test_credentials_are_rows_of_the_store(client: Client) -> None:
-    """What is secret is a ciphertext, what is public is readable."""
+    """A credential's row has the public fields in clear and the secret ones encrypted."""
     first: Credential = client.credentials[0]
     assert first.public["email_user"] == "robot@idom.example"
     assert first.secret != b""

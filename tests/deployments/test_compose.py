@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings
 
 import deployments
 from deployments.cli.main import app
-from deployments.worker.settings import WorkerSettings
-from deployments.worker.worker import HAND_BACK
+from deployments.worker.worker import STOP_TIMEOUT
+from deployments.worker.worker_settings import WorkerSettings
 from flows.config.settings import Settings
 
 FOLDER = Path(deployments.__file__).parent
@@ -158,7 +158,7 @@ def test_each_service_comes_back_or_is_waited_for(name: str) -> None:
 
 def test_a_worker_has_time_to_hand_its_runs_back() -> None:
     """It is killed only after any grace that makes sense: a whole run, and the handing back."""
-    longest = Settings.model_fields["run_timeout"].default + HAND_BACK
+    longest = Settings.model_fields["run_timeout"].default + STOP_TIMEOUT
     assert seconds(SERVICES["worker"]["stop_grace_period"]) > longest
     assert "--with-healthcheck" in SERVICES["worker"]["command"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.cli.datadir import DataDir, default_data_dir
 from flows.credentials.cipher import Cipher
-from flows.engine.errors import ConfigurationError, ConflictError
+from flows.graphs.errors import ConfigurationError, ConflictError
 
 
 def test_the_encryption_key_is_made_once_and_only_its_owner_may_read_it(data_dir: Path) -> None:

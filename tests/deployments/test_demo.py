@@ -41,7 +41,7 @@ def test_the_demo_ends_in_success_and_shows_what_it_did(data_dir: Path, tmp_path
     said = log.read_text()
     assert demo.returncode == 0, said
     for words in (
-        "✓ Take the PDF apart",
+        "✓ Extract the invoice",
         "✓ More than 1,000? → false",
         "task SUCCESS",
         "false → store_invoice",

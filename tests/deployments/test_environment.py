@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments.cli import environment
-from flows.engine.errors import ConfigurationError
+from flows.graphs.errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)

@@ -71,8 +71,9 @@ def test_what_is_wrong_is_said_in_a_sentence(nova: Nova, api: list[str]) -> None
     """A number that no run has, no number, and a context that is not JSON."""
     assert nova("runs", "show", "999999", *api).stderr == "nova: There is no execution 999999.\n"
     assert nova("runs", "cancel", "abc", *api).returncode == 2
-    wrong = nova("runs", "skip", "1", "1", "--context", "{", *api)
-    assert (wrong.returncode, "--context is not JSON" in wrong.stderr) == (2, True)
+    for context in ("{", "[" * 100_000):
+        wrong = nova("runs", "skip", "1", "1", "--context", context, *api)
+        assert (wrong.returncode, "--context is not JSON" in wrong.stderr) == (2, True)
 
 
 def test_a_fault_is_told_once(nova: Nova, api: list[str], run: str) -> None:

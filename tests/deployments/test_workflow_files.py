@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from deployments.cli import files
 from deployments.demo import WORKFLOW_FILE
-from flows.engine.errors import InvalidInputError
-from flows.engine.graph import parse_graph
+from flows.graphs.errors import InvalidInputError
+from flows.graphs.graph import load_graph
 from tests.builders import action, line
+from tests.code_check.programs import nested_finally
 from tests.deployments.conftest import Nova
 
 HAIRY = " \n\t\r\x85ab:#'\"-|"
@@ -24,6 +25,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=10,
 )
+BILLIONS = "name: n\ngraph_definition:\n  a0: &a0 [more]\n" + "".join(
+    f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
+)
+"""400 bytes of YAML whose aliases stand for some ten billion."""
 
 
 def test_the_sample_workflow_is_valid() -> None:
@@ -31,7 +36,7 @@ def test_the_sample_workflow_is_valid() -> None:
     data = files.load(WORKFLOW_FILE)
     assert files.check_graph(WORKFLOW_FILE, data) == []
     assert data["name"] == "Invoice Processing V3"
-    assert len(parse_graph(data["graph_definition"]).nodes) == 12
+    assert len(load_graph(data["graph_definition"]).nodes) == 12
 
 
 @given(value=JSON, as_json=st.booleans())
@@ -62,6 +67,9 @@ def test_code_is_written_as_a_block() -> None:
         ("name: n\ngraph_definition: {}\nschedules: [{cron: '* * * * *', at: 9}]\n", "at: is not a field"),
         ("name: [\n", "is not YAML"),
         ("name: n\ngraph_definition: {nodes: 2026-01-01}\n", "cannot be read"),
+        (f"name: n\ngraph_definition: {'[' * 5000}", "cannot be read"),
+        ("name: n\ngraph_definition: &a [*a]\n", "cannot be read"),
+        (BILLIONS, "more than the 67,108,864 bytes"),
     ],
 )
 def test_a_file_with_a_wrong_form_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -87,3 +95,17 @@ def test_validate_names_every_fault_by_node_and_line(nova: Nova, tmp_path: Path)
     assert "node second" in done.stderr
     assert "missing.json cannot be read" in done.stderr
     assert "good.json: good, 3 nodes" in done.stdout
+
+
+def test_validate_bounds_code_as_the_api_does(nova: Nova, tmp_path: Path) -> None:
+    """Its length by the same setting, and what compiling it takes: the command ends, and names the node."""
+    graph = line(action("long", "#" * 70_000), action("bomb", nested_finally(19)))
+    (tmp_path / "large.json").write_text(json.dumps({"name": "n", "graph_definition": graph}))
+    done = nova("workflows", "validate", "large.json")
+    assert done.returncode == 2
+    assert "node long: " in done.stderr
+    assert "NOVA_NODE_CODE_LIMIT" in done.stderr
+    assert 'node bomb: The code of node "bomb" cannot be checked: it needs' in done.stderr
+    graph = line(action("long", "#" * 70_000))
+    (tmp_path / "large.json").write_text(json.dumps({"name": "n", "graph_definition": graph}))
+    assert nova("workflows", "validate", "large.json", NOVA_NODE_CODE_LIMIT="70000").returncode == 0

@@ -1,4 +1,4 @@
-"""`python -m tests.e2b_server --port 0`: runs the server and prints its address, until it is interrupted."""
+"""`python -m tests.e2b_server --port 0`: run the server and print its URL, until it is interrupted."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.e2b_server.fixture import E2BServer
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2b_server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="0 for a free one")
     parser.add_argument(
         "--start-delay", type=float, default=0.0, help="seconds that a sandbox takes to start"
     )
     parser.add_argument(
-        "--creations-per-second", type=float, default=None, help="more are answered with 429 (default: none)"
+        "--creations-per-second", type=float, default=None, help="more get 429 (default: no limit)"
     )
     parser.add_argument(
-        "--at-once", type=int, default=None, help="sandboxes beyond it are answered with 429 (default: none)"
+        "--at-once", type=int, default=None, help="more sandboxes get 429 (default: no limit)"
     )
-    parser.add_argument("--api-key", default=None, help="the only key that is let in; else any is")
+    parser.add_argument("--api-key", default=None, help="the only accepted key (default: any)")
     parser.add_argument("--fail", type=float, default=0.0, help="share of the calls that fail, 0 to 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the chance that they fail by")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choice of calls that fail")
     options = parser.parse_args()
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,7 +1,6 @@
-"""E2B's template builds: asking for one, uploading its files, starting it, following its log.
+"""E2B's template builds: request one, upload its files, start it, read its log.
 
-There is no image here. Commands of a template are written down and not run; the files that it copies lie in
-the sandboxes that are made from it.
+No image is built. A template's commands are logged, not run; the files that it copies are in its sandboxes.
 """
 
 from __future__ import annotations
@@ -20,23 +19,24 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tests.e2b_server.cloud import Cloud
 from tests.e2b_server.control import answer
-from tests.e2b_server.places import HOME, Places
+from tests.e2b_server.simulated_sandbox import HOME
 
 NAME = re.compile(r"[a-z0-9_-]+")
 PAGE = 100
-"""Lines of a log that one answer holds at most."""
+"""Log lines that one answer has at most."""
 
 Step = dict[str, Any]
 
 
 class StepError(Exception):
-    """A step of a build did not succeed."""
+    """A step of a build failed."""
 
 
 @dataclass
 class Build:
-    """One build: what was asked for, how far it is, what it said."""
+    """One build: the request, its status, its log."""
 
     template_id: str
     name: str
@@ -56,44 +56,44 @@ class Build:
         return [step["args"][0] for step in self.steps if step["type"] == "RUN"]
 
     def say(self, message: str, step: str, level: str = "info") -> None:
-        """Add a line to its log."""
+        """Add a line to the log."""
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         self.log.append({"timestamp": now, "level": level, "message": message, "step": step})
 
 
 class Builds:
-    """All builds that were asked for, and the knobs that make them slow, talkative or fail."""
+    """Every build that was requested, and the settings that make builds wait, print much or fail."""
 
-    def __init__(self, places: Places) -> None:
-        self.places = places
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
         self.all: list[Build] = []
         self.uploads: dict[str, bytes] = {}
-        """Hash → the archive that was uploaded for it."""
-        self.forget()
+        """Hash → the uploaded archive."""
+        self.reset()
 
-    def forget(self) -> None:
-        """Become as new."""
+    def reset(self) -> None:
+        """Forget all builds and uploads, and reset the settings."""
         self.all.clear()
         self.uploads.clear()
         self.running: set[asyncio.Task[None]] = set()
         self.held = False
-        """While it is set, builds that have begun do not get to their steps."""
+        """While it is set, started builds wait before their first step."""
         self.lines = 0
-        """Lines that each command prints."""
+        """Log lines of each command."""
         self.fails = ""
-        """A text; the first step that has it in it fails."""
+        """The first step that contains this text fails."""
 
     def find(self, request: Request) -> Build | None:
-        """Find the build that a request names."""
+        """Return the build that a request names; None if there is none."""
         path = request.path_params
         return next((b for b in self.all if (b.template_id, b.id) == (path["template"], path["build"])), None)
 
     def template_of(self, name: str) -> str | None:
-        """The id of the template with this name."""
+        """Return the id of the template with this name; None if there is none."""
         return next((build.template_id for build in self.all if build.name == name), None)
 
     async def run(self, build: Build) -> None:
-        """Go through a build's steps, as E2B's builder does."""
+        """Execute a build's steps in order; set its status and reason."""
         build.status = "building"
         build.say(f"Building template {build.template_id}/{build.id}", "base")
         build.say(f"[base] FROM {build.image} [{secrets.token_hex(32)}]", "base")
@@ -104,7 +104,7 @@ class Builds:
         try:
             for number, todo in enumerate(build.steps, start=1):
                 step = str(number)
-                self.take(build, todo, step, installed)
+                self.execute(build, todo, step, installed)
         except StepError as error:
             build.say(str(error), step, "error")
             build.reason = {"message": str(error), "step": step}
@@ -112,11 +112,11 @@ class Builds:
             return
         build.say("Build finished, took 1s", "finalize")
         for name in (build.name, build.template_id):
-            self.places.installed[name] = installed
+            self.cloud.installed[name] = installed
         build.status = "ready"
 
-    def take(self, build: Build, todo: Step, step: str, installed: dict[str, bytes]) -> None:
-        """Take one step; raises StepError."""
+    def execute(self, build: Build, todo: Step, step: str, installed: dict[str, bytes]) -> None:
+        """Execute one step; raises StepError."""
         text = " ".join([todo["type"], *todo["args"]])
         build.say(f"[builder {step}/{len(build.steps)}] {text} [{secrets.token_hex(32)}]", step)
         if todo["type"] == "RUN":
@@ -129,9 +129,9 @@ class Builds:
 
 
 def copied(step: Step, archive: bytes) -> dict[str, bytes]:
-    """The files that a COPY step makes, path → content; raises StepError.
+    """Return the files of a COPY step, path → content; raises StepError.
 
-    A folder's content is laid into the target; a file takes the target's name, unless that ends with a slash.
+    A folder's content goes into the target. A file gets the target's name, unless that ends with a slash.
     """
     source, target = step["args"][:2]
     target = target if target.startswith("/") else f"{HOME}/{target}"
@@ -152,8 +152,8 @@ def copied(step: Step, archive: bytes) -> dict[str, bytes]:
     return made
 
 
-async def ask(builds: Builds, request: Request) -> Response:
-    """Make a build of a template that is new or has this name."""
+async def request_build(builds: Builds, request: Request) -> Response:
+    """Register a build of the template with this name, which may be new."""
     body = await request.json()
     name, _, tag = body.get("name", "").partition(":")
     if not NAME.fullmatch(name):
@@ -161,7 +161,7 @@ async def ask(builds: Builds, request: Request) -> Response:
     template_id = builds.template_of(name) or secrets.token_hex(10)
     build = Build(template_id, name, body.get("cpuCount"), body.get("memoryMB"))
     builds.all.append(build)
-    told = {
+    described = {
         "templateID": template_id,
         "buildID": build.id,
         "public": False,
@@ -169,11 +169,11 @@ async def ask(builds: Builds, request: Request) -> Response:
         "aliases": [name],
         "tags": [*body.get("tags", ()), *([tag] if tag else [])] or ["default"],
     }
-    return JSONResponse(told, 202)
+    return JSONResponse(described, 202)
 
 
 async def files(builds: Builds, request: Request) -> Response:
-    """Say whether files are there already, and where to put them."""
+    """Answer whether files were uploaded already, and the URL to upload them to."""
     digest = request.path_params["hash"]
     if not re.fullmatch("[0-9a-f]{64}", digest):
         return answer(400, "Invalid files hash")
@@ -182,7 +182,7 @@ async def files(builds: Builds, request: Request) -> Response:
 
 
 async def upload(builds: Builds, request: Request) -> Response:
-    """Take an archive; its address is signed in the cloud, and so needs no key."""
+    """Store an uploaded archive; the real URL is signed, so it needs no key."""
     builds.uploads[request.path_params["hash"]] = await request.body()
     return Response(status_code=200)
 
@@ -204,23 +204,23 @@ async def start(builds: Builds, request: Request) -> Response:
 
 
 async def status(builds: Builds, request: Request) -> Response:
-    """Tell how far a build is, with a page of its log."""
+    """Return a build's status and a page of its log."""
     build = builds.find(request)
     if build is None:
         return answer(400, f"Build '{request.path_params['build']}' not found")
     first = int(request.query_params.get("logsOffset", 0))
-    told = {
+    described = {
         "templateID": build.template_id,
         "buildID": build.id,
         "status": build.status,
         "logs": [],
         "logEntries": build.log[first : first + min(PAGE, int(request.query_params.get("limit", PAGE)))],
     }
-    return JSONResponse({**told, "reason": build.reason} if build.reason else told)
+    return JSONResponse({**described, "reason": build.reason} if build.reason else described)
 
 
 async def alias(builds: Builds, request: Request) -> Response:
-    """Find a template by its name."""
+    """Return the template with this name."""
     name = request.path_params["alias"]
     found = builds.template_of(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""E2B's control plane: making, listing, prolonging, pausing and ending sandboxes."""
+"""E2B's control plane: create, list, prolong, pause and end sandboxes."""
 
 from __future__ import annotations
 
@@ -9,131 +9,132 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tests.e2b_server.cloud import Cloud
 from tests.e2b_server.limits import LimitReachedError
-from tests.e2b_server.places import Place, Places
+from tests.e2b_server.simulated_sandbox import SimulatedSandbox
 
 DEFAULT_TIMEOUT = 300
-"""Seconds that a sandbox is prolonged by where a connect does not say."""
+"""Seconds that a sandbox lives after a connect without a timeout."""
 
 
 def answer(status: int, message: str) -> Response:
-    """Answer with an error as the control plane writes it."""
+    """Return an error in the control plane's format."""
     return JSONResponse({"code": status, "message": message}, status)
 
 
 def missing(sandbox_id: str) -> Response:
-    """Answer for a sandbox that is not there."""
+    """Return the answer for an unknown sandbox."""
     return answer(404, f"Sandbox {sandbox_id} not found")
 
 
-async def create(places: Places, request: Request) -> Response:
-    """Make a sandbox."""
+async def create(cloud: Cloud, request: Request) -> Response:
+    """Create a sandbox."""
     body = await request.json()
-    if places.refuse_with is not None:
-        places.refused += 1
-        refusal = answer(*places.refuse_with)
+    if cloud.refuse_with is not None:
+        cloud.refused += 1
+        refusal = answer(*cloud.refuse_with)
         refusal.headers["Should-Retry"] = "false"
         return refusal
     try:
-        place = await places.create(body, request.headers.get("idempotency-key"))
+        sandbox = await cloud.create(body, request.headers.get("idempotency-key"))
     except LimitReachedError as reached:
         return answer(429, str(reached))
-    return JSONResponse(place.describe(), 201)
+    return JSONResponse(sandbox.describe(), 201)
 
 
-async def list_(places: Places, request: Request) -> Response:
+async def list_(cloud: Cloud, request: Request) -> Response:
     """List sandboxes by metadata, state, start and template, page by page."""
     query = request.query_params
     metadata = decoded(query.get("metadata", ""))
     states = query.get("state", "running,paused").split(",")
     after = datetime.fromisoformat(query["startedAfter"]) if "startedAfter" in query else None
     found = [
-        place
-        for place in places.all
-        if place.state in states
-        and metadata.items() <= place.metadata.items()
-        and query.get("template", place.template) == place.template
-        and (after is None or place.started >= after)
+        sandbox
+        for sandbox in cloud.all
+        if sandbox.state in states
+        and metadata.items() <= sandbox.metadata.items()
+        and query.get("template", sandbox.template) == sandbox.template
+        and (after is None or sandbox.started >= after)
     ]
     if query.get("order", "desc") == "desc":
         found.reverse()
     first, count = int(query.get("nextToken", 0)), int(query.get("limit", 100))
     headers = {"x-next-token": str(first + count)} if len(found) > first + count else {}
-    return JSONResponse([place.describe() for place in found[first : first + count]], headers=headers)
+    return JSONResponse([sandbox.describe() for sandbox in found[first : first + count]], headers=headers)
 
 
 def decoded(text: str) -> dict[str, str]:
-    """Read a metadata filter: quoted keys and values in a query string in a query."""
+    """Return a metadata filter as a dict; the SDK quotes it twice."""
     pairs = urllib.parse.parse_qsl(text)
     return {urllib.parse.unquote(k): urllib.parse.unquote(v) for k, v in pairs}
 
 
-async def one(places: Places, request: Request) -> Response:
+async def one(cloud: Cloud, request: Request) -> Response:
     """Show or end one sandbox."""
-    place = places.find(request.path_params["id"])
-    if place is None:
+    sandbox = cloud.find(request.path_params["id"])
+    if sandbox is None:
         return missing(request.path_params["id"])
     if request.method == "DELETE":
-        places.kill(place, "kill")
+        cloud.kill(sandbox, "kill")
         return Response(status_code=204)
-    return JSONResponse(place.describe())
+    return JSONResponse(sandbox.describe())
 
 
-async def connect(places: Places, request: Request) -> Response:
-    """Wake a sandbox up if it is paused; its time is prolonged, never cut."""
-    place = places.find(request.path_params["id"])
-    if place is None:
+async def connect(cloud: Cloud, request: Request) -> Response:
+    """Resume a sandbox if it is paused, and prolong its time; it is never shortened."""
+    sandbox = cloud.find(request.path_params["id"])
+    if sandbox is None:
         return missing(request.path_params["id"])
     seconds = float((await body_of(request)).get("timeout") or DEFAULT_TIMEOUT)
-    woken = place.state == "paused"
-    if woken:
-        places.resume(place)
-    if woken or (place.ends - datetime.now(place.ends.tzinfo)).total_seconds() < seconds:
-        places.set_timeout(place, seconds)
-    return JSONResponse(place.describe(), 201 if woken else 200)
+    resumed = sandbox.state == "paused"
+    if resumed:
+        cloud.resume(sandbox)
+    if resumed or (sandbox.ends - datetime.now(sandbox.ends.tzinfo)).total_seconds() < seconds:
+        cloud.set_timeout(sandbox, seconds)
+    return JSONResponse(sandbox.describe(), 201 if resumed else 200)
 
 
-async def timeout(places: Places, request: Request) -> Response:
-    """Set when a sandbox ends, counted from now."""
-    place = places.find(request.path_params["id"])
-    if place is None:
+async def timeout(cloud: Cloud, request: Request) -> Response:
+    """Set the seconds from now after which a sandbox ends."""
+    sandbox = cloud.find(request.path_params["id"])
+    if sandbox is None:
         return missing(request.path_params["id"])
-    places.set_timeout(place, float((await request.json())["timeout"]))
+    cloud.set_timeout(sandbox, float((await request.json())["timeout"]))
     return Response(status_code=204)
 
 
-async def pause(places: Places, request: Request) -> Response:
+async def pause(cloud: Cloud, request: Request) -> Response:
     """Pause a sandbox."""
-    place = places.find(request.path_params["id"])
+    sandbox = cloud.find(request.path_params["id"])
     await body_of(request)
-    if place is None:
+    if sandbox is None:
         return missing(request.path_params["id"])
-    if place.state == "paused":
-        return answer(409, f"Sandbox {place.id} is already paused")
-    places.pause(place)
+    if sandbox.state == "paused":
+        return answer(409, f"Sandbox {sandbox.id} is already paused")
+    cloud.pause(sandbox)
     return Response(status_code=204)
 
 
-async def metrics(places: Places, request: Request) -> Response:
-    """Answer with no measurements."""
-    place = places.find(request.path_params["id"])
-    return JSONResponse([]) if place is not None else missing(request.path_params["id"])
+async def metrics(cloud: Cloud, request: Request) -> Response:
+    """Return no measurements."""
+    sandbox = cloud.find(request.path_params["id"])
+    return JSONResponse([]) if sandbox is not None else missing(request.path_params["id"])
 
 
 async def body_of(request: Request) -> dict[str, Any]:
-    """Read a JSON body that may be left out."""
+    """Return the JSON body of a request; empty if there is none."""
     data = await request.body()
     return dict(await request.json()) if data else {}
 
 
-def summary(place: Place) -> dict[str, Any]:
-    """What a test asks about a sandbox from another process."""
+def summary(sandbox: SimulatedSandbox) -> dict[str, Any]:
+    """Return what tests in other processes read of a sandbox."""
     return {
-        "id": place.id,
-        "template": place.template,
-        "metadata": place.metadata,
-        "timeout": place.timeout,
-        "state": place.state,
-        "ended_by": place.ended_by,
-        "ended": place.ended.isoformat() if place.ended else None,
+        "id": sandbox.id,
+        "template": sandbox.template,
+        "metadata": sandbox.metadata,
+        "timeout": sandbox.timeout,
+        "state": sandbox.state,
+        "ended_by": sandbox.ended_by,
+        "ended": sandbox.ended.isoformat() if sandbox.ended else None,
     }

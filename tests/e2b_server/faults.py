@@ -1,4 +1,4 @@
-"""Calls that fail as a cloud's do: refused, broken off in the middle, or with their sandbox gone."""
+"""Let calls fail as in a cloud: refused, cut off in the middle, or with their sandbox gone."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tests.e2b_server.places import Place, Places
+from tests.e2b_server.cloud import Cloud
+from tests.e2b_server.simulated_sandbox import SimulatedSandbox
 
 KINDS = ("429", "502", "lost answer", "dropped stream", "sandbox gone")
-"""What can happen to a call. An answer is lost after the call was carried out; a stream drops on its way.
+"""The faults. For "lost answer" the call is carried out first; "dropped stream" breaks a stream midway.
 
-A sandbox is gone when it is called, or soon after: nobody calls it while a node runs in it.
+"sandbox gone" ends a sandbox at a call or soon after: while a node runs in it nobody calls it.
 """
 SOON = 0.3
-"""Seconds within which a fault strikes that does not come at once."""
+"""Seconds within which a delayed fault occurs."""
 LATE = 0.75
-"""Share of the sandboxes that are gone only after their call, and of the streams that drop in silence."""
+"""Share of the sandboxes that end only after their call, and of the streams that drop after a silence."""
 _STREAMED = re.compile(r"/process\.Process/(Start|Connect)$")
 
 
 class Faults:
-    """An ASGI application that lets a share of another one's calls fail, by chance but seeded.
+    """An ASGI application that lets a share of another application's calls fail, by a seeded random choice.
 
-    With a rate of 0.05 one of every twenty calls fails; chance says which one of them, and how. What has
-    happened seldom so far is the likelier: few calls are streams, and these are to drop, too.
+    With a rate of 0.05 one of every twenty calls fails; which one and how is random. Rare faults are
+    preferred: few calls are streams, and some of these must drop, too.
 
-    `GET /faults` counts what was done, `PUT /faults` with `{"rate": 0.05, "kinds": ["429"]}` changes it.
+    `GET /faults` returns the counts, `PUT /faults` with `{"rate": 0.05, "kinds": ["429"]}` sets both.
     """
 
-    def __init__(self, app: ASGIApp, places: Places, rate: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, app: ASGIApp, cloud: Cloud, rate: float = 0.0, seed: int = 0) -> None:
         self._app = app
-        self._places = places
+        self._cloud = cloud
         self.rate = rate
         self.kinds: tuple[str, ...] = KINDS
         self.done: Counter[str] = Counter()
@@ -55,12 +56,12 @@ class Faults:
             await self._answer(scope, receive, send)
         else:
             self.calls += 1
-            named = self._places.find(Headers(scope=scope).get("e2b-sandbox-id", ""))
-            await self._fail(self._chosen(scope["path"], named), named, scope, receive, send)
+            sandbox = self._cloud.find(Headers(scope=scope).get("e2b-sandbox-id", ""))
+            await self._fail(self._chosen(scope["path"], sandbox), sandbox, scope, receive, send)
 
-    def _chosen(self, path: str, named: Place | None) -> str:
-        """What is to happen to a call, of what can happen to such a one; nothing, mostly."""
-        apart = {"dropped stream": _STREAMED.search(path) is not None, "sandbox gone": named is not None}
+    def _chosen(self, path: str, sandbox: SimulatedSandbox | None) -> str:
+        """Return the fault for a call, of those that it can have; mostly the empty string, for none."""
+        apart = {"dropped stream": _STREAMED.search(path) is not None, "sandbox gone": sandbox is not None}
         fitting = [kind for kind in self.kinds if apart.get(kind, True)]
         if not fitting or not self._is_due():
             return ""
@@ -70,15 +71,16 @@ class Faults:
         return kind
 
     def _begin(self) -> None:
-        """Count the calls of a rate: the share that should have failed, and at which one more does.
+        """Start to count calls for a new rate.
 
-        There is one such point between any two whole numbers.
+        `_share` is the number of calls that should have failed so far; when it reaches `_next`, one fails.
+        Between two whole numbers there is one such point, at random.
         """
         self._share, self._next = 0.0, self._random.random()
         self._of_this_rate: Counter[str] = Counter()
 
     def _is_due(self) -> bool:
-        """Whether the turn of the next call that fails has come."""
+        """Count a call and return whether it fails."""
         self._share += self.rate
         if self.rate == 0 or self._share < self._next:
             return False
@@ -95,11 +97,13 @@ class Faults:
         body = {"rate": self.rate, "kinds": self.kinds, "calls": self.calls, "done": self.done}
         await JSONResponse(body)(scope, receive, send)
 
-    async def _fail(self, kind: str, named: Place | None, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _fail(
+        self, kind: str, sandbox: SimulatedSandbox | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self.done[kind or "none"] += 1
         if kind in ("429", "502"):
             await Request(scope, receive).body()
-            await _refusal(int(kind), named is not None)(scope, receive, send)
+            await _refusal(int(kind), sandbox is not None)(scope, receive, send)
         elif kind in ("lost answer", "dropped stream"):
             is_lost = kind == "lost answer"
             pieces, silence = (0, None) if is_lost else (self._random.randint(1, 4), self._later())
@@ -107,20 +111,20 @@ class Faults:
                 async with asyncio.timeout(None) as limit:
                     await self._app(scope, receive, _Cut(send, pieces, silence, limit))
         else:
-            if kind and named is not None:
-                self._end(named, self._later())
+            if kind and sandbox is not None:
+                self._end(sandbox, self._later())
             await self._app(scope, receive, send)
 
     def _later(self) -> float | None:
-        """In how many seconds a fault strikes, by chance; None: at once."""
+        """Return in how many seconds a fault occurs, at random; None for at once."""
         return self._random.uniform(0.0, SOON) if self._random.random() < LATE else None
 
-    def _end(self, place: Place, after: float | None) -> None:
-        """Let a sandbox vanish."""
+    def _end(self, sandbox: SimulatedSandbox, after: float | None) -> None:
+        """End a sandbox after so many seconds; None for at once."""
         if after is None:
-            self._places.kill(place, "vanished")
+            self._cloud.kill(sandbox, "vanished")
         else:
-            asyncio.get_running_loop().call_later(after, self._places.kill, place, "vanished")
+            asyncio.get_running_loop().call_later(after, self._cloud.kill, sandbox, "vanished")
 
 
 def _refusal(status: int, by_proxy: bool) -> JSONResponse | PlainTextResponse:
@@ -130,13 +134,13 @@ def _refusal(status: int, by_proxy: bool) -> JSONResponse | PlainTextResponse:
 
 
 class ConnectionDroppedError(Exception):
-    """Ends an answer where it is: the server closes a connection whose answer is not whole."""
+    """Stops an answer in the middle; the server then closes the connection."""
 
 
 class _Cut:
-    """Sends so many pieces of an answer's body, or nothing but a promise of one, then no more.
+    """Sends only the first pieces of an answer's body; with 0 only headers that announce a body.
 
-    It ends with the piece that is one too many, or after `silence` seconds, if `limit` is over before that.
+    The connection breaks at the next piece, or `silence` seconds after the last one by means of `limit`.
     """
 
     def __init__(self, send: Send, pieces: int, silence: float | None, limit: asyncio.Timeout) -> None:

@@ -1,4 +1,4 @@
-"""`/files` and `filesystem.Filesystem`: a sandbox's files, as its account `user` has them."""
+"""`/files` and `filesystem.Filesystem`: read and write a sandbox's files as its account `user`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.e2b_server.places import Place
+from tests.e2b_server.simulated_sandbox import SimulatedSandbox
 from tests.e2b_server.wire import RpcError
 
 ATTRIBUTE = "user.e2b."
-"""The namespace of extended attributes that a file's metadata lies in."""
+"""Prefix of the extended attributes that hold a file's metadata."""
 HEADER = "x-metadata-"
 
 
 def problem(status: int, message: str) -> Response:
-    """Answer with an error as E2B's daemon writes it."""
+    """Return an error in the daemon's format."""
     return JSONResponse({"code": status, "message": message}, status)
 
 
-def signed(place: Place, request: Request, operation: str) -> Response | None:
-    """Check a request's token or its signed address; the refusal, or None when it may pass."""
+def signed(sandbox: SimulatedSandbox, request: Request, operation: str) -> Response | None:
+    """Check a request's token or signed URL; return the refusal, or None if it is allowed."""
     query = request.query_params
-    if request.headers.get("x-access-token") == place.token:
+    if request.headers.get("x-access-token") == sandbox.token:
         return None
     if "signature" not in query:
         return problem(401, "missing signature query parameter")
@@ -45,7 +45,7 @@ def signed(place: Place, request: Request, operation: str) -> Response | None:
         query.get("path", ""),
         operation,
         query.get("username", ""),
-        place.token,
+        sandbox.token,
         *([until] if until else []),
     ]
     digest = hashlib.sha256(":".join(parts).encode("utf-8")).digest()
@@ -57,13 +57,13 @@ def signed(place: Place, request: Request, operation: str) -> Response | None:
     return None
 
 
-async def download(place: Place, request: Request) -> Response:
-    """Give a file out, packed if the caller likes."""
-    refusal = signed(place, request, "read")
+async def download(sandbox: SimulatedSandbox, request: Request) -> Response:
+    """Return a file, gzipped if the caller accepts that."""
+    refusal = signed(sandbox, request, "read")
     if refusal is not None:
         return refusal
     given = request.query_params.get("path", "")
-    path = place.path(given)
+    path = sandbox.path(given)
     if not path.exists():
         return problem(404, f"path '{given}' does not exist")
     if not path.is_file():
@@ -74,9 +74,9 @@ async def download(place: Place, request: Request) -> Response:
     return Response(data, media_type="application/octet-stream")
 
 
-async def upload(place: Place, request: Request) -> Response:
+async def upload(sandbox: SimulatedSandbox, request: Request) -> Response:
     """Write files: one as the raw body, or several as a form."""
-    refusal = signed(place, request, "write")
+    refusal = signed(sandbox, request, "write")
     if refusal is not None:
         return refusal
     given = request.query_params.get("path")
@@ -95,18 +95,18 @@ async def upload(place: Place, request: Request) -> Response:
     }
     entries = []
     for name, data in found:
-        path = place.path(name)
+        path = sandbox.path(name)
         if path.is_dir():
             return problem(400, f"path '{name}' is a directory")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        keep(path, metadata)
-        entries.append({"name": path.name, "type": "file", "path": place.shown(path), "metadata": metadata})
+        write_metadata(path, metadata)
+        entries.append({"name": path.name, "type": "file", "path": sandbox.shown(path), "metadata": metadata})
     return JSONResponse(entries)
 
 
 def form_files(data: bytes, boundary: str) -> list[tuple[str, bytes]]:
-    """Take the files out of a form: names and contents."""
+    """Return the names and contents of a form's files."""
     found = []
     for part in (b"\r\n" + data).split(b"\r\n--" + boundary.encode("ascii"))[1:-1]:
         head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
@@ -116,8 +116,8 @@ def form_files(data: bytes, boundary: str) -> list[tuple[str, bytes]]:
     return found
 
 
-def keep(path: Path, metadata: dict[str, str]) -> None:
-    """Make these a file's metadata, in place of what it had."""
+def write_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Replace a file's metadata."""
     with contextlib.suppress(OSError, AttributeError):
         for name in os.listxattr(path):
             if name.startswith(ATTRIBUTE):
@@ -126,69 +126,69 @@ def keep(path: Path, metadata: dict[str, str]) -> None:
             os.setxattr(path, ATTRIBUTE + name, value.encode("ascii"))
 
 
-def kept(path: Path) -> dict[str, str]:
-    """Read a file's metadata."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return a file's metadata."""
     with contextlib.suppress(OSError, AttributeError):
         names = [name for name in os.listxattr(path) if name.startswith(ATTRIBUTE)]
         return {name.removeprefix(ATTRIBUTE): os.getxattr(path, name).decode("ascii") for name in names}
     return {}
 
 
-def entry(place: Place, path: Path) -> dict[str, Any]:
-    """Describe a file or folder; raises RpcError when it does not exist."""
+def entry(sandbox: SimulatedSandbox, path: Path) -> dict[str, Any]:
+    """Return the description of a file or folder; raises RpcError if it does not exist."""
     try:
         link = path.is_symlink()
         found = path.stat()
     except OSError:
-        raise RpcError("not_found", f"path '{place.shown(path)}' does not exist") from None
+        raise RpcError("not_found", f"path '{sandbox.shown(path)}' does not exist") from None
     folder = stat.S_ISDIR(found.st_mode)
     described: dict[str, Any] = {
         "name": path.name,
         "type": "FILE_TYPE_DIRECTORY" if folder else "FILE_TYPE_FILE",
-        "path": place.shown(path),
+        "path": sandbox.shown(path),
         "size": str(found.st_size),
         "mode": stat.S_IMODE(found.st_mode),
         "permissions": stat.filemode(found.st_mode),
         "owner": "user",
         "group": "user",
         "modifiedTime": datetime.fromtimestamp(found.st_mtime, UTC).isoformat().replace("+00:00", "Z"),
-        "metadata": kept(path),
+        "metadata": read_metadata(path),
     }
     if link:
-        described["symlinkTarget"] = place.shown(path.resolve())
+        described["symlinkTarget"] = sandbox.shown(path.resolve())
     return described
 
 
-def stat_(place: Place, body: dict[str, Any]) -> dict[str, Any]:
-    """Describe one file."""
-    return {"entry": entry(place, place.path(body["path"]))}
+def stat_(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of one file."""
+    return {"entry": entry(sandbox, sandbox.path(body["path"]))}
 
 
-def make_dir(place: Place, body: dict[str, Any]) -> dict[str, Any]:
-    """Make a folder and those above it."""
-    path = place.path(body["path"])
+def make_dir(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
+    """Create a folder and its parents."""
+    path = sandbox.path(body["path"])
     if path.is_dir():
         raise RpcError("already_exists", f"directory already exists: {body['path']}")
     try:
         path.mkdir(parents=True)
     except FileExistsError:
         raise RpcError("invalid_argument", "path already exists but it is not a directory") from None
-    return {"entry": entry(place, path)}
+    return {"entry": entry(sandbox, path)}
 
 
-def move(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def move(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
     """Rename a file or folder."""
-    source, destination = place.path(body["source"]), place.path(body["destination"])
+    source, destination = sandbox.path(body["source"]), sandbox.path(body["destination"])
     if not source.exists():
         raise RpcError("not_found", f"source file not found: {body['source']}")
     destination.parent.mkdir(parents=True, exist_ok=True)
     source.rename(destination)
-    return {"entry": entry(place, destination)}
+    return {"entry": entry(sandbox, destination)}
 
 
-def remove(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def remove(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
     """Remove a file or folder; one that is not there is no error."""
-    path = place.path(body["path"])
+    path = sandbox.path(body["path"])
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -196,9 +196,9 @@ def remove(place: Place, body: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def list_dir(place: Place, body: dict[str, Any]) -> dict[str, Any]:
-    """Describe what lies in a folder, to a depth."""
-    top = place.path(body["path"])
+def list_dir(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the descriptions of a folder's entries, down to a depth."""
+    top = sandbox.path(body["path"])
     if not top.exists():
         raise RpcError("not_found", f"path not found: {body['path']}")
     if not top.is_dir():
@@ -207,7 +207,7 @@ def list_dir(place: Place, body: dict[str, Any]) -> dict[str, Any]:
 
     def walk(folder: Path, depth: int) -> None:
         for path in sorted(folder.iterdir()):
-            found.append(entry(place, path))
+            found.append(entry(sandbox, path))
             if depth > 1 and path.is_dir() and not path.is_symlink():
                 walk(path, depth - 1)
 

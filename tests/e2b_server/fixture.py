@@ -14,13 +14,14 @@ import uvicorn
 
 from tests.e2b_server.app import application
 from tests.e2b_server.builds import Builds
+from tests.e2b_server.cloud import Cloud
 from tests.e2b_server.faults import Faults
 from tests.e2b_server.limits import Bucket
-from tests.e2b_server.places import Place, Places
+from tests.e2b_server.simulated_sandbox import SimulatedSandbox
 
 
 class E2BServer:
-    """A running server. `sandboxes` can be looked at while it runs and after."""
+    """A server in a thread; `sandboxes` can be read while it runs and after."""
 
     def __init__(
         self,
@@ -33,19 +34,21 @@ class E2BServer:
         fail: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.places = Places(start_delay, creations_per_second, at_once)
+        self.cloud = Cloud(start_delay, creations_per_second, at_once)
         self._limits = (creations_per_second, at_once)
-        self.builds = Builds(self.places)
+        self.builds = Builds(self.cloud)
         self._start_delay = start_delay
         self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms each
+        self._socket.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # else each answer takes 40 ms longer
         config = uvicorn.Config(
-            Faults(application(self.places, self.builds, api_key), self.places, fail, seed),
+            Faults(application(self.cloud, self.builds, api_key), self.cloud, fail, seed),
             log_level="warning",
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=1,
-            timeout_keep_alive=3600,  # else a connection closes just as the SDK takes it up again
+            timeout_keep_alive=3600,  # else a connection may close just as the SDK reuses it
         )
         self._server = uvicorn.Server(config)
         self._loop = asyncio.new_event_loop()
@@ -53,44 +56,44 @@ class E2BServer:
 
     @property
     def url(self) -> str:
-        """Its address: control plane and sandboxes alike."""
+        """URL of the control plane and of every sandbox."""
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes E2B's SDK speak to it, in this process or in one that a test starts."""
+        """The environment variables that make E2B's SDK use this server."""
         return {"E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url, "E2B_API_KEY": "e2b_" + "0" * 40}
 
     @property
-    def sandboxes(self) -> list[Place]:
-        """Every sandbox that was ever made, in order."""
-        return list(self.places.all)
+    def sandboxes(self) -> list[SimulatedSandbox]:
+        """Every sandbox that was created, oldest first."""
+        return list(self.cloud.all)
 
     def vanish(self, sandbox_id: str) -> None:
-        """Make a sandbox disappear without anybody's doing, as a few do."""
-        place = self.places.find(sandbox_id)
-        if place is not None:
-            self._call(lambda: self.places.kill(place, "vanished"))
+        """End a sandbox without a request, as happens in the cloud."""
+        sandbox = self.cloud.find(sandbox_id)
+        if sandbox is not None:
+            self._call(lambda: self.cloud.kill(sandbox, "vanished"))
 
     def cut_streams(self, sandbox_id: str) -> None:
         """Break the connections to a sandbox's programs; the programs run on."""
-        place = self.places.find(sandbox_id)
-        if place is not None:
-            self._call(place.cut_off)
+        sandbox = self.cloud.find(sandbox_id)
+        if sandbox is not None:
+            self._call(sandbox.cut_off)
 
     def hold(self) -> None:
-        """Answer no creation until `release` is called."""
-        self._call(self.places.open.clear)
+        """Leave every creation unanswered until `release`."""
+        self._call(self.cloud.open.clear)
 
     def release(self) -> None:
-        """Answer the creations that were held, and those to come."""
-        self._call(self.places.open.set)
+        """Answer the held creations and all later ones."""
+        self._call(self.cloud.open.set)
 
     def set_timeout(self, sandbox_id: str, seconds: float) -> None:
-        """Let a sandbox's time run out in that many seconds."""
-        place = self.places.find(sandbox_id)
-        if place is not None:
-            self._call(functools.partial(self.places.set_timeout, place, seconds))
+        """Let a sandbox's timeout come in so many seconds."""
+        sandbox = self.cloud.find(sandbox_id)
+        if sandbox is not None:
+            self._call(functools.partial(self.cloud.set_timeout, sandbox, seconds))
 
     def _call(self, work: Callable[[], object]) -> None:
         async def called() -> None:
@@ -103,27 +106,27 @@ class E2BServer:
             runner.run(self._server.serve(sockets=[self._socket]))
 
     def start(self) -> None:
-        """Start serving; the address answers from then on."""
+        """Start to serve."""
         self._thread.start()
 
-    def forget(self) -> None:
-        """End every sandbox and become as new, the knobs too."""
-        for place in self.sandboxes:
-            self._call(functools.partial(self.places.kill, place, "stop"))
-        self.places.all.clear()
-        self.places.keys.clear()
-        self.places.installed.clear()
-        self.builds.forget()
-        self.places.asked = 0
-        self.places.start_delay, self.places.refuse_with, self.places.envs = self._start_delay, None, {}
-        self.places.creations_per_second, self.places.at_once = self._limits
-        self.places.starts_refused_with = iter(())
-        self.places.too_many, self.places.refused, self.places.bucket = 0, 0, Bucket()
+    def reset(self) -> None:
+        """End every sandbox and reset limits, faults and counters."""
+        for sandbox in self.sandboxes:
+            self._call(functools.partial(self.cloud.kill, sandbox, "stop"))
+        self.cloud.all.clear()
+        self.cloud.keys.clear()
+        self.cloud.installed.clear()
+        self.builds.reset()
+        self.cloud.asked = 0
+        self.cloud.start_delay, self.cloud.refuse_with, self.cloud.envs = self._start_delay, None, {}
+        self.cloud.creations_per_second, self.cloud.at_once = self._limits
+        self.cloud.starts_refused_with = iter(())
+        self.cloud.too_many, self.cloud.refused, self.cloud.bucket = 0, 0, Bucket()
         self.release()
 
     def stop(self) -> None:
-        """End every sandbox, then the server."""
-        self.forget()
+        """End every sandbox, then stop the server."""
+        self.reset()
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
@@ -140,17 +143,17 @@ class E2BServer:
 
 @pytest.fixture(scope="session")
 def e2b_session_server() -> Iterator[E2BServer]:
-    """One server for all tests of a session; tests ask for `e2b_server`, which tidies it up."""
+    """One server for all tests of a session; tests use `e2b_server`, which resets it."""
     with E2BServer() as server:
         yield server
 
 
 @pytest.fixture
 def e2b_server(e2b_session_server: E2BServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[E2BServer]:
-    """A server of E2B's protocol on this machine without any sandbox, and the SDK's variables set for it."""
+    """A server of E2B's protocol without sandboxes; the SDK's environment variables point to it."""
     for name, value in e2b_session_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("E2B_DEBUG", raising=False)
-    e2b_session_server.forget()
+    e2b_session_server.reset()
     yield e2b_session_server
-    e2b_session_server.forget()
+    e2b_session_server.reset()

@@ -1,10 +1,10 @@
-"""E2B's limits on making sandboxes: so many a second, so many at once.
+"""E2B's limits on the creation of sandboxes: so many per second, so many at once.
 
-What is known of the cloud (its page on rate limits, its issues): 1/s and 20 at once on the hobby plan, 5/s
-and 100 at once on the pro plan; beyond either of them 429 with a sentence. Nothing is said of `Retry-After`
-and `Should-Retry`, so neither is sent, which makes the SDK try three times more by itself. How a second is
-counted is not said either: assumed is a token bucket that holds one second's worth and is refilled evenly,
-of which a refused request takes nothing.
+Known of the cloud (its page on rate limits, its issues): 1/s and 20 at once on the hobby plan, 5/s and 100 at
+once on the pro plan; beyond a limit it answers 429 with a sentence. It does not document `Retry-After` or
+`Should-Retry`, so neither is sent; the SDK then retries three times by itself. Nor does it document how a
+second is counted. We assume a token bucket with one second's tokens, refilled evenly; a refused request takes
+no token.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import time
 
 
 class LimitReachedError(Exception):
-    """No sandbox is made now; the message is the answer's."""
+    """A limit refuses a creation; the message is the answer's."""
 
 
 class Bucket:
-    """One second's worth of tokens, full at first."""
+    """A token bucket for one second's tokens, full at first."""
 
     def __init__(self) -> None:
-        self._tokens = float("inf")  # cut to what it holds when it is first asked
+        self._tokens = float("inf")  # `take` cuts it to the capacity
         self._filled = time.monotonic()
 
     def take(self, rate: float) -> bool:
-        """Take a token; False when there is none. `rate` is tokens per second."""
+        """Take a token and return True, or return False if there is none; `rate` is tokens per second."""
         now = time.monotonic()
         self._tokens = min(max(1.0, rate), self._tokens + (now - self._filled) * rate)
         self._filled = now

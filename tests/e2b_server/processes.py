@@ -1,4 +1,4 @@
-"""Programs that run in a sandbox, with the streams that follow them."""
+"""The programs that run in a sandbox, and the streams of their events."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CHUNK = 32 * 1024
 
 Event = dict[str, Any]
 CUT_OFF: Event = {"cut": True}
-"""Stands in a stream for the end of its connection."""
+"""The event that ends a stream because its connection broke."""
 
 
 class Process:
-    """A started program. Output that comes while nobody follows it is lost, its exit code is kept."""
+    """A started program. Output without a follower is lost; the exit code is kept."""
 
     def __init__(self, child: asyncio.subprocess.Process, config: dict[str, Any], tag: str | None) -> None:
         self.child = child
@@ -65,7 +65,7 @@ class Process:
         return cls(child, config, tag)
 
     async def _watch(self) -> None:
-        await asyncio.gather(self._pass_on("stdout"), self._pass_on("stderr"))
+        await asyncio.gather(self._publish_output("stdout"), self._publish_output("stderr"))
         code = await self.child.wait()
         if code >= 0:
             self.end = {"exitCode": code, "exited": True, "status": f"exit status {code}"}
@@ -74,23 +74,23 @@ class Process:
             self.end = {"exitCode": -1, "exited": False, "status": f"signal: {name.lower()}"}
         if code:
             self.end["error"] = self.end["status"]
-        self._tell({"end": self.end})
+        self._publish({"end": self.end})
 
-    async def _pass_on(self, name: str) -> None:
+    async def _publish_output(self, name: str) -> None:
         stream = self.child.stdout if name == "stdout" else self.child.stderr
         while stream is not None and (data := await stream.read(CHUNK)):
-            self._tell({"data": {name: base64.b64encode(data).decode("ascii")}})
+            self._publish({"data": {name: base64.b64encode(data).decode("ascii")}})
 
-    def _tell(self, event: Event) -> None:
+    def _publish(self, event: Event) -> None:
         for follower in self._followers:
             follower.put_nowait(event)
 
     def cut_off(self) -> None:
-        """Break every stream that follows it, as a lost sandbox or network does."""
-        self._tell(CUT_OFF)
+        """Break every stream that follows it, as when the sandbox or the network is lost."""
+        self._publish(CUT_OFF)
 
     async def follow(self) -> AsyncIterator[Event]:
-        """Give its start, then what it prints from now on, then its end."""
+        """Yield its start, then its output from now on, then its end."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self._followers.append(queue)
         try:
@@ -107,7 +107,7 @@ class Process:
             self._followers.remove(queue)
 
     async def write(self, data: bytes) -> None:
-        """Write to its stdin; raises BrokenPipeError when it has none or is over."""
+        """Write to its stdin; raises BrokenPipeError if it has none or has ended."""
         stdin = self.child.stdin
         if stdin is None or self.over or stdin.is_closing():
             raise BrokenPipeError("stdin not enabled or closed")
@@ -115,12 +115,12 @@ class Process:
         await stdin.drain()
 
     def close_stdin(self) -> None:
-        """End its stdin."""
+        """Close its stdin."""
         if self.child.stdin is not None:
             self.child.stdin.close()
 
     def kill(self, number: int) -> bool:
-        """Send it, and it alone, a signal; False when it is over."""
+        """Send a signal to this process only; return False if it has ended."""
         if self.over:
             return False
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Watching a folder: what changed between two looks, as `filesystem.Filesystem` tells it."""
+"""Watch a folder by polling it; events are like those of `filesystem.Filesystem`."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from starlette.responses import Response, StreamingResponse
 
 from tests.e2b_server.commands import failed
 from tests.e2b_server.files import entry
-from tests.e2b_server.places import Place
+from tests.e2b_server.simulated_sandbox import SimulatedSandbox
 from tests.e2b_server.wire import RpcError, frame, only
 
-LOOK_EVERY = 0.02
-"""Seconds between two looks at a watched folder."""
+POLL_INTERVAL = 0.02
+"""Seconds between two polls of a watched folder."""
 
-Seen = dict[str, tuple[int, int, int]]
+Files = dict[str, tuple[int, int, int]]
 
 
 class Watcher:
     """One watched folder."""
 
-    def __init__(self, place: Place, body: dict[str, Any]) -> None:
-        self.place = place
-        self.top = place.path(body["path"])
+    def __init__(self, sandbox: SimulatedSandbox, body: dict[str, Any]) -> None:
+        self.sandbox = sandbox
+        self.top = sandbox.path(body["path"])
         self.recursive = bool(body.get("recursive"))
         self.with_entry = bool(body.get("includeEntry"))
         if not self.top.exists():
             raise RpcError("not_found", f"path {body['path']} not found")
         if not self.top.is_dir():
             raise RpcError("invalid_argument", f"path {body['path']} not a directory")
-        self.seen = self.look()
+        self.known = self.poll()
 
-    def look(self) -> Seen:
-        """See every file below: when it was written, how large, with which rights."""
-        found: Seen = {}
+    def poll(self) -> Files:
+        """Return the time of writing, the inode and the mode of every file below the folder."""
+        found: Files = {}
         for folder, folders, names in os.walk(self.top):
             for name in [*folders, *names]:
                 path = Path(folder) / name
@@ -49,21 +49,21 @@ class Watcher:
                     continue
                 written = (
                     0 if name in folders else state.st_mtime_ns
-                )  # a folder's own writes are its entries'
+                )  # a folder's time of writing changes with its entries
                 found[str(path.relative_to(self.top))] = (written, state.st_ino, state.st_mode)
             if not self.recursive:
                 break
         return found
 
     def changes(self) -> list[dict[str, Any]]:
-        """What happened since the last look."""
-        before, self.seen = self.seen, self.look()
-        events = [self.event(name, "REMOVE") for name in before.keys() - self.seen.keys()]
-        for name, state in self.seen.items():
+        """Return the events since the last poll."""
+        before, self.known = self.known, self.poll()
+        events = [self.event(name, "REMOVE") for name in before.keys() - self.known.keys()]
+        for name, state in self.known.items():
             old = before.get(name)
             if old is None:
                 events.append(self.event(name, "CREATE"))
-                if state[0]:  # a file that is uploaded is handed to the account before it is written
+                if state[0]:  # an upload sets the owner before it writes
                     events.append(self.event(name, "CHMOD"))
             if (old is None and state[0]) or (old is not None and old[:2] != state[:2]):
                 events.append(self.event(name, "WRITE"))
@@ -72,28 +72,28 @@ class Watcher:
         return events
 
     def event(self, name: str, kind: str) -> dict[str, Any]:
-        """Describe one change."""
-        told: dict[str, Any] = {"name": name, "type": f"EVENT_TYPE_{kind}"}
+        """Return one change as an event."""
+        event: dict[str, Any] = {"name": name, "type": f"EVENT_TYPE_{kind}"}
         if self.with_entry and kind != "REMOVE":
             try:
-                told["entry"] = entry(self.place, self.top / name)
+                event["entry"] = entry(self.sandbox, self.top / name)
             except RpcError:
-                return told
-        return told
+                return event
+        return event
 
 
-async def watch_dir(place: Place, request: Request) -> Response:
-    """Stream what changes in a folder."""
+async def watch_dir(sandbox: SimulatedSandbox, request: Request) -> Response:
+    """Stream a folder's events."""
     body = await only(request)
     try:
-        watcher = Watcher(place, body)
+        watcher = Watcher(sandbox, body)
     except RpcError as error:
         return failed(error)
 
     async def stream() -> AsyncIterator[bytes]:
         yield frame({"start": {}})
-        while place.state == "running":
-            await asyncio.sleep(LOOK_EVERY)
+        while sandbox.state == "running":
+            await asyncio.sleep(POLL_INTERVAL)
             for event in watcher.changes():
                 yield frame({"filesystem": event})
         yield frame({"error": RpcError("unavailable", "the sandbox is gone").body()}, last=True)
@@ -104,22 +104,22 @@ async def watch_dir(place: Place, request: Request) -> Response:
 WATCHERS: dict[str, Watcher] = {}
 
 
-def create_watcher(place: Place, body: dict[str, Any]) -> dict[str, Any]:
-    """Start watching a folder for who asks now and then."""
+def create_watcher(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
+    """Start to watch a folder; `get_watcher_events` returns the events."""
     name = secrets.token_hex(8)
-    WATCHERS[name] = Watcher(place, body)
+    WATCHERS[name] = Watcher(sandbox, body)
     return {"watcherId": name}
 
 
-def get_watcher_events(place: Place, body: dict[str, Any]) -> dict[str, Any]:
-    """What changed since this was asked last."""
+def get_watcher_events(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the events since the last call."""
     watcher = WATCHERS.get(body["watcherId"])
     if watcher is None:
         raise RpcError("not_found", f"watcher {body['watcherId']} not found")
     return {"events": watcher.changes()}
 
 
-def remove_watcher(place: Place, body: dict[str, Any]) -> dict[str, Any]:
+def remove_watcher(sandbox: SimulatedSandbox, body: dict[str, Any]) -> dict[str, Any]:
     """Stop watching."""
     WATCHERS.pop(body["watcherId"], None)
     return {}

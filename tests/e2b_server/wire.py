@@ -1,4 +1,4 @@
-"""The Connect protocol with its JSON codec, as E2B's daemon speaks it."""
+"""The Connect protocol with JSON, as E2B's daemon uses it."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ STATUS = {
 
 
 class RpcError(Exception):
-    """A call failed; `code` is one of Connect's."""
+    """A call failed; `code` is one of Connect's error codes."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
     def body(self) -> dict[str, str]:
-        """The error as Connect writes it."""
+        """Return the error in Connect's format."""
         return {"code": self.code, "message": str(self)}
 
     def response(self) -> Response:
-        """The answer to a call without a stream."""
+        """Return the answer to a call without a stream."""
         return JSONResponse(self.body(), STATUS[self.code])
 
 
 def frame(message: dict[str, Any], *, last: bool = False) -> bytes:
-    """Put a message into a stream's envelope: a flag byte, four bytes of length, JSON."""
+    """Return a message in a stream's envelope: a flag byte, four bytes of length, JSON."""
     data = json.dumps(message, separators=(",", ":")).encode("utf-8")
     return struct.pack(">BI", 2 if last else 0, len(data)) + data
 
 
 async def frames(request: Request) -> AsyncIterator[dict[str, Any]]:
-    """Take a request's stream apart as it arrives."""
+    """Yield the messages of a request's stream as they arrive."""
     buffer = bytearray()
     async for data in request.stream():
         buffer += data
@@ -61,6 +61,6 @@ async def frames(request: Request) -> AsyncIterator[dict[str, Any]]:
 
 
 async def only(request: Request) -> dict[str, Any]:
-    """Read the one message of a call whose answer is the stream, to the request's end."""
+    """Read the request to its end and return its only message; the answer is a stream."""
     messages = [message async for message in frames(request)]
     return messages[0]

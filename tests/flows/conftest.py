@@ -14,11 +14,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, te
 from flows.config.settings import get_settings
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher, generate_key
-from flows.engine import context
 from flows.execute_workflow import execute_workflow
+from flows.graphs import json_values
 from flows.store import chain, clients, executions, values, workflows
+from flows.store.database import Database
 from flows.store.models import ChainEntry, Execution, Workflow
-from flows.store.session import Database
+from flows.store.transitions import submissions
 from tests.builders import fresh_name
 
 EMAIL = {
@@ -65,9 +66,9 @@ class Nova:
         """Insert an execution as the API does before it asks Prefect for a flow run."""
 
         def write(session: Any) -> Execution:
-            stored = vault.store_initial(self.cipher, context.to_fragments(initial))
+            stored = vault.store_initial(self.cipher, json_values.to_fragments(initial))
             found = clients.active(session, client) if client else None
-            return executions.create_pending(
+            return submissions.create(
                 session, workflow_id=workflow.id, client=found, priority="normal", initial=stored
             )
 
@@ -93,7 +94,9 @@ class Nova:
             digests = chain.state(session, execution_id)
             loaded = values.load(session, execution_id, digests.values())
             shown = {key: vault.show(loaded[digest]) for key, digest in digests.items()}
-            return Outcome(executions.get(session, execution_id), rows, context.from_fragments(shown), state)
+            return Outcome(
+                executions.get(session, execution_id), rows, json_values.from_fragments(shown), state
+            )
 
         return await self.database.run(read)
 

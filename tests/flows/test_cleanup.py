@@ -14,16 +14,19 @@ from sqlalchemy.orm import Session
 
 from flows.cleanup import UNNOTED, cleanup
 from flows.config.settings import get_settings
-from flows.sandbox import SandboxSpec
-from flows.sandbox.e2b import E2BProvider
-from flows.sandbox.providers import provider
-from flows.store import executions, idempotency
+from flows.graphs.lifecycle import Status
+from flows.sandbox.e2b.provider import E2BProvider
+from flows.sandbox.factory import provider
+from flows.sandbox.port import SandboxSpec
+from flows.store import idempotency
+from flows.store.database import now
 from flows.store.models import Execution, IdempotencyKey
-from flows.store.session import now
+from flows.store.transitions import attempts
 from tests.builders import line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
+from tests.endings import end
 from tests.flows.conftest import Nova
-from tests.leasing import begin
+from tests.leasing import begin, lease_of
 
 __all__ = ["e2b_server", "e2b_session_server"]
 
@@ -41,8 +44,8 @@ async def sandbox_of(flow_run: UUID) -> str:
     return made.id
 
 
-async def run_of(nova: Nova, status: str | None = None) -> tuple[UUID, Execution]:
-    """Begin a run, and end it with this status; its lease is given back then."""
+async def run_of(nova: Nova, status: Status | None = None) -> tuple[UUID, Execution]:
+    """Begin a run, and end it with this status; its lease is released then."""
     workflow = await nova.workflow(line())
     pending = await nova.pending(workflow)
     flow_run = uuid4()
@@ -52,7 +55,13 @@ async def run_of(nova: Nova, status: str | None = None) -> tuple[UUID, Execution
         )
     )
     if status is not None:
-        await nova.database.run(lambda session: executions.finish(session, row.id, status=status))
+        lease, ends = lease_of(row), status
+
+        def write(session: Session) -> None:
+            end(session, lease, ends)
+            attempts.release(session, lease)
+
+        await nova.database.run(write)
     return flow_run, row
 
 
@@ -68,17 +77,18 @@ async def test_sandboxes_of_runs_that_are_over_or_unknown_are_ended(
 ) -> None:
     """Those of runs that go on stay, and so does one of a run that is closed but taken for a retry."""
     going_on, _ = await run_of(nova_in_e2b)
-    retried, row = await run_of(nova_in_e2b, "failed")
+    retried, row = await run_of(nova_in_e2b, Status.FAILED)
     lease = {"lease_owner": uuid4(), "lease_until": now(30)}
     taken = update(Execution).where(Execution.id == row.id).values(lease)
     await nova_in_e2b.database.run(lambda session: session.execute(taken))
-    ended = [(await run_of(nova_in_e2b, status))[0] for status in ("completed", "failed", "cancelled")]
+    over = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+    ended = [(await run_of(nova_in_e2b, status))[0] for status in over]
     kept = {await sandbox_of(flow_run) for flow_run in (going_on, retried)}
     left = {await sandbox_of(flow_run) for flow_run in (*ended, uuid4())}
-    assert await tidied() == "4 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "4 sandboxes ended, 0 idempotency keys deleted"
     assert {place.id for place in e2b_server.sandboxes if place.killed} == left
     assert {place.id for place in e2b_server.sandboxes if not place.killed} == kept
-    assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 0 idempotency keys deleted"
 
 
 async def test_a_run_that_goes_on_keeps_the_sandbox_that_it_knows(
@@ -94,15 +104,15 @@ async def test_a_run_that_goes_on_keeps_the_sandbox_that_it_knows(
     for place in e2b_server.sandboxes:
         if place.id != coming:
             place.started -= UNNOTED
-    assert await tidied() == "2 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "2 sandboxes ended, 0 idempotency keys deleted"
     assert {place.id for place in e2b_server.sandboxes if place.killed} == {lost, forgotten}
-    assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 0 idempotency keys deleted"
 
 
 async def test_sandboxes_of_others_are_left_alone(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
     """Another installation of NOVA may share the key of E2B: its runs are unknown here, and none of ours."""
     await E2BProvider(installation="another").create(SandboxSpec(uuid4(), "theirs", 600))
-    assert await tidied() == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 0 idempotency keys deleted"
     assert not [place for place in e2b_server.sandboxes if place.killed]
 
 
@@ -128,6 +138,6 @@ async def test_keys_are_forgotten_after_a_day(nova: Nova) -> None:
     aged = update(IdempotencyKey).where(IdempotencyKey.key == "old")
     created = aged.values(created_at=IdempotencyKey.created_at - timedelta(hours=24))
     await nova.database.run(lambda session: session.execute(created))
-    assert await tidied() == "0 sandboxes ended, 1 idempotency keys forgotten"
+    assert await tidied() == "0 sandboxes ended, 1 idempotency keys deleted"
     keys = await nova.database.run(lambda session: session.scalars(select(IdempotencyKey.key)).all())
     assert keys == ["young"]

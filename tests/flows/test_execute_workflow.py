@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from flows.store import executions
+from flows.store.transitions import submissions
 from tests.builders import action, decision, expression, fork, line
 from tests.flows.conftest import Nova, Outcome
 from tests.servers import nap, running
@@ -238,12 +239,12 @@ async def test_rejected_execution_is_never_run(nova: Nova) -> None:
     """After a 503 a late flow run of that execution runs nothing and says why."""
     workflow = await nova.workflow(line(action("a", "context['ran'] = True")))
     execution = await nova.pending(workflow)
-    await nova.database.run(lambda session: executions.reject(session, execution.id, "Prefect is down"))
+    await nova.database.run(lambda session: submissions.refuse(session, execution.id, "Prefect is down"))
     state = await nova.run(workflow, execution=execution.public_id)
     outcome = await nova.outcome(execution.id, state)
     assert state.type == StateType.CANCELLED
     assert outcome.entries == []
-    assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "not_started")
+    assert (outcome.execution.status, outcome.execution.error_kind) == ("cancelled", "not_started")
 
 
 async def test_finished_execution_is_not_run_again(nova: Nova) -> None:

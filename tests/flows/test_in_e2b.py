@@ -9,6 +9,7 @@ import pytest
 from prefect.exceptions import Abort
 
 from flows.store import executions
+from flows.store.transitions import submissions
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.flows.conftest import Nova
@@ -70,7 +71,7 @@ async def test_cancelled_run_leaves_no_sandbox(nova_in_e2b: Nova, e2b_server: E2
 
 async def test_refused_key_is_said(nova_in_e2b: Nova, e2b_server: E2BServer) -> None:
     """A key that E2B refuses fails the run with a sentence that names the setting, not the key."""
-    e2b_server.places.refuse_with = (401, "unauthorized")
+    e2b_server.cloud.refuse_with = (401, "unauthorized")
     outcome = await nova_in_e2b.run_graph(line(action("a", "pass")))
     assert outcome.execution.status == "failed"
     assert "E2B_API_KEY" in (outcome.execution.error or "")
@@ -88,7 +89,7 @@ async def test_sandbox_is_made_while_the_run_is_read(nova_in_e2b: Nova, e2b_serv
         return (await nova_in_e2b.database.run(lambda session: executions.get(session, execution.id))).status
 
     await eventually(status, lambda found: found == "running")
-    assert (e2b_server.places.asked, e2b_server.sandboxes) == (1, [])
+    assert (e2b_server.cloud.asked, e2b_server.sandboxes) == (1, [])
     e2b_server.release()
     outcome = await nova_in_e2b.outcome(execution.id, await running)
     assert outcome.execution.status == "completed"
@@ -100,7 +101,7 @@ async def test_waiting_for_a_sandbox_is_none_of_the_run_s_time(
 ) -> None:
     """A run whose sandbox takes longer than a run may still has all of its time."""
     limits(NOVA_RUN_TIMEOUT="2")
-    e2b_server.places.start_delay = 2.5
+    e2b_server.cloud.start_delay = 2.5
     outcome = await nova_in_e2b.run_graph(line(action("a", "context['a'] = 1")))
     assert (outcome.execution.status, outcome.execution.error) == ("completed", None)
 
@@ -110,7 +111,7 @@ async def test_turn_that_does_not_come_is_a_failure_of_the_infrastructure(
 ) -> None:
     """Past the patience that is set, which was long, the run is put off and says what it waited for."""
     limits(NOVA_E2B_PATIENCE="0.3")
-    e2b_server.places.at_once = 0
+    e2b_server.cloud.at_once = 0
     workflow = await nova_in_e2b.workflow(line(action("a", "pass")))
     execution = await nova_in_e2b.pending(workflow)
     with pytest.raises(Abort):
@@ -124,7 +125,7 @@ async def test_run_that_is_not_to_be_run_leaves_no_sandbox(nova_in_e2b: Nova, e2
     """What was made ahead of a run that turns out to be over is ended."""
     workflow = await nova_in_e2b.workflow(line(action("a", "pass")))
     execution = await nova_in_e2b.pending(workflow)
-    await nova_in_e2b.database.run(lambda session: executions.reject(session, execution.id, "no Prefect"))
+    await nova_in_e2b.database.run(lambda session: submissions.refuse(session, execution.id, "no Prefect"))
     state = await nova_in_e2b.run(workflow, execution=execution.public_id)
     assert state.is_cancelled()
     assert all(place.killed for place in e2b_server.sandboxes)

@@ -15,11 +15,11 @@ from prefect import State
 from prefect.exceptions import Abort
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import DatabaseUnavailableError
-from flows.execution.process import process
-from flows.store import breaker, executions
+from flows.graphs.errors import DatabaseUnavailableError
+from flows.runs.process import opened
+from flows.store import circuit_breaker, executions
+from flows.store.database import Database
 from flows.store.models import Execution
-from flows.store.session import Database
 from tests.api.relay import Relay
 from tests.builders import action, decision, fork, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
@@ -80,7 +80,7 @@ async def lose_the_sandbox_of(
     return await nova.outcome(execution.id, state), state
 
 
-async def put_off(nova: Nova, graph: dict[str, Any]) -> Execution:
+async def schedule_retry(nova: Nova, graph: dict[str, Any]) -> Execution:
     """Run a graph that is put off, and return its row."""
     workflow = await nova.workflow(graph)
     execution = await nova.pending(workflow)
@@ -117,7 +117,7 @@ async def test_a_node_that_must_not_start_twice_is_not_tried_again(
     assert (row.status, row.error_kind, row.failed_at_node) == ("failed", "interrupted", "hangs")
     assert "retry the run or skip the node" in (row.error or "")
     assert state.is_failed()
-    assert row.guarded_step == 2
+    assert row.unrepeatable_step == 2
     assert all(place.killed for place in e2b_server.sandboxes)
 
 
@@ -125,17 +125,17 @@ async def test_a_sandbox_that_cannot_be_made_is_asked_for_again(
     nova_in_e2b: Nova, e2b_server: E2BServer
 ) -> None:
     """E2B fails for a moment: the run only takes longer, and the breaker forgets the failure."""
-    e2b_server.places.refuse_with = (500, "oops")
+    e2b_server.cloud.refuse_with = (500, "oops")
     running = asyncio.create_task(nova_in_e2b.run_graph(line(action("a", "context['a'] = 1"))))
 
     async def refused() -> int:
-        return e2b_server.places.refused
+        return e2b_server.cloud.refused
 
     await eventually(refused, lambda number: number >= 1)
-    e2b_server.places.refuse_with = None
+    e2b_server.cloud.refuse_with = None
     outcome = await running
     assert (outcome.execution.status, outcome.execution.attempt) == ("completed", 1)
-    state = await nova_in_e2b.database.run(breaker.read)
+    state = await nova_in_e2b.database.run(circuit_breaker.read)
     assert (state["state"], state["failure_count"]) == ("closed", 0)
 
 
@@ -144,7 +144,7 @@ async def test_a_refusal_of_another_call_than_the_creation_is_tried_again(
     nova_in_e2b: Nova, e2b_server: E2BServer, status: int
 ) -> None:
     """Only a creation waits its turn; where the start of the runner is refused, it is all done once more."""
-    e2b_server.places.starts_refused_with = iter([status])
+    e2b_server.cloud.starts_refused_with = iter([status])
     outcome = await nova_in_e2b.run_graph(line(action("a", "context['a'] = 1")))
     assert (outcome.execution.status, outcome.execution.attempt) == ("completed", 1)
     assert [place.killed for place in e2b_server.sandboxes] == [True, True]
@@ -155,10 +155,10 @@ async def test_a_turn_that_was_waited_for_in_vain_is_not_waited_for_again_at_onc
 ) -> None:
     """The run leaves and gives its slot back; the breaker counts it once."""
     limits(NOVA_E2B_PATIENCE="0.3")
-    e2b_server.places.refuse_with = (503, "no node is free")
-    row = await put_off(nova_in_e2b, line(action("a", "pass")))
+    e2b_server.cloud.refuse_with = (503, "no node is free")
+    row = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
     assert "waited 0.3 s for its turn" in (row.error or "")
-    assert (await nova_in_e2b.database.run(breaker.read))["failure_count"] == 1
+    assert (await nova_in_e2b.database.run(circuit_breaker.read))["failure_count"] == 1
 
 
 async def test_a_run_is_put_off_when_e2b_keeps_failing(
@@ -166,9 +166,9 @@ async def test_a_run_is_put_off_when_e2b_keeps_failing(
 ) -> None:
     """Four tries in place, then it leaves: its row knows when it is due, Prefect has it in its queue."""
     limits(NOVA_RETRY_DELAY="100")
-    e2b_server.places.refuse_with = (500, "oops")
-    row = await put_off(nova_in_e2b, line(action("a", "pass")))
-    assert e2b_server.places.refused == 4
+    e2b_server.cloud.refuse_with = (500, "oops")
+    row = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
+    assert e2b_server.cloud.refused == 4
     assert (row.status, row.retries, row.error_kind) == ("running", 1, "infrastructure")
     assert row.lease_owner is None
     assert row.next_attempt_at is not None
@@ -180,15 +180,29 @@ async def test_a_run_is_put_off_when_e2b_keeps_failing(
     assert flow_run.state.state_details.scheduled_time == row.next_attempt_at
 
 
+async def test_when_a_run_is_due_is_said_in_utc(
+    in_new_york: str, nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
+) -> None:
+    """Whatever time zone PostgreSQL's own clock is shown in."""
+    limits(NOVA_RETRY_DELAY="100")
+    e2b_server.cloud.refuse_with = (500, "oops")
+    row = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
+    assert row.next_attempt_at is not None
+    assert row.flow_run_id is not None
+    flow_run = await nova_in_e2b.prefect.read_flow_run(row.flow_run_id)
+    assert flow_run.state is not None
+    assert f"{row.next_attempt_at.astimezone(UTC):%H:%M:%S} UTC" in (flow_run.state.message or "")
+
+
 async def test_while_the_breaker_is_open_a_run_only_waits(
     nova_in_e2b: Nova, e2b_server: E2BServer, limits: Callable[..., None]
 ) -> None:
     """The failure that opened it does not count, and the next run does not even ask E2B."""
     limits(NOVA_BREAKER_THRESHOLD="4", NOVA_BREAKER_PAUSE="50", NOVA_RETRIES="0")
-    e2b_server.places.refuse_with = (500, "oops")
-    first = await put_off(nova_in_e2b, line(action("a", "pass")))
-    second = await put_off(nova_in_e2b, line(action("a", "pass")))
-    assert e2b_server.places.refused == 4
+    e2b_server.cloud.refuse_with = (500, "oops")
+    first = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
+    second = await schedule_retry(nova_in_e2b, line(action("a", "pass")))
+    assert e2b_server.cloud.refused == 4
     for row in (first, second):
         assert (row.status, row.retries) == ("running", 0)
         assert row.next_attempt_at is not None
@@ -202,11 +216,11 @@ async def test_a_run_waits_while_sandboxes_are_made_and_cannot_be_used(
 ) -> None:
     """No runner starts in them: an outage like any other, for a run without a first sandbox or a second."""
     limits(NOVA_BREAKER_THRESHOLD="3", NOVA_RETRIES="0")
-    e2b_server.places.starts_refused_with = chain([0] * used, repeat(status))
-    row = await put_off(nova_in_e2b, line(action("a", "import os; os.kill(os.getppid(), 9)")))
+    e2b_server.cloud.starts_refused_with = chain([0] * used, repeat(status))
+    row = await schedule_retry(nova_in_e2b, line(action("a", "import os; os.kill(os.getppid(), 9)")))
     assert (row.status, row.retries) == ("running", 0)
     assert row.next_attempt_at is not None
-    assert (await nova_in_e2b.database.run(breaker.read))["state"] == "open"
+    assert (await nova_in_e2b.database.run(circuit_breaker.read))["state"] == "open"
     assert len(e2b_server.sandboxes) == 4
     assert all(place.killed for place in e2b_server.sandboxes)
 
@@ -216,14 +230,14 @@ async def test_a_template_that_is_wrong_is_no_outage(
 ) -> None:
     """Without Python in it, or unknown to E2B: this run fails, and no other has to wait."""
     limits(NOVA_BREAKER_THRESHOLD="1", NOVA_RETRIES="0")
-    e2b_server.places.envs = {"PATH": "/nowhere"}
+    e2b_server.cloud.envs = {"PATH": "/nowhere"}
     first = await nova_in_e2b.run_graph(line(action("a", "pass")))
-    e2b_server.places.refuse_with = (404, "no such template")
+    e2b_server.cloud.refuse_with = (404, "no such template")
     second = await nova_in_e2b.run_graph(line(action("a", "pass")))
     for outcome, words in ((first, "python3"), (second, "no such template")):
         assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "infrastructure")
         assert words in (outcome.execution.error or "")
-    assert (await nova_in_e2b.database.run(breaker.read))["state"] == "closed"
+    assert (await nova_in_e2b.database.run(circuit_breaker.read))["state"] == "closed"
 
 
 async def test_without_retries_left_the_run_fails_and_says_why(
@@ -231,7 +245,7 @@ async def test_without_retries_left_the_run_fails_and_says_why(
 ) -> None:
     """The row has the error of the last try."""
     limits(NOVA_RETRIES="0")
-    e2b_server.places.refuse_with = (500, "oops")
+    e2b_server.cloud.refuse_with = (500, "oops")
     outcome = await nova_in_e2b.run_graph(line(action("a", "pass")))
     assert (outcome.execution.status, outcome.execution.error_kind) == ("failed", "infrastructure")
     assert "oops" in (outcome.execution.error or "")
@@ -326,7 +340,7 @@ async def wire(nova: Nova, limits: Any, database_url: str) -> AsyncIterator[Rela
     async with to_database(database_url) as (relay, url):
         limits(DATABASE_URL=url)
         yield relay
-        process.cache_clear()
+        opened.cache_clear()
 
 
 async def test_what_a_node_did_is_written_when_the_database_is_back(

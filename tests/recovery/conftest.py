@@ -10,8 +10,8 @@ from prefect.client.orchestration import PrefectClient
 
 from flows.config.settings import Settings
 from flows.credentials.cipher import generate_key
-from flows.orchestration.client import Orchestration
-from flows.store.session import Database
+from flows.prefect_gateway.gateway import PrefectGateway
+from flows.store.database import Database
 from tests.recovery.scene import Scene
 from tests.worker.site import Site
 
@@ -26,7 +26,7 @@ async def scene(database: Database, database_url: str, prefect_server: str) -> A
         NOVA_WORK_POOL=f"nova-{uuid4().hex[:8]}",
         NOVA_PREFECT_TIMEOUT=60,
     )
-    async with Orchestration(settings) as orchestration, PrefectClient(prefect_server) as prefect:
-        site = Site(database, settings, orchestration, prefect)
+    async with PrefectGateway(settings) as gateway, PrefectClient(prefect_server) as prefect:
+        site = Site(database, settings, gateway, prefect)
         await site.prepare()
         yield Scene(site)

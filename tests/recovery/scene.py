@@ -12,13 +12,16 @@ from prefect.states import Pending, Running
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from flows.execution.recovery import Reconciler, Resubmit
-from flows.execution.rescue import Report
-from flows.store import chain, executions, leases
-from flows.store.leases import Lease
+from flows.graphs.lifecycle import ErrorKind, RunSnapshot, Status, StepStatus
+from flows.recovery.actions import Report, Resubmit
+from flows.recovery.reconciler import Reconciler
+from flows.store import chain, executions
+from flows.store.database import now
+from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
-from flows.store.session import now
+from flows.store.transitions import attempts, interventions
 from tests.builders import action, line
+from tests.endings import end
 from tests.leasing import SECONDS, begin, lease_of
 from tests.worker.site import Site
 
@@ -44,7 +47,7 @@ class Scene:
         self.site = site
         self.database = site.database
         self.prefect = site.prefect
-        self.runs = site.orchestration.runs
+        self.runs = site.gateway.runs
         self.clock = Clock()
         self.reconciler = self.another()
 
@@ -68,20 +71,20 @@ class Scene:
         """Submit a run of a new workflow and return the flow run's id."""
         return await self.site.submit(await self.site.workflow(GRAPH, **workflow))
 
-    async def taken(self, flow_run_id: UUID, *, reopens: bool = False) -> Lease:
-        """Take a run's lease, as a NOVA worker does before it proposes Pending."""
+    async def taken(self, flow_run_id: UUID, request: UUID | None = None) -> Lease:
+        """Take a run's lease, as a NOVA worker does before it proposes Pending.
+
+        `request` is the state in Prefect by which a person retries a run that is over.
+        """
 
         def take(session: Session) -> Lease:
             row = executions.by_task(session, flow_run_id)
             assert row is not None
-            lease = leases.take(
-                session,
-                flow_run_id=flow_run_id,
-                public_id=row.public_id,
-                workflow_id=row.workflow_id,
-                owner=uuid4(),
-                seconds=SECONDS,
-                reopens=reopens,
+            claim = LeaseClaim(flow_run_id, row.public_id, row.workflow_id, uuid4(), SECONDS)
+            lease = (
+                attempts.take(session, claim)
+                if request is None
+                else attempts.take_retried(session, claim, request)
             )
             assert lease is not None
             return lease
@@ -116,41 +119,48 @@ class Scene:
     async def stepping(self, flow_run_id: UUID) -> Lease:
         """Begin a run and note its sandbox: a node may have been started."""
         lease = await self.begun(flow_run_id)
-        await self.database.run(
-            lambda session: executions.set_progress(session, lease, sandbox_id="sandbox", current_node="a")
-        )
+
+        def note(session: Session) -> None:
+            attempts.note_sandbox(session, lease, "sandbox")
+            attempts.step_done(session, lease, succeeded=True, next_node="a")
+
+        await self.database.run(note)
         return lease
 
     async def step(self, lease: Lease, number: int, node: str) -> None:
         """Write the row of a step that succeeded."""
-        step = chain.Step(step=number, attempt=1, node_id=node, node_type="action", status="success")
+        step = chain.Step(step=number, attempt=1, node_id=node, node_type="action", status=StepStatus.SUCCESS)
         await self.database.run(lambda session: chain.append(session, lease, step, current_node=node))
 
-    async def finished(self, lease: Lease, status: str = "completed", **why: Any) -> None:
-        """Close the row, as the flow does before Prefect is told."""
-        await self.database.run(
-            lambda session: executions.finish(session, lease.execution_id, status=status, lease=lease, **why)
-        )
+    async def ended(self, lease: Lease, status: Status = Status.COMPLETED) -> None:
+        """Close the row, as the flow does before Prefect is told; its lease stays."""
+        await self.database.run(lambda session: end(session, lease, status))
 
-    async def postponed(self, lease: Lease, seconds: float) -> datetime:
-        """Put a run off, as the flow does before Prefect is told."""
+    async def finished(self, lease: Lease, status: Status = Status.COMPLETED) -> None:
+        """Close the row and release its lease, as a worker does that Prefect has heard."""
+        await self.ended(lease, status)
+        await self.released(lease)
+
+    async def released(self, lease: Lease) -> None:
+        """Release a lease."""
+        await self.database.run(lambda session: attempts.release(session, lease))
+
+    async def retry_scheduled(self, lease: Lease, seconds: float) -> datetime:
+        """Put a run off, as the flow does before Prefect is told; its lease stays."""
         return await self.database.run(
-            lambda session: executions.postpone(
-                session,
-                lease,
-                error="E2B is away.",
-                error_kind="infrastructure",
-                at_node="a",
-                seconds=seconds,
-                keep_lease=True,
+            lambda session: attempts.schedule_retry(
+                session, lease, "E2B is away.", ErrorKind.INFRASTRUCTURE, "a", seconds
             )
         )
 
-    async def reopened(self, flow_run_id: UUID) -> None:
-        """Open the row for a person's retry, as the API does before Prefect is told."""
+    async def reopened(self, flow_run_id: UUID) -> Lease:
+        """Open the row for a person's retry, as the API does before Prefect is told; its lease stays."""
         row, state = await self.row(flow_run_id), await self.runs.find(flow_run_id)
         assert state is not None
-        await self.database.run(lambda session: executions.reopen(session, row.id, state.state_id))
+        opened = await self.database.run(
+            lambda session: interventions.reopen(session, row.id, state.state_id)
+        )
+        return opened.lease
 
     async def died(self, *flow_run_ids: UUID) -> None:
         """Let the leases of these runs run out."""
@@ -171,6 +181,10 @@ class Scene:
     async def row(self, flow_run_id: UUID) -> Execution:
         """The execution of a flow run."""
         return await self.site.execution(flow_run_id)
+
+    async def snapshot(self, flow_run_id: UUID) -> RunSnapshot:
+        """The row of a flow run, as far as decisions need it."""
+        return await self.site.snapshot(flow_run_id)
 
     async def ui_run(self, workflow: Workflow, **parameters: Any) -> UUID:
         """Start a run as the UI does: there is no row."""

@@ -19,9 +19,11 @@ from prefect.states import (
 )
 from sqlalchemy import delete, update
 
-from flows.execution.rescue import Report
+from flows.graphs.lifecycle import Status
+from flows.recovery.actions import Report
 from flows.store import executions
 from flows.store.models import Execution, Workflow
+from flows.store.transitions import interventions, submissions
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 
 
@@ -85,8 +87,9 @@ async def test_a_run_that_is_being_cancelled_and_has_no_worker_any_more(scene: S
 async def test_a_run_that_was_told_cancelled_does_not_go_on(scene: Scene, crashed: bool) -> None:
     """The API told its client so and died before Prefect heard of it; now its worker is dead, too."""
     flow_run_id = await scene.submitted()
-    lease = await scene.stepping(flow_run_id)
-    await scene.database.run(lambda session: executions.revoke(session, lease.execution_id, attempt=1))
+    await scene.stepping(flow_run_id)
+    seen = await scene.snapshot(flow_run_id)
+    assert await scene.database.run(lambda session: interventions.revoke(session, seen))
     if crashed:
         await scene.set_state(flow_run_id, Crashed())
     await scene.died(flow_run_id)
@@ -107,17 +110,18 @@ async def test_a_cancellation_that_nobody_takes_up(scene: Scene) -> None:
 
 @pytest.mark.parametrize("state", [Running(), Cancelling()])
 @pytest.mark.parametrize(
-    ("status", "name"), [("completed", "Completed"), ("failed", "Failed"), ("cancelled", "Cancelled")]
+    ("status", "name"),
+    [(Status.COMPLETED, "Completed"), (Status.FAILED, "Failed"), (Status.CANCELLED, "Cancelled")],
 )
 async def test_a_run_that_is_over_is_over_in_prefect_too(
-    scene: Scene, state: State[Any], status: str, name: str
+    scene: Scene, state: State[Any], status: Status, name: str
 ) -> None:
     """Its worker died between closing the row and telling Prefect: the row decides."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
     open_task = await scene.task_run(flow_run_id, Running())
     await scene.set_state(flow_run_id, state)
-    await scene.finished(lease, status, error=None if status == "completed" else "Why.")
+    await scene.finished(lease, status)
     assert await scene.look() == NOTHING
     scene.clock.now += 9
     assert await scene.look() == NOTHING  # a worker that lives tells Prefect within seconds
@@ -130,12 +134,24 @@ async def test_a_run_that_is_over_is_over_in_prefect_too(
     assert await scene.look_again_after(1000) == NOTHING
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-async def test_a_run_that_is_retried_in_the_ui_is_open_again(scene: Scene, status: str) -> None:
+async def test_a_worker_that_died_over_its_last_word_leaves_a_lease_that_runs_out(scene: Scene) -> None:
+    """Until then nobody says in Prefect what it may be about to say; then the row decides, at once."""
+    flow_run_id = await scene.submitted()
+    await scene.ended(await scene.stepping(flow_run_id), Status.FAILED)
+    assert await scene.look_again_after(1000) == NOTHING
+    await scene.died(flow_run_id)
+    assert await scene.look() == Report(ended=1)
+    assert await scene.state(flow_run_id) == "Failed"
+    row = await scene.row(flow_run_id)
+    assert (row.status, row.lease_owner) == ("failed", None)
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+async def test_a_run_that_is_retried_in_the_ui_is_open_again(scene: Scene, status: Status) -> None:
     """Who polls it is told so while it waits in its queue, and it has all its attempts again."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    await scene.finished(lease, status, error="Why.")
+    await scene.finished(lease, status)
     await scene.set_state(flow_run_id, Failed())
     assert await scene.look_again_after(1000) == NOTHING
     # As the UI does it.
@@ -148,13 +164,15 @@ async def test_a_run_that_is_retried_in_the_ui_is_open_again(scene: Scene, statu
     await scene.stepping(flow_run_id)
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-async def test_a_retry_that_prefect_did_not_hear_of(scene: Scene, status: str) -> None:
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+async def test_a_retry_that_prefect_did_not_hear_of(scene: Scene, status: Status) -> None:
     """The API died between opening the row and telling Prefect: the run goes on, it is not closed again."""
     flow_run_id = await scene.submitted()
-    await scene.finished(await scene.stepping(flow_run_id), status, error="Why.")
+    await scene.finished(await scene.stepping(flow_run_id), status)
     await scene.set_state(flow_run_id, Failed())
     await scene.reopened(flow_run_id)
+    assert await scene.look_again_after(1000) == NOTHING  # that API may still be about to tell Prefect
+    await scene.died(flow_run_id)
     assert await scene.look() == Report(reopened=1)
     assert await scene.state(flow_run_id) == "AwaitingRetry"
     row = await scene.row(flow_run_id)
@@ -166,9 +184,9 @@ async def test_a_retry_that_prefect_did_not_hear_of(scene: Scene, status: str) -
 async def test_a_retry_that_is_cancelled_before_it_begins(scene: Scene) -> None:
     """What is done in Prefect after the retry counts: the row is closed."""
     flow_run_id = await scene.submitted()
-    await scene.finished(await scene.stepping(flow_run_id), "failed", error="Why.")
+    await scene.finished(await scene.stepping(flow_run_id), Status.FAILED)
     await scene.set_state(flow_run_id, Failed())
-    await scene.reopened(flow_run_id)
+    await scene.released(await scene.reopened(flow_run_id))
     assert await scene.look() == Report(reopened=1)
     await scene.set_state(flow_run_id, Cancelled())
     assert await scene.look() == Report(closed=1)
@@ -181,24 +199,24 @@ async def test_what_cannot_be_retried_stays_closed(scene: Scene) -> None:
     await scene.finished(await scene.stepping(done))
     never = await scene.submitted()
     row = await scene.row(never)
-    not_noted = update(Execution).where(Execution.id == row.id).values(flow_run_id=None)
+    not_noted = update(Execution).where(Execution.id == row.id).values(flow_run_id=None, task_id=None)
     await scene.database.run(lambda session: session.execute(not_noted))
-    await scene.database.run(lambda session: executions.reject(session, row.id, "Prefect was away."))
+    await scene.database.run(lambda session: submissions.refuse(session, row.id, "Prefect was away."))
     for flow_run_id in (done, never):
         await scene.set_state(flow_run_id, AwaitingRetry(), force=True)
     assert await scene.look_again_after(1000) == NOTHING
     assert (await scene.row(done)).status == "completed"
     rejected = await scene.database.run(lambda session: executions.get(session, row.id))
-    assert (rejected.status, rejected.error_kind) == ("failed", "not_started")
+    assert (rejected.status, rejected.error_kind) == ("cancelled", "not_started")
 
 
 async def test_a_retry_that_dies_before_it_begins_can_be_made_again(scene: Scene) -> None:
     """The worker that had taken it died before Prefect gave it: the row is open, and the run waits again."""
     flow_run_id = await scene.submitted()
-    await scene.finished(await scene.stepping(flow_run_id), "failed", error="Why.")
+    await scene.finished(await scene.stepping(flow_run_id), Status.FAILED)
     await scene.set_state(flow_run_id, Failed())
     await scene.set_state(flow_run_id, Scheduled(), force=True)
-    await scene.taken(flow_run_id, reopens=True)
+    await scene.taken(flow_run_id, await scene.runs.retry_request(flow_run_id))
     await scene.died(flow_run_id)
     assert await scene.look() == Report(requeued=1)
     row = await scene.row(flow_run_id)
@@ -219,7 +237,7 @@ async def test_a_run_of_a_workflow_that_is_gone_is_ended(scene: Scene) -> None:
 
 async def test_a_cleanup_whose_worker_died_is_ended(scene: Scene) -> None:
     """It has neither row nor lease: it gets as long as a run may take, and its slot is free for the next."""
-    await scene.site.orchestration.deployments.ensure_cleanup()
+    await scene.site.gateway.deployments.ensure_cleanup()
     deployment = await scene.prefect.read_deployment_by_name(f"cleanup/{scene.site.pool}")
     flow_run_id = (await scene.prefect.create_flow_run_from_deployment(deployment.id)).id
     await scene.set_state(flow_run_id, Pending())

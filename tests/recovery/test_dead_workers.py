@@ -8,9 +8,11 @@ from datetime import timedelta
 import pytest
 from prefect.states import AwaitingRetry, Completed, Crashed, Pending, Running
 
-from flows.execution.rescue import LOST_STARTS, Report
-from flows.store import leases
-from flows.store.models import utcnow
+from flows.graphs.lifecycle import LOST_STARTS
+from flows.recovery.actions import Report
+from flows.recovery.reconciler import PROVISIONING
+from flows.store.base import utcnow
+from flows.store.transitions import attempts
 from tests.recovery.scene import GRAPH, NOTHING, Scene, ago
 from tests.waiting import eventually
 
@@ -59,7 +61,7 @@ async def test_a_run_that_was_handed_back_and_is_taken_has_no_node_yet(scene: Sc
     """Its next worker dies before the flow begins: a lost start, whatever the attempt before had started."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.database.run(lambda session: attempts.release(session, lease))
     await scene.set_state(flow_run_id, AwaitingRetry())
     await scene.taken(flow_run_id)
     await scene.died(flow_run_id)
@@ -130,13 +132,13 @@ async def test_a_run_that_crashed_in_prefect_goes_on(scene: Scene) -> None:
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
     await scene.set_state(flow_run_id, Crashed())
-    await scene.database.run(lambda session: leases.release(session, lease))
+    await scene.database.run(lambda session: attempts.release(session, lease))
     assert await scene.look() == Report(requeued=1)
     assert await scene.state(flow_run_id) == "AwaitingRetry"
     assert (await scene.row(flow_run_id)).crashes == 1
 
 
-@pytest.mark.parametrize(("state", "seconds"), [("Running", 30), ("Pending", 60)])
+@pytest.mark.parametrize(("state", "seconds"), [("Running", 30), ("Pending", PROVISIONING)])
 async def test_a_run_that_nobody_leased_is_put_back_after_a_while(
     scene: Scene, state: str, seconds: float
 ) -> None:
@@ -158,7 +160,7 @@ async def test_a_run_that_was_put_off_keeps_its_time(scene: Scene) -> None:
     """Its worker died between the row, which says when, and Prefect: that was no crash."""
     flow_run_id = await scene.submitted()
     lease = await scene.stepping(flow_run_id)
-    due = await scene.postponed(lease, 500)
+    due = await scene.retry_scheduled(lease, 500)
     await scene.died(flow_run_id)
     assert await scene.look() == Report(requeued=1)
     flow_run = await scene.prefect.read_flow_run(flow_run_id)
@@ -172,7 +174,7 @@ async def test_a_run_from_the_ui_that_died_before_it_had_a_row_goes_on(scene: Sc
     """It gets its row then, for it to be counted like any other."""
     flow_run_id = await scene.ui_run(await scene.site.workflow(GRAPH))
     await scene.set_state(flow_run_id, Pending())
-    assert await scene.look_again_after(60) == Report(requeued=1)
+    assert await scene.look_again_after(PROVISIONING) == Report(requeued=1)
     assert await scene.state(flow_run_id) == "AwaitingRetry"
     row = await scene.row(flow_run_id)
     assert (row.status, row.lost_starts) == ("pending", 1)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from uuid import UUID
+from collections.abc import Callable
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from prefect.states import Cancelled, Completed, Crashed
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import InfrastructureError, LeaseLostError, PrefectUnavailableError
 from flows.execute_workflow import execute_workflow
-from flows.execution import recovery as rounds
-from flows.execution.recovery import Reconciler
-from flows.execution.rescue import Report
-from flows.orchestration.client import Orchestration
-from flows.store import executions, leases, recovery
+from flows.graphs.errors import InfrastructureError, LeaseLostError, PrefectUnavailableError
+from flows.graphs.lifecycle import RunSnapshot, closure_for
+from flows.prefect_gateway.gateway import PrefectGateway
+from flows.recovery import reconciler as rounds
+from flows.recovery.actions import Report
+from flows.recovery.reconciler import Reconciler
+from flows.store import executions, leases, orphans
+from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.recovery import Standing
-from flows.store.session import Database
+from flows.store.transitions import attempts, interventions, recoveries, submissions
 from tests.api.relay import Relay
 from tests.recovery.scene import GRAPH, NOTHING, Scene
 from tests.waiting import eventually
@@ -30,7 +32,7 @@ from tests.wires import to_database
 async def forgotten(scene: Scene, workflow: Workflow) -> Execution:
     """Make the row of a run that Prefect was never told of."""
     return await scene.database.run(
-        lambda session: executions.create_pending(
+        lambda session: submissions.create(
             session, workflow_id=workflow.id, client=None, priority="normal", initial={}
         )
     )
@@ -83,67 +85,73 @@ async def test_a_run_that_cannot_be_handed_over_stands_as_before(scene: Scene) -
     assert await reconciler.once() == NOTHING
     found = await scene.database.run(lambda session: executions.get(session, row.id))
     assert (found.lease_owner, found.lease_until) == (None, None)
-    assert await scene.database.run(lambda session: executions.reject(session, row.id, "Given up."))
+    assert await scene.database.run(lambda session: submissions.refuse(session, row.id, "Given up."))
 
 
 @pytest.fixture
-async def seen(scene: Scene) -> Standing:
+async def seen(scene: Scene) -> RunSnapshot:
     """A run that nobody runs, as it was seen."""
     flow_run_id = await scene.submitted()
     lease = await scene.begun(flow_run_id)
-    await scene.database.run(lambda session: leases.release(session, lease))
-    [found] = await scene.database.run(lambda session: recovery.waiting(session, 0, 10))
+    await scene.database.run(lambda session: attempts.release(session, lease))
+    [found] = await scene.database.run(lambda session: orphans.waiting(session, 0, 10))
     return found
 
 
-async def test_an_execution_that_changed_is_not_seized(scene: Scene, seen: Standing) -> None:
-    """Taken since it was seen; begun and given back since; closed since: an old look counts nothing."""
+async def test_the_lease_of_an_execution_that_changed_is_not_taken(scene: Scene, seen: RunSnapshot) -> None:
+    """Taken since it was seen; begun and released since; closed since: an old look counts nothing."""
     assert seen.flow_run_id is not None
 
-    async def seize() -> recovery.Seized | None:
-        return await scene.database.run(lambda session: recovery.seize(session, seen))
+    async def take() -> orphans.RecoveryLease | None:
+        return await scene.database.run(lambda session: orphans.take_as_seen(session, seen))
 
     lease = await scene.taken(seen.flow_run_id)
-    assert await seize() is None
-    await scene.database.run(lambda session: leases.release(session, lease))
-    seized = await seize()
-    assert seized is not None
-    assert await seize() is None
-    await scene.database.run(lambda session: recovery.let_go(session, seized))
-    lease = await scene.begun(seen.flow_run_id)
-    await scene.database.run(lambda session: leases.release(session, lease))
-    assert await seize() is None  # another attempt
-    await scene.database.run(
-        lambda session: executions.finish(session, seen.id, status="cancelled", error="No.")
-    )
-    assert await seize() is None
+    assert await take() is None
+    await scene.released(lease)
+    taken = await take()
+    assert taken is not None
+    assert await take() is None
+    await scene.database.run(lambda session: orphans.release(session, taken))
+    await scene.released(await scene.begun(seen.flow_run_id))
+    assert await take() is None  # another attempt
+    now = await scene.snapshot(seen.flow_run_id)
+    closure = closure_for(now, None)
+    assert await scene.database.run(lambda session: interventions.close_as_seen(session, now, closure))
+    assert await take() is None
 
 
-async def test_what_is_seized_comes_back_as_it_was(scene: Scene, seen: Standing) -> None:
-    """With its old lease, which its owner may still renew if it was only slow."""
+async def test_a_lease_that_was_taken_over_comes_back_as_it_was(scene: Scene, seen: RunSnapshot) -> None:
+    """To its old owner, who may still renew it if it was only slow."""
     assert seen.flow_run_id is not None
     lease = await scene.taken(seen.flow_run_id)
     await scene.died(seen.flow_run_id)
-    seized = await scene.database.run(lambda session: recovery.seize_expired(session, []))
-    assert seized is not None
-    assert await scene.database.run(lambda session: recovery.seize_expired(session, [])) is None
+    taken = await scene.database.run(lambda session: orphans.take_expired(session, []))
+    assert taken is not None
+    assert await scene.database.run(lambda session: orphans.take_expired(session, [])) is None
     assert not await scene.database.run(lambda session: leases.renew(session, [lease.owner], 30))
-    await scene.database.run(lambda session: recovery.let_go(session, seized))
+    await scene.database.run(lambda session: orphans.release(session, taken))
     assert await scene.database.run(lambda session: leases.renew(session, [lease.owner], 30))
 
 
-async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, seen: Standing) -> None:
+async def test_a_reconciler_that_lost_its_lease_writes_nothing(scene: Scene, seen: RunSnapshot) -> None:
     """It took so long that a worker has the run by now."""
     assert seen.flow_run_id is not None
-    seized = await scene.database.run(lambda session: recovery.seize(session, seen))
-    assert seized is not None
+    taken = await scene.database.run(lambda session: orphans.take_as_seen(session, seen))
+    assert taken is not None
     await scene.died(seen.flow_run_id)
     lease = await scene.taken(seen.flow_run_id)
-    with pytest.raises(LeaseLostError):
-        await scene.database.run(lambda session: recovery.put_back(session, seized, "Late."))
-    await scene.database.run(lambda session: recovery.let_go(session, seized))
+    writes: list[Callable[[Session], None]] = [
+        lambda session: recoveries.requeue(session, taken.lease, {"lost_starts": 1}, "Late."),
+        lambda session: recoveries.close_recovered(session, taken.lease, closure_for(seen, None)),
+        lambda session: recoveries.resubmit(session, taken.lease),
+        lambda session: interventions.reopen_recovered(session, taken.lease, uuid4()),
+    ]
+    for write in writes:
+        with pytest.raises(LeaseLostError):
+            await scene.database.run(write)
+    await scene.database.run(lambda session: orphans.release(session, taken))
     row = await scene.row(seen.flow_run_id)
-    assert (row.lease_owner, row.lost_starts) == (lease.owner, 0)
+    assert (row.status, row.lease_owner, row.lost_starts) == ("running", lease.owner, 0)
 
 
 async def test_runs_that_are_run_are_never_put_back(scene: Scene) -> None:
@@ -161,8 +169,9 @@ async def test_runs_that_are_run_are_never_put_back(scene: Scene) -> None:
         lease = await scene.stepping(flow_run_id)
         for step in range(3):
             await scene.step(lease, step, "a")
-        await scene.finished(lease)
+        await scene.ended(lease)
         await scene.set_state(flow_run_id, Completed())
+        await scene.released(lease)
 
     looking = [asyncio.create_task(look()) for _ in range(3)]
     for flow_run_id in ids:
@@ -195,7 +204,7 @@ async def test_a_run_that_can_never_be_put_back_is_closed(scene: Scene) -> None:
     workflow = await scene.site.workflow(GRAPH)
     row = await forgotten(scene, workflow)
     adrift = (await scene.prefect.create_flow_run(execute_workflow)).id
-    await scene.database.run(lambda session: executions.confirm(session, row.id, adrift))
+    await scene.database.run(lambda session: submissions.confirm(session, row.id, adrift))
     well = await scene.submitted()
     for flow_run_id in (adrift, well):
         await scene.stepping(flow_run_id)
@@ -221,9 +230,9 @@ async def test_an_outage_of_prefect_is_waited_out(
         settings = scene.site.settings.model_copy(
             update=changes | {"prefect_api_url": str(url.copy_with(port=relay.port))}
         )
-        async with Orchestration(settings) as orchestration:
+        async with PrefectGateway(settings) as gateway:
             await relay.cut()
-            reconciler = Reconciler(database, orchestration.runs, settings)
+            reconciler = Reconciler(database, gateway.runs, settings)
             looking = asyncio.create_task(reconciler.run_forever())
             await eventually(lambda: _said(caplog), lambda lines: bool(lines))
             first = await scene.row(flow_run_id)
@@ -272,10 +281,10 @@ async def test_a_run_that_cannot_be_helped_does_not_keep_others_waiting(scene: S
         await scene.died(flow_run_id)
 
     def fail_with_the_first(session: Session) -> list[UUID | None]:
-        first = recovery.seize_expired(session, ())
+        first = orphans.take_expired(session, ())
         assert first is not None
-        recovery.let_go(session, first)
-        second = recovery.seize_expired(session, ())
+        orphans.release(session, first)
+        second = orphans.take_expired(session, ())
         assert second is not None
         return [first.row.flow_run_id, second.row.flow_run_id]
 
@@ -297,7 +306,7 @@ async def test_an_outage_of_the_database_is_one_of_infrastructure(scene: Scene) 
         away.close()
 
 
-async def test_a_reconciler_that_is_stopped_leaves_no_lease_behind(scene: Scene, seen: Standing) -> None:
+async def test_a_reconciler_that_is_stopped_leaves_no_lease_behind(scene: Scene, seen: RunSnapshot) -> None:
     """Its process ends in the middle of a look: the run is as it was, and others need not wait."""
     flow_run_id = seen.flow_run_id
     assert flow_run_id is not None

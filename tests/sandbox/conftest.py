@@ -1,4 +1,4 @@
-"""The sandboxes under test: every provider there is, with the real parts under it."""
+"""Fixtures: a sandbox of every provider, with real parts underneath."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from uuid import UUID
 
 import pytest
 
-from flows.sandbox import NodeCall, NodeFailure, NodeResult, Sandbox, SandboxProvider, SandboxSpec
-from flows.sandbox.e2b import E2BProvider
+from flows.sandbox.e2b.provider import E2BProvider
 from flows.sandbox.local import LocalProvider
-from flows.sandbox.runner.processes import is_alive
+from flows.sandbox.port import NodeCall, NodeFailure, NodeResult, Sandbox, SandboxProvider, SandboxSpec
+from flows.sandbox.processes import is_alive
 from tests.e2b_server.fixture import e2b_server, e2b_session_server
 
 __all__ = ["e2b_server", "e2b_session_server"]
@@ -22,41 +22,41 @@ Kind = Literal["action", "decision", "condition"]
 
 
 def spec(timeout: float = 600, output_limit: int = 65_536) -> SandboxSpec:
-    """What a sandbox of these tests is made for."""
+    """Return the spec of these tests' sandboxes."""
     return SandboxSpec(FLOW_RUN, "invoices #7 idom", timeout, output_limit)
 
 
 def text(value: object) -> bytes:
-    """A context value as it crosses."""
+    """Return a context value as the JSON that is sent."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 class Bench:
-    """A sandbox that nodes are tried out in; calls are numbered."""
+    """A sandbox with short methods to run nodes; it numbers the calls."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self._calls = 0
 
     async def load(self, **values: object) -> None:
-        """Lay values over the context."""
+        """Set values in the context."""
         await self.sandbox.load({name: text(value) for name, value in values.items()})
 
     def call(self, code: str, kind: Kind = "action", timeout: float = 20, node: str = "node") -> NodeCall:
-        """Make the next call."""
+        """Return the next call."""
         self._calls += 1
         return NodeCall(f"call-{self._calls}", node, kind, code, timeout)
 
     async def run(
         self, code: str, kind: Kind = "action", timeout: float = 20, node: str = "node"
     ) -> NodeResult:
-        """Run a node that must succeed."""
+        """Run a node that must succeed and return its result."""
         result = await self.sandbox.run(self.call(code, kind, timeout, node))
         assert result.failure is None, result
         return result
 
     async def fail(self, code: str, kind: Kind = "action", timeout: float = 20) -> NodeFailure:
-        """Run a node that must fail, then one that must not: the sandbox is well, and nothing was kept."""
+        """Run a node that must fail without changes, and another after it; return the failure."""
         result = await self.sandbox.run(self.call(code, kind, timeout))
         assert result.failure is not None, result
         assert result.changes == {}
@@ -65,13 +65,13 @@ class Bench:
         return result.failure
 
     async def changes(self, code: str) -> dict[str, Any]:
-        """Run a node and read what it changed."""
+        """Run a node and return its changes."""
         return {name: json.loads(value) for name, value in (await self.run(code)).changes.items()}
 
 
 @pytest.fixture(params=["local", "e2b"])
 def provider(request: pytest.FixtureRequest) -> SandboxProvider:
-    """Every provider in turn; E2B's SDK speaks to the server of `tests.e2b_server`."""
+    """Every provider in turn; E2B's SDK uses the server of `tests.e2b_server`."""
     if request.param == "local":
         return LocalProvider()
     request.getfixturevalue("e2b_server")
@@ -88,5 +88,5 @@ async def bench(provider: SandboxProvider) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 def alive() -> Callable[[int], bool]:
-    """Whether a process lives; one that only waits to be collected does not."""
+    """The function that returns whether a process runs; a zombie does not."""
     return is_alive

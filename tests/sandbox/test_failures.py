@@ -1,4 +1,4 @@
-"""A node that fails, however it does: a clear failure of that node, and the sandbox goes on."""
+"""Whatever a node does, it gets a clear failure and the sandbox can run the next node."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ os.read(reading, 7)
 
 
 async def test_an_exception_comes_back_with_the_node_s_lines(bench: Bench) -> None:
-    """Type, message and a traceback that shows the node's own lines, and no line of the runner."""
+    """The failure has the type, the message and a traceback of the node's own lines, none of the runner's."""
     failure = await bench.fail('def take(mail):\n    return mail["subject"]\n\ntake({"from": "a"})\n')
     assert (failure.type, failure.message) == ("KeyError", "'subject'")
     lines = failure.traceback.splitlines()
@@ -70,7 +70,7 @@ async def test_an_exception_comes_back_with_the_node_s_lines(bench: Bench) -> No
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "NodeKilled", "killed by SIGKILL"),
         ("import ctypes; ctypes.string_at(0)", "NodeKilled", "killed by SIGSEGV"),
         ("import os; os.closerange(0, 100)", "NodeExited", "no result"),
-        ("import os; os.write(3, b'{\"keys\": []}\\n')", "NodeExited", "written over"),
+        ("import os; os.write(3, b'{\"keys\": []}\\n')", "NodeExited", "wrote to the result's pipe"),
         ("import sys; sys.stdout.close(); sys.stdout = None; 1 / 0", "ZeroDivisionError", "division"),
         ("import sys; sys.setrecursionlimit(60); raise LookupError('x')", "LookupError", "x"),
         (
@@ -82,14 +82,14 @@ async def test_an_exception_comes_back_with_the_node_s_lines(bench: Bench) -> No
     ],
 )
 async def test_a_clear_failure(bench: Bench, code: str, kind: str, message: str) -> None:
-    """Whatever ends a node, its failure says what it was, and the next node runs."""
+    """Whatever ends a node, its failure says what, and the next node runs."""
     failure = await bench.fail(f"context['spoiled'] = 1\n{code}")
     assert kind in failure.type
     assert message in failure.message
 
 
 async def test_a_cause_is_shown(bench: Bench) -> None:
-    """An exception raised from another shows both."""
+    """The traceback of an exception with a cause shows both."""
     failure = await bench.fail(
         "try: int('x')\nexcept ValueError as error: raise LookupError('no') from error"
     )
@@ -98,13 +98,13 @@ async def test_a_cause_is_shown(bench: Bench) -> None:
 
 
 async def test_output_before_a_failure_is_kept(bench: Bench) -> None:
-    """What a node printed before it died is there to be read."""
+    """What a node printed before it died is in its result."""
     result = await bench.sandbox.run(bench.call("import os, sys\nprint('so far')\nos.kill(os.getpid(), 9)"))
     assert result.stdout == "so far\n"
 
 
-async def test_a_fork_that_runs_on_is_not_the_node(bench: Bench) -> None:
-    """A fork that runs to the end of the node's code does not answer in the node's place."""
+async def test_a_fork_of_the_node_does_not_answer(bench: Bench) -> None:
+    """A process that the node forked runs to the end of the code; only the node's answer counts."""
     code = (
         "import os, time\nif (pid := os.fork()): time.sleep(0.2)\ncontext['who'] = 'node' if pid else 'fork'"
     )
@@ -114,7 +114,7 @@ async def test_a_fork_that_runs_on_is_not_the_node(bench: Bench) -> None:
 async def test_a_late_node_is_killed_with_all_that_it_started(
     bench: Bench, alive: Callable[[int], bool]
 ) -> None:
-    """Past its timeout a node ends with its children, the ones in other sessions and daemons included."""
+    """At its timeout a node is killed with all its children, also those in other sessions and daemons."""
     started = time.monotonic()
     result = await bench.sandbox.run(bench.call(f"{SPAWN}time.sleep(300)", timeout=2))
     assert time.monotonic() - started < 100
@@ -128,13 +128,13 @@ async def test_a_late_node_is_killed_with_all_that_it_started(
 
 
 async def test_a_busy_loop_is_late_too(bench: Bench) -> None:
-    """Code that never waits and ignores signals is ended as well."""
+    """Code that never waits and ignores signals is killed at its timeout, too."""
     code = "import signal\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass"
     assert (await bench.fail(code, timeout=0.5)).type == "NodeTimeout"
 
 
-async def test_what_a_node_leaves_running_is_killed(bench: Bench, alive: Callable[[int], bool]) -> None:
-    """A node that ends well takes its background processes with it, and does not wait for them."""
+async def test_background_processes_end_with_their_node(bench: Bench, alive: Callable[[int], bool]) -> None:
+    """When a node succeeds, its background processes are killed without waiting for them."""
     started = time.monotonic()
     result = await bench.run(f"{SPAWN}context['done'] = True")
     assert time.monotonic() - started < 100
@@ -144,7 +144,7 @@ async def test_what_a_node_leaves_running_is_killed(bench: Bench, alive: Callabl
 
 
 async def test_too_many_processes_end_a_node(bench: Bench) -> None:
-    """A node that forks past the bound is killed, with a failure that says so."""
+    """A node with too many processes is killed, and its failure says so."""
     code = """
 import os, time
 for _ in range(300):
@@ -159,7 +159,7 @@ time.sleep(60)
 
 
 async def test_a_folder_that_cannot_be_made_is_a_failure(bench: Bench) -> None:
-    """Without a working folder, as on a full disk, the node fails and says why."""
+    """When the node's folder cannot be created, as on a full disk, the node fails and says why."""
     await bench.run("import os, shutil; shutil.rmtree(os.path.dirname(os.getcwd()))")
     result = await bench.sandbox.run(bench.call("pass"))
     assert result.failure is not None

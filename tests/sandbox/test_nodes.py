@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flows.sandbox import SandboxProvider
+from flows.sandbox.port import SandboxProvider
 from tests.sandbox.conftest import Bench, spec
 
 ANSWERS = [
@@ -22,7 +22,7 @@ ANSWERS = [
 
 
 async def test_a_node_is_a_program_of_its_own(bench: Bench) -> None:
-    """No variable of one node is seen by another; each is `__main__` and can define and use classes."""
+    """A node is `__main__`, can define and use classes, and sees no variable of another node."""
     code = """
 from __future__ import annotations
 import sys, pickle
@@ -43,15 +43,15 @@ sys.path.append("leaked")
 
 
 async def test_each_node_starts_in_an_empty_folder(bench: Bench) -> None:
-    """A node may leave what it likes in its working folder: the next one finds an empty one of its own."""
+    """Each node gets an empty working folder, whatever the node before left in its own."""
     write = "import os; open('file', 'w').write('x'); os.makedirs('a/b'); context['here'] = os.getcwd()"
     await bench.run(write)
     look = "import os; context['found'] = os.listdir(); context['old'] = os.path.exists(context['here'])"
     assert await bench.changes(look) == {"found": [], "old": False}
 
 
-async def test_what_is_printed_is_kept_apart_from_the_result(bench: Bench) -> None:
-    """Output of the node and of programs it starts is kept, by stream; JSON in it means nothing."""
+async def test_printed_text_is_not_part_of_the_result(bench: Bench) -> None:
+    """Output of a node and of its programs is kept per stream; JSON in it is only text."""
     code = """
 import subprocess, sys, json
 print('{"failure": null, "keys": []}')
@@ -67,7 +67,7 @@ context["a"] = 1
 
 
 async def test_output_is_bounded(provider: SandboxProvider) -> None:
-    """Of much output the beginning and the end are kept, and a line says how much is missing."""
+    """Of long output the beginning and the end are kept; a line says how many bytes were dropped."""
     sandbox = await provider.create(spec(output_limit=1000))
     try:
         bench = Bench(sandbox)
@@ -85,14 +85,14 @@ async def test_output_is_bounded(provider: SandboxProvider) -> None:
 
 
 async def test_a_node_reads_nothing_from_stdin(bench: Bench) -> None:
-    """A node that reads its input gets an end of file, not the runner's messages."""
+    """A node that reads stdin gets an end of file, not the runner's messages."""
     assert await bench.changes("import sys; context['read'] = sys.stdin.read() + open(0).read()") == {
         "read": ""
     }
 
 
 async def test_a_decision_answers(bench: Bench) -> None:
-    """A text is the label itself, anything else true or false by Python's truth; code or condition."""
+    """A decision's text is the branch's label; any other answer counts as true or false, as in Python."""
     for answer, branch, truth in ANSWERS:
         result = await bench.run(f"context['branch_decision'] = {answer}", "decision")
         assert (result.branch, result.branch_truth) == (branch, truth)
@@ -101,7 +101,7 @@ async def test_a_decision_answers(bench: Bench) -> None:
 
 
 async def test_a_decision_that_forgets_to_decide_fails(bench: Bench) -> None:
-    """The answer of an earlier decision is not taken for that of a later one."""
+    """A decision that sets no answer fails; an earlier decision's answer does not count."""
     first = await bench.run("context['branch_decision'] = True", "decision")
     assert first.changes == {"branch_decision": b"true"}
     failure = await bench.fail("context['seen'] = 'branch_decision' in context", "decision")
@@ -116,7 +116,7 @@ async def test_a_decision_that_forgets_to_decide_fails(bench: Bench) -> None:
 
 
 async def test_a_condition_sees_the_context_by_name(bench: Bench) -> None:
-    """A condition names the context's keys directly, in comprehensions and lambdas too, and `context`."""
+    """A condition can use the context's keys as variables, also in comprehensions, and `context`."""
     await bench.load(amount=120, limits=[50, 100], context="shadowed", **{"odd key": 1})
     condition = (
         " all(amount > x for x in limits) and (lambda: amount)() == context['amount'] and context['odd key'] "
@@ -126,7 +126,7 @@ async def test_a_condition_sees_the_context_by_name(bench: Bench) -> None:
 
 
 async def test_a_condition_that_cannot_be_answered_fails(bench: Bench) -> None:
-    """An expression that is none, or raises, is the node's failure."""
+    """A condition that is not an expression, or raises, fails the node."""
     assert (await bench.fail("amount > 3", "condition")).type == "NameError"
     assert (await bench.fail("1 +", "condition")).type == "SyntaxError"
     assert (await bench.fail("x = 1", "condition")).type == "SyntaxError"
@@ -134,13 +134,13 @@ async def test_a_condition_that_cannot_be_answered_fails(bench: Bench) -> None:
 
 
 async def test_an_answer_without_truth_is_a_failure(bench: Bench) -> None:
-    """An answer whose truth cannot be told fails the node with its own error."""
+    """An answer whose `__bool__` raises fails the node with that exception."""
     code = "type('Odd', (), {'__bool__': lambda self: 1 / 0})()"
     assert (await bench.fail(code, "condition")).type == "ZeroDivisionError"
 
 
 async def test_a_call_is_run_once(bench: Bench) -> None:
-    """The same call asked again gets the same answer and is not run again."""
+    """A repeated call gets the same answer and does not run again."""
     call = bench.call("context['n'] = context.get('n', 0) + 1; print('ran')")
     first = await bench.sandbox.run(call)
     await bench.run("context['other'] = 1")
@@ -148,10 +148,10 @@ async def test_a_call_is_run_once(bench: Bench) -> None:
     assert await bench.changes("context['m'] = context['n']") == {"m": 1}
 
 
-async def test_the_worker_s_environment_is_not_seen(
+async def test_nodes_do_not_see_the_worker_s_environment(
     provider: SandboxProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Settings and secrets of the worker are in no node's environment."""
+    """A node's environment has no settings or secrets of the worker."""
     names = (
         "DATABASE_URL",
         "NOVA_ENCRYPTION_KEY",

@@ -1,4 +1,4 @@
-"""The runner's protocol, spoken to it directly: pieces of any size, repeats, losses."""
+"""The runner's protocol, tested directly: pieces of any size, repeated and lost data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import IO
 
 import pytest
 
-from flows.sandbox import NodeCall, NodeResult
+from flows.sandbox.port import NodeCall, NodeResult
+from flows.sandbox.processes import is_alive
 from flows.sandbox.protocol import (
     BOOT,
     Answer,
@@ -25,7 +26,7 @@ from flows.sandbox.protocol import (
     run_message,
     runner_zip,
 )
-from flows.sandbox.runner.processes import descendants, is_alive
+from flows.sandbox.runner.processes import descendants
 
 
 class Wire:
@@ -40,18 +41,18 @@ class Wire:
         self.ready: list[Answer] = []
 
     def pipe(self, stream: IO[bytes] | None) -> int:
-        """The number of one of the pipes."""
+        """Return the file descriptor of a pipe."""
         assert stream is not None
         return stream.fileno()
 
     def say(self, message: Message, piece: int = 1 << 20) -> None:
-        """Send a message, in pieces of a size."""
+        """Send a message in pieces of this size."""
         data = b"".join(self.chunks.cut(message))
         for at in range(0, len(data), piece):
             os.write(self.pipe(self.process.stdin), data[at : at + piece])
 
     def hear(self, piece: int = 1 << 20) -> Answer:
-        """Read the next answer, in pieces of a size."""
+        """Return the next answer, read in pieces of this size."""
         while not self.ready:
             data = os.read(self.pipe(self.process.stdout), piece)
             assert data, "the runner ended"
@@ -59,25 +60,25 @@ class Wire:
         return self.ready.pop(0)
 
     def run(self, call: NodeCall) -> NodeResult:
-        """Run a node."""
+        """Run a node and return its result."""
         self.say(run_message(call))
         return self.hear().result()
 
     def end(self) -> int:
-        """End its input; how it ended."""
+        """Close the runner's stdin and return its exit status."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         return self.process.wait(timeout=60)
 
 
 def call(number: int, code: str = "context['n'] = context.get('n', 0) + 1") -> NodeCall:
-    """A call of a node."""
+    """Return a call of a node."""
     return NodeCall(f"c{number}", "node", "action", code, 10)
 
 
 @pytest.fixture
 def wire(tmp_path: Path) -> Iterator[Wire]:
-    """A runner, started from its archive as in E2B."""
+    """A runner that was started from its zip, as in E2B."""
     made = Wire(archive=tmp_path / "runner.zip")
     assert "ready" in made.hear().head
     yield made
@@ -88,7 +89,7 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
 
 
 def test_pieces_may_be_of_any_size(wire: Wire) -> None:
-    """Messages byte by byte in, answers byte by byte out, are what they are in one piece."""
+    """Messages and answers that are cut into single bytes arrive as in one piece."""
     wire.say(load_message({"ü\ud800": b'"v"', "n": b"1"}), piece=1)
     wire.say(run_message(call(1, "context['n'] += 1; print('ü', *context)")), piece=1)
     result = wire.hear(piece=1).result()
@@ -98,8 +99,8 @@ def test_pieces_may_be_of_any_size(wire: Wire) -> None:
     assert wire.end() == 0
 
 
-def test_a_chunk_that_comes_twice_is_taken_once(wire: Wire) -> None:
-    """A sender in doubt sends its chunk again; the runner takes it once."""
+def test_a_repeated_chunk_is_ignored(wire: Wire) -> None:
+    """A chunk that is sent again has no effect."""
     chunk = b"".join(wire.chunks.cut(run_message(call(1))))
     for _ in range(3):
         os.write(wire.pipe(wire.process.stdin), chunk)
@@ -108,25 +109,25 @@ def test_a_chunk_that_comes_twice_is_taken_once(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("said", [b"3 5\nhello", b"x" * 100, b"1 3\n{}\n"])
-def test_what_is_not_understood_ends_the_runner(wire: Wire, said: bytes) -> None:
-    """A lost chunk, or no chunk at all, ends the runner with a reason: nothing after it can be trusted."""
+def test_garbage_on_stdin_ends_the_runner(wire: Wire, said: bytes) -> None:
+    """A missing or malformed chunk ends the runner with an error: later data cannot be trusted."""
     os.write(wire.pipe(wire.process.stdin), said)
     assert wire.hear().head["error"]
     wire.process.wait(timeout=60)
 
 
 def test_a_value_that_is_no_json_ends_the_runner(wire: Wire) -> None:
-    """A context that the worker should never have sent is refused by name of the error."""
+    """A context value that is not JSON ends the runner with an error that names it."""
     wire.say(load_message({"a": b"NaN"}))
     assert "NaN is not JSON" in wire.hear().head["error"]
 
 
-def test_a_reader_that_lost_output_finds_its_way_by_a_mark(wire: Wire) -> None:
-    """After a loss everything up to the mark is skipped, amid an answer too; then it is asked again."""
+def test_a_reader_that_lost_output_goes_on_at_the_mark(wire: Wire) -> None:
+    """After a loss the reader skips to the mark, also in the middle of an answer, and asks again."""
     wire.say(load_message({"big": b'"' + b"x" * 100_000 + b'"'}))
     wire.say(run_message(call(1, "context['big'] += 'y'")))
     assert len(os.read(wire.pipe(wire.process.stdout), 1000)) == 1000  # and lost
-    wire.answers.lost("abc123")
+    wire.answers.skip_to("abc123")
     wire.say(mark_message("abc123"))
     wire.say(run_message(call(1)))
     result = wire.hear(piece=777).result()
@@ -134,7 +135,7 @@ def test_a_reader_that_lost_output_finds_its_way_by_a_mark(wire: Wire) -> None:
 
 
 def test_old_answers_are_forgotten_but_never_run_again(tmp_path: Path) -> None:
-    """Answers are held up to a bound; one beyond it is refused, not run again."""
+    """Answers are kept up to a limit; a call whose answer was dropped is refused, not run again."""
     boot = BOOT.replace("main()", "import runner.resident; runner.resident.KEPT_ANSWERS = 1; main()")
     wire = Wire(boot=boot, archive=tmp_path / "runner.zip")
     wire.hear()
@@ -148,7 +149,7 @@ def test_old_answers_are_forgotten_but_never_run_again(tmp_path: Path) -> None:
 
 
 def test_the_end_of_input_ends_what_runs(wire: Wire) -> None:
-    """When the worker is gone, the node that runs is killed and the runner ends."""
+    """When stdin ends, the running node is killed and the runner ends."""
     code = (
         "import subprocess, time; subprocess.Popen(['sleep', '300'], start_new_session=True); time.sleep(300)"
     )
@@ -159,8 +160,8 @@ def test_the_end_of_input_ends_what_runs(wire: Wire) -> None:
     assert not any(is_alive(pid) for pid in below)
 
 
-def test_nodes_run_under_the_account_for_them(tmp_path: Path) -> None:
-    """As root, and told an account, the runner keeps itself and gives its nodes that account."""
+def test_nodes_run_under_their_own_account(tmp_path: Path) -> None:
+    """Started as root with `--user`, the runner stays root and runs nodes under that account."""
     wire = Wire("--user", "nobody", archive=tmp_path / "runner.zip")
     wire.hear()
     code = """
@@ -185,10 +186,17 @@ except PermissionError: context["safe"] = True
 
 
 def test_the_packed_runner_is_the_same_everywhere() -> None:
-    """A template that one machine built is found by workers of others: no clock or zone is in the name."""
+    """The runner's path in a template is the same on every machine, whatever its clock and time zone."""
     code = "from flows.sandbox.protocol import installed_runner; print(installed_runner())"
     elsewhere = {**os.environ, "TZ": "Pacific/Kiritimati", "PYTHONPATH": str(Path(__file__).parents[2])}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == installed_runner()
+    assert printed.stdout.strip() == installed_runner()
+
+
+@pytest.mark.parametrize("line", [b"}", b"[" * 100_000, b"[1]", b"7", b"\xff", b"9" * 5000])
+def test_a_line_that_is_no_answer_is_refused(line: bytes) -> None:
+    """Garbage in the runner's output raises ValueError: a node can break only its own sandbox."""
+    with pytest.raises(ValueError):  # noqa: PT011  (each decoder has its own message)
+        list(Answers().feed(line + b"\n"))

@@ -1,4 +1,4 @@
-"""What crosses between worker and nodes: any JSON value, unharmed, and nothing else."""
+"""Worker and nodes exchange any JSON value unchanged, and nothing else."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LACKING = [
 
 
 def nested(depth: int) -> object:
-    """Lists in lists, so many."""
+    """Return a value with this many nested lists."""
     value: object = 1
     for _ in range(depth):
         value = [value]
@@ -69,22 +69,22 @@ def nested(depth: int) -> object:
 )
 @given(name=ANY_TEXT, value=ANY_JSON)
 async def test_any_json_value_crosses_there_and_back(bench: Bench, name: str, value: object) -> None:
-    """Whatever JSON value is laid in, under whatever key, a node gets it and gives it back as it was."""
-    turn = next(TURNS)  # else an example that comes twice would change nothing
+    """A node gets any JSON value under any key, and returns it unchanged."""
+    turn = next(TURNS)  # else a repeated example changes nothing
     await bench.sandbox.load({"v": text(value), "name": text(name), "turn": text(turn)})
     result = await bench.run("context[context['name']] = [context['v'], context['turn']]")
     assert result.changes[json.loads(text(name))] == text([value, turn])
 
 
 async def test_odd_values_cross(bench: Bench) -> None:
-    """NUL, surrogates, quotes, backslashes, long integers and extreme floats are values like others."""
+    """NUL, surrogates, quotes, backslashes, long integers and extreme floats arrive unchanged."""
     await bench.load(odd=ODD)
     result = await bench.run("context['back'] = list(context['odd'])")
     assert result.changes == {"back": text(ODD)}
 
 
 async def test_ten_megabytes_cross(bench: Bench) -> None:
-    """A text and a tree of 10 MB go in, are changed, and come back; unchanged they are not sent."""
+    """A text and a tree of 10 MB are returned when a node changed them, and only then."""
     tree = [{"n": i, "v": ["x" * 20]} for i in range(200_000)]
     await bench.load(text="x" * 10_000_000, tree=tree)
     assert (await bench.run("context['n'] = len(context['text'])")).changes == {"n": b"10000000"}
@@ -95,7 +95,7 @@ async def test_ten_megabytes_cross(bench: Bench) -> None:
 
 
 async def test_only_changed_keys_come_back(bench: Bench) -> None:
-    """Set, changed and mutated in place are changes; read, or set to what it was, is none."""
+    """Only keys that were set, changed or mutated come back, not those read or set to the same."""
     await bench.load(read=[1], same={"a": 1}, number=1, grown=[1], deep={"a": [{}]})
     code = """
 context["read"][0]
@@ -114,49 +114,49 @@ context["new"] = "n"
 
 
 async def test_equal_is_not_the_same(bench: Bench) -> None:
-    """A value that Python calls equal but JSON writes otherwise is a change."""
+    """A value that is equal in Python but different in JSON is a change."""
     await bench.load(one=1, number=1, zero=0.0, same="1")
     result = await bench.run("context.update(one=True, number=1.0, zero=-0.0, same='1')")
     assert result.changes == {"one": b"true", "number": b"1.0", "zero": b"-0.0"}
 
 
 async def test_a_deleted_key_stays(bench: Bench) -> None:
-    """Deleting a key reports nothing, and the next node sees it again."""
+    """A deleted key is not reported, and the next node sees it again."""
     await bench.load(kept=1)
     assert (await bench.run("del context['kept']")).changes == {}
     assert await bench.changes("context['seen'] = context['kept']") == {"seen": 1}
 
 
 async def test_nodes_build_on_each_other(bench: Bench) -> None:
-    """What one node leaves in the context is what the next one finds."""
+    """A node sees the changes of the nodes before it."""
     for _ in range(3):
         await bench.run("context['n'] = context.get('n', 0) + 1")
     assert await bench.changes("context['last'] = context['n']") == {"last": 3}
 
 
 async def test_python_values_become_json_as_json_writes_them(bench: Bench) -> None:
-    """Tuples become lists and keys that are numbers become text, as `json` does it."""
+    """Tuples become lists and numeric keys become text, as in `json`."""
     got = await bench.changes("context['v'] = ({1: 'a', None: 'b', True: 'c', 1.5: 'd'}, ()); context[2] = 3")
     assert got == {"v": [{"1": "c", "null": "b", "1.5": "d"}, []], "2": 3}
 
 
 async def test_what_json_lacks_is_named(bench: Bench) -> None:
-    """A value that JSON does not have fails the node, names the key, and nothing of the node is kept."""
+    """A value that is not JSON fails the node; the failure names the key, and no change is kept."""
     for code, message in LACKING:
         failure = await bench.fail("context['spoiled'] = 1\n" + code)
         assert failure.type == "InvalidValue"
         assert message in failure.message
 
 
-async def test_a_context_that_is_another_dict_counts(bench: Bench) -> None:
-    """A node may put a new dict in the context's place."""
+async def test_a_new_dict_as_the_context_is_accepted(bench: Bench) -> None:
+    """A node may replace `context` with a new dict."""
     await bench.load(old=1)
     assert await bench.changes("context = {'new': 2}") == {"new": 2}
     assert await bench.changes("context['sum'] = context['old'] + context['new']") == {"sum": 3}
 
 
 async def test_a_hundred_levels_and_no_more(bench: Bench) -> None:
-    """A value 100 levels deep crosses; one more is a failure that names the key."""
+    """A value with 100 levels is accepted; one more fails and names the key."""
     await bench.load(deep=nested(99))
     assert (await bench.run("context['deeper'] = [context['deep']]")).changes == {"deeper": text(nested(100))}
     failure = await bench.fail("context['spoiled'] = [context['deeper']]")
@@ -166,7 +166,7 @@ async def test_a_hundred_levels_and_no_more(bench: Bench) -> None:
 
 
 async def test_a_thousand_digits_and_long_texts_of_digits(bench: Bench) -> None:
-    """An integer of 1000 digits crosses, and so does a text that only looks like a longer one."""
+    """An integer of 1000 digits is accepted, and so is a longer text of digits."""
     values = {"number": 10**1000 - 1, "text": "7" * 5000, "list": ["7" * 5000, 10**999]}
     await bench.load(**values)
     result = await bench.run("for k in list(context): context[k + '2'] = [context[k]]")

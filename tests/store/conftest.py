@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flows.store import workflows
+from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.session import Database
 from tests.leasing import begin
 
 GRAPH: dict[str, Any] = {

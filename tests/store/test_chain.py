@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from flows.engine.errors import ConflictError, LeaseLostError, NotFoundError
+from flows.graphs.errors import ConflictError, LeaseLostError, NotFoundError
 from flows.store import chain, values, workflows
 from flows.store.chain import Step
+from flows.store.database import Database
 from flows.store.models import ChainEntry, Execution, Workflow
-from flows.store.session import Database
 from flows.store.values import Value
 from tests.leasing import begin, lease_of
 from tests.store.racing import together

@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError
+from flows.graphs.errors import ConflictError, InvalidInputError, NotFoundError
 from flows.store import clients, executions
+from flows.store.database import Database
 from flows.store.models import Client, Workflow
-from flows.store.session import Database
 from tests.leasing import begin
 
 

@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import InvalidInputError
+from flows.graphs.errors import InvalidInputError
 from flows.store import executions, idempotency, workflows
+from flows.store.database import Database, now
 from flows.store.models import Execution, IdempotencyKey, Workflow
-from flows.store.session import Database, now
+from flows.store.transitions import submissions
 from tests.store.racing import together
 
 ONE, OTHER = "1" * 64, "2" * 64
@@ -57,9 +58,7 @@ def test_a_key_is_free_again_after_a_day(
     age(database, 24.1)
     assert find(database, "order 7") is None
     new = database.run_sync(
-        lambda s: executions.create_pending(
-            s, workflow_id=workflow.id, client=None, priority="normal", initial={}
-        )
+        lambda s: submissions.create(s, workflow_id=workflow.id, client=None, priority="normal", initial={})
     )
     assert put(database, "order 7", new, OTHER)
     assert find(database, "order 7") == (OTHER, new.id)
@@ -76,7 +75,7 @@ def test_of_requests_at_once_one_makes_the_run(
         age(database, 25)
 
     def request(session: Session) -> int | None:
-        made = executions.create_pending(
+        made = submissions.create(
             session, workflow_id=workflow.id, client=None, priority="normal", initial={}
         )
         if idempotency.put(session, "order 7", ONE, made.id):
@@ -95,7 +94,7 @@ def test_a_key_is_moved_once(database: Database, workflow: Workflow, execution: 
     put(database, "order 7", execution)
 
     def request(session: Session) -> int | None:
-        made = executions.create_pending(
+        made = submissions.create(
             session, workflow_id=workflow.id, client=None, priority="normal", initial={}
         )
         if idempotency.move(session, "order 7", execution.id, made.id):

@@ -7,58 +7,62 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, LeaseHeldError, LeaseLostError
-from flows.store import chain, clients, executions, leases, recovery, workflows
+from flows.graphs.errors import ConflictError, LeaseHeldError, LeaseLostError
+from flows.graphs.lifecycle import Closure, ErrorKind, Status, StepStatus
+from flows.store import chain, clients, executions, leases, orphans, workflows
 from flows.store.chain import Step
-from flows.store.leases import Lease
+from flows.store.database import Database
+from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
-from flows.store.session import Database
+from flows.store.transitions import attempts, interventions, submissions
 from flows.store.values import Value
 from tests.leasing import SECONDS, begin, lease_of
 from tests.store.racing import together
-from tests.store.rows import everything, expire, seconds_left, take
+from tests.store.rows import (
+    claim_of,
+    create,
+    end,
+    everything,
+    expire,
+    read,
+    seconds_left,
+    snapshot,
+    take,
+    take_retried,
+)
 
 Write = Callable[[Session, Lease], object]
 
-SUCCESS = Step(0, 1, "start", "start", "success", changes={"a": Value(b"1")})
+SUCCESS = Step(0, 1, "start", "start", StepStatus.SUCCESS, changes={"a": Value(b"1")})
+FAILURE = Step(0, 1, "start", "start", StepStatus.FAILED, error_message="boom")
+ENDS: dict[str, Write] = {
+    "a retry": lambda s, lease: attempts.schedule_retry(s, lease, "x", ErrorKind.INFRASTRUCTURE, None, 60),
+    "a wait for E2B": lambda s, lease: attempts.wait_for_provider(
+        s, lease, "x", ErrorKind.INFRASTRUCTURE, None, 60
+    ),
+    "success": attempts.complete,
+    "failure": lambda s, lease: attempts.fail(s, lease, "late", ErrorKind.NODE, None),
+    "cancellation": lambda s, lease: attempts.cancel(s, lease, "late"),
+}
+"""Every way in which a flow ends an attempt."""
 WRITES: dict[str, Write] = {
     "hold": leases.hold,
-    "the current node": lambda s, lease: executions.set_progress(s, lease, current_node="mail"),
-    "the sandbox": lambda s, lease: executions.set_progress(s, lease, sandbox_id="late"),
-    "no progress": lambda s, lease: executions.set_progress(s, lease),
-    "a guarded step": lambda s, lease: executions.guard(s, lease, 0),
+    "the current node": lambda s, lease: attempts.step_done(s, lease, succeeded=True, next_node="mail"),
+    "no progress": lambda s, lease: attempts.step_done(s, lease, succeeded=False, next_node=None),
+    "the sandbox": lambda s, lease: attempts.note_sandbox(s, lease, "late"),
+    "an unrepeatable step": lambda s, lease: attempts.mark_unrepeatable(s, lease, 0),
     "a step that succeeded": lambda s, lease: chain.append(s, lease, SUCCESS, "mail"),
-    "a step that failed": lambda s, lease: chain.append(
-        s, lease, Step(0, 1, "start", "start", "failed", error_message="boom")
-    ),
-    "a pause": lambda s, lease: executions.postpone(
-        s, lease, error="x", error_kind="infrastructure", at_node=None, seconds=60
-    ),
-    "success": lambda s, lease: executions.finish(s, lease.execution_id, status="completed", lease=lease),
-    "failure": lambda s, lease: executions.finish(
-        s, lease.execution_id, status="failed", error="late", error_kind="node", lease=lease
-    ),
+    "a step that failed": lambda s, lease: chain.append(s, lease, FAILURE),
+    **ENDS,
 }
 """Every way in which a flow writes what becomes of its run."""
 
 
-def read(database: Database, execution: Execution) -> Execution:
-    """The row as it is now."""
-    return database.run_sync(lambda s: executions.get(s, execution.id))
-
-
-def pending(database: Database, workflow: Workflow) -> Execution:
-    """The row that the API makes before it asks Prefect."""
-    return database.run_sync(
-        lambda s: executions.create_pending(
-            s, workflow_id=workflow.id, client=None, priority="normal", initial={}
-        )
-    )
+KINDS = {Status.FAILED: ErrorKind.CRASHED, Status.CANCELLED: ErrorKind.CANCELLED}
 
 
 def take_new(
@@ -66,13 +70,8 @@ def take_new(
 ) -> Lease | None:
     """Take the lease of a flow run that nobody has heard of, unless one is given."""
     return database.run_sync(
-        lambda s: leases.take(
-            s,
-            flow_run_id=flow_run_id or uuid.uuid4(),
-            public_id=public_id,
-            workflow_id=workflow_id,
-            owner=uuid.uuid4(),
-            seconds=SECONDS,
+        lambda s: attempts.take(
+            s, LeaseClaim(flow_run_id or uuid.uuid4(), public_id, workflow_id, uuid.uuid4(), SECONDS)
         )
     )
 
@@ -82,12 +81,12 @@ def take_new(
 
 def test_a_run_of_the_apis_is_leased_before_it_begins(database: Database, workflow: Workflow) -> None:
     """The worker's lease is in the row, with the flow run's id, while the run is still pending."""
-    made, flow_run_id = pending(database, workflow), uuid.uuid4()
+    made, flow_run_id = create(database, workflow), uuid.uuid4()
     lease = take_new(database, workflow.id, made.public_id, flow_run_id)
     assert lease is not None
     row = read(database, made)
     assert (lease.execution_id, lease.owner) == (row.id, row.lease_owner)
-    assert (row.status, row.attempt, row.flow_run_id) == ("pending", 0, flow_run_id)
+    assert (row.status, row.attempt, row.flow_run_id) == (Status.PENDING, 0, flow_run_id)
     assert SECONDS - 10 < seconds_left(database, made) <= SECONDS
 
 
@@ -98,11 +97,11 @@ def test_a_run_from_elsewhere_gets_its_row_with_the_lease(database: Database, wo
     lease = take_new(database, workflow.id, None, flow_run_id)
     assert lease is not None
     row = database.run_sync(lambda s: executions.get(s, lease.execution_id))
-    assert (row.flow_run_id, row.status, row.attempt) == (flow_run_id, "pending", 0)
+    assert (row.flow_run_id, row.status, row.attempt) == (flow_run_id, Status.PENDING, 0)
     assert (row.client_slug, row.initial) == (None, {})
 
     start = partial(
-        executions.begin, lease=lease, flow_run_id=flow_run_id, public_id=None, workflow_id=workflow.id
+        attempts.begin, lease=lease, flow_run_id=flow_run_id, public_id=None, workflow_id=workflow.id
     )
     first = database.run_sync(partial(start, client=client, initial={"a": Value(b"1")}, priority="high"))
     again = database.run_sync(partial(start, client=None, initial={"b": Value(b"2")}, priority="low"))
@@ -130,80 +129,75 @@ def test_a_lease_that_lasts_keeps_others_out(database: Database, execution: Exec
     expire(database, execution)
     second = take(database, execution)
     assert second is not None
-    assert database.run_sync(lambda s: leases.release(s, second))
-    assert not database.run_sync(lambda s: leases.release(s, second))
+    assert database.run_sync(lambda s: attempts.release(s, second))
+    assert not database.run_sync(lambda s: attempts.release(s, second))
     assert (read(database, execution).lease_owner, read(database, execution).lease_until) == (None, None)
     assert take(database, execution) is not None
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
 def test_a_run_that_ended_badly_is_leased_where_a_person_retried_it(
-    database: Database, execution: Execution, status: str
+    database: Database, execution: Execution, status: Status
 ) -> None:
     """It is open again with the lease, so that who dies then has not lost the retry; no one else opens it."""
-    database.run_sync(lambda s: executions.finish(s, execution.id, status=status))
+    end(database, execution, status)
     assert take(database, execution) is None
-    assert read(database, execution).status == status
-    assert take(database, execution, reopens=True) is not None
-    assert read(database, execution).status == "running"
+    assert read(database, execution).status is status
+    assert take_retried(database, execution) is not None
+    assert read(database, execution).status is Status.RUNNING
 
 
+@pytest.mark.parametrize("status", [Status.FAILED, Status.COMPLETED])
 def test_a_run_that_is_over_is_not_opened_while_its_worker_has_it(
-    database: Database, execution: Execution
+    database: Database, execution: Execution, status: Status
 ) -> None:
-    """Prefect has not heard of its end yet: until it has, the lease is kept, and the row closed."""
+    """Prefect has not heard of its end yet: until it has, others wait, and the row stays closed."""
     lease = lease_of(execution)
-    database.run_sync(
-        lambda s: executions.finish(s, execution.id, status="failed", lease=lease, keep_lease=True)
-    )
+    close = ENDS["success" if status is Status.COMPLETED else "failure"]
+    database.run_sync(lambda s: close(s, lease))
     with pytest.raises(LeaseHeldError):
-        take(database, execution, reopens=True)
-    assert read(database, execution).status == "failed"
-    assert database.run_sync(lambda s: leases.release(s, lease))
-    assert take(database, execution, reopens=True) is not None
+        take(database, execution)
+    assert take_retried(database, execution) is None
+    assert read(database, execution).status is status
+    assert database.run_sync(lambda s: attempts.release(s, lease))
+    assert take(database, execution) is None
+    assert (take_retried(database, execution) is not None) == (status is Status.FAILED)
 
 
-@pytest.mark.parametrize("keep_lease", [True, False])
-def test_a_last_word_may_be_repeated(database: Database, execution: Execution, keep_lease: bool) -> None:
-    """The commit stood and its answer was lost: said again under the same lease it changes nothing."""
-    lease = lease_of(execution)
-
-    def postpone(session: Session) -> Any:
-        options: dict[str, Any] = {"error_kind": "infrastructure", "at_node": "a", "keep_lease": keep_lease}
-        return executions.postpone(session, lease, error="x", seconds=60, **options)
-
-    due = database.run_sync(postpone)
-    if keep_lease:
-        assert database.run_sync(postpone) == due
-        assert read(database, execution).retries == 1
-    else:
-        with pytest.raises(LeaseLostError):
-            database.run_sync(postpone)
+def test_who_is_being_cancelled_is_not_taken(database: Database, execution: Execution) -> None:
+    """While its process has it others wait; when that is gone, or dead, there is nothing to run."""
+    seen = snapshot(database, execution)
+    assert database.run_sync(lambda s: interventions.revoke(s, seen))
+    with pytest.raises(LeaseHeldError):
+        take(database, execution)
+    expire(database, execution)
+    assert take(database, execution) is None
+    assert database.run_sync(lambda s: attempts.release(s, lease_of(execution)))
+    assert take(database, execution) is None
 
 
-def test_a_kept_lease_that_was_lost_says_nothing_more(database: Database, execution: Execution) -> None:
+@pytest.mark.parametrize("name", ["success", "failure", "cancellation"])
+def test_a_kept_lease_that_was_lost_says_nothing_more(
+    database: Database, execution: Execution, name: str
+) -> None:
     """Somebody looks after the run by now: it is theirs to tell Prefect how it ended."""
     lease = lease_of(execution)
-
-    def finish(session: Session) -> bool:
-        return executions.finish(session, execution.id, status="failed", lease=lease, keep_lease=True)
-
-    assert database.run_sync(finish)
-    assert not database.run_sync(finish)
+    for _ in range(2):
+        database.run_sync(lambda s: ENDS[name](s, lease))
     expire(database, execution)
-    assert database.run_sync(lambda s: recovery.seize_expired(s, ())) is not None
+    assert database.run_sync(lambda s: orphans.take_expired(s, ())) is not None
     with pytest.raises(LeaseLostError):
-        database.run_sync(finish)
+        database.run_sync(lambda s: ENDS[name](s, lease))
 
 
 def test_there_is_nothing_to_lease(database: Database, workflow: Workflow, execution: Execution) -> None:
     """Completed, never started, unknown, of another workflow or flow run: None, and nothing changes."""
-    rejected = pending(database, workflow)
-    database.run_sync(lambda s: executions.reject(s, rejected.id, "x"))
+    rejected = create(database, workflow)
+    database.run_sync(lambda s: submissions.refuse(s, rejected.id, "x"))
     other = database.run_sync(lambda s: workflows.create(s, name="Other", graph=workflow.current.graph))
-    waiting = pending(database, workflow)
+    waiting = create(database, workflow)
     done = database.run_sync(lambda s: begin(s, flow_run_id=uuid.uuid4(), workflow_id=workflow.id))
-    database.run_sync(lambda s: executions.finish(s, done.id, status="completed"))
+    end(database, done, Status.COMPLETED)
     before = everything(database)
     assert take(database, done) is None
     assert take_new(database, workflow.id, rejected.public_id) is None
@@ -231,7 +225,7 @@ def test_a_copied_run_is_told_whose_the_execution_is(database: Database, executi
 @pytest.mark.parametrize("round_", range(5))
 def test_of_two_that_take_at_once_one_wins(database: Database, workflow: Workflow, round_: int) -> None:
     """A pending run, a run that has no row yet, and one whose lease ran out."""
-    made, flow_run_id = pending(database, workflow), uuid.uuid4()
+    made, flow_run_id = create(database, workflow), uuid.uuid4()
     old = database.run_sync(lambda s: begin(s, flow_run_id=uuid.uuid4(), workflow_id=workflow.id))
     expire(database, old)
     for work in (
@@ -262,13 +256,17 @@ def test_who_was_only_slow_writes_nothing(database: Database, execution: Executi
 
 
 @pytest.mark.parametrize("name", WRITES)
-@pytest.mark.parametrize("status", ["cancelled", "failed", "completed"])
-def test_nothing_is_written_to_a_run_that_was_closed_from_outside(
-    database: Database, execution: Execution, name: str, status: str
+@pytest.mark.parametrize("status", [Status.CANCELLED, Status.FAILED, Status.COMPLETED])
+def test_nothing_is_written_to_a_run_that_is_over_and_not_ours(
+    database: Database, execution: Execution, name: str, status: Status
 ) -> None:
     """Cancelled in the UI, say: the row stays as it was closed."""
     slow = lease_of(execution)
-    assert database.run_sync(lambda s: executions.finish(s, execution.id, status=status))
+    if status is Status.COMPLETED:
+        end(database, execution, status)
+    else:
+        seen, closure = snapshot(database, execution), Closure(status, "x", KINDS[status])
+        assert database.run_sync(lambda s: interventions.close_as_seen(s, seen, closure))
     before = everything(database)
     with pytest.raises(LeaseLostError, match=status):
         database.run_sync(lambda s: WRITES[name](s, slow))
@@ -287,15 +285,12 @@ def test_a_deleted_run_is_said_to_be(database: Database, execution: Execution, n
 def test_a_lease_that_ran_out_is_still_ours_until_taken(
     database: Database, execution: Execution, name: str
 ) -> None:
-    """A write comes through, and unless it ends the attempt, the lease lasts anew."""
+    """A write comes through, and the lease lasts anew: at an attempt's end until Prefect has heard."""
     expire(database, execution)
     before = everything(database)
     database.run_sync(lambda s: WRITES[name](s, lease_of(execution)))
     assert everything(database) != before
-    if read(database, execution).lease_owner is not None:
-        assert seconds_left(database, execution) > SECONDS - 10
-    else:
-        assert name in ("a pause", "success", "failure")
+    assert seconds_left(database, execution) > SECONDS - 10
 
 
 def test_who_was_only_slow_does_not_begin(database: Database, execution: Execution) -> None:
@@ -309,7 +304,7 @@ def test_who_was_only_slow_does_not_begin(database: Database, execution: Executi
         with pytest.raises(LeaseLostError):
             database.run_sync(
                 partial(
-                    executions.begin,
+                    attempts.begin,
                     lease=lease,
                     flow_run_id=execution.flow_run_id,
                     public_id=execution.public_id,
@@ -326,19 +321,18 @@ def test_a_write_and_a_takeover_take_turns(database: Database, execution: Execut
     lease = lease_of(execution)
     expire(database, execution)
 
-    def finish() -> bool:
-        return database.run_sync(
-            lambda s: executions.finish(s, execution.id, status="completed", lease=lease)
-        )
+    def complete() -> bool:
+        database.run_sync(lambda s: attempts.complete(s, lease))
+        return True
 
-    finished, taken = together(finish, partial(take, database, execution))
-    if finished is True:
-        assert taken is None
-        assert read(database, execution).status == "completed"
+    completed, taken = together(complete, partial(take, database, execution))
+    if completed is True:
+        assert isinstance(taken, LeaseHeldError)
+        assert read(database, execution).status is Status.COMPLETED
     else:
-        assert isinstance(finished, LeaseLostError)
+        assert isinstance(completed, LeaseLostError)
         assert isinstance(taken, Lease)
-        assert read(database, execution).status == "running"
+        assert read(database, execution).status is Status.RUNNING
 
 
 # -- renewing ----------------------------------------------------------------------------------------
@@ -355,7 +349,7 @@ def test_only_what_is_ours_is_renewed(database: Database, workflow: Workflow) ->
     for run in (run_out, taken, foreign):
         expire(database, run)
     take(database, taken)
-    database.run_sync(lambda s: executions.finish(s, closed.id, status="cancelled"))
+    end(database, closed, Status.CANCELLED)
 
     renewed = database.run_sync(lambda s: leases.renew(s, [*owners, uuid.uuid4()], 300.0))
     assert renewed == {lease_of(kept).owner, lease_of(run_out).owner}
@@ -365,27 +359,23 @@ def test_only_what_is_ours_is_renewed(database: Database, workflow: Workflow) ->
     assert database.run_sync(lambda s: leases.renew(s, [], 300.0)) == set()
 
 
-def test_closing_takes_the_lease_away(database: Database, execution: Execution) -> None:
-    """Whoever closes a run: nobody runs it any more."""
-    database.run_sync(lambda s: executions.finish(s, execution.id, status="cancelled"))
+def test_closing_from_outside_takes_the_lease_away(database: Database, execution: Execution) -> None:
+    """Prefect says that the run is over: nobody runs it any more."""
+    seen, closure = snapshot(database, execution), Closure(Status.FAILED, "x", ErrorKind.CRASHED)
+    assert database.run_sync(lambda s: interventions.close_as_seen(s, seen, closure))
     row = read(database, execution)
     assert (row.lease_owner, row.lease_until) == (None, None)
 
 
 def test_a_run_that_cannot_begin_is_closed_under_its_lease(database: Database, workflow: Workflow) -> None:
     """Its client is gone, say: it becomes failed, when it is retried once more, and is free again."""
-    made = pending(database, workflow)
-    lease = take_new(database, workflow.id, made.public_id)
-    assert lease is not None
-
-    def close(lease: Lease) -> bool:
-        return database.run_sync(lambda s: executions.finish(s, made.id, status="failed", lease=lease))
-
-    assert close(lease)
-    retried = take(database, read(database, made), reopens=True)
-    assert retried is not None
-    assert close(retried)
-    assert (read(database, made).status, read(database, made).lease_owner) == ("failed", None)
+    made = create(database, workflow)
+    assert take_new(database, workflow.id, made.public_id) is not None
+    end(database, made, Status.FAILED)
+    assert take_retried(database, read(database, made)) is not None
+    assert read(database, made).status is Status.PENDING
+    end(database, made, Status.FAILED)
+    assert (read(database, made).status, read(database, made).lease_owner) == (Status.FAILED, None)
 
 
 # -- all of it at once -------------------------------------------------------------------------------
@@ -406,15 +396,7 @@ class Ledger:
         """Take the run for a new owner."""
 
         def work(session: Session) -> Lease | None:
-            assert self._execution.flow_run_id is not None
-            taken = leases.take(
-                session,
-                flow_run_id=self._execution.flow_run_id,
-                public_id=self._execution.public_id,
-                workflow_id=self._execution.workflow_id,
-                owner=uuid.uuid4(),
-                seconds=SECONDS,
-            )
+            taken = attempts.take(session, claim_of(self._execution))
             assert taken is not None
             self._note(session, taken, "take")
             return taken
@@ -430,11 +412,11 @@ class Ledger:
 
         self._database.run_sync(work)
 
-    def give_back(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         """Release the lease, if it is still ours."""
 
         def work(session: Session) -> None:
-            if leases.release(session, lease):
+            if attempts.release(session, lease):
                 self._note(session, lease, "end")
 
         self._database.run_sync(work)
@@ -443,8 +425,10 @@ class Ledger:
         """End the run; a person opens it again at once."""
 
         def work(session: Session) -> None:
-            executions.finish(session, self._execution.id, status="failed", lease=lease)
-            executions.reopen(session, self._execution.id)
+            attempts.fail(session, lease, "boom", ErrorKind.NODE, None)
+            attempts.release(session, lease)
+            reopened = interventions.reopen(session, self._execution.id, None)
+            attempts.release(session, reopened.lease)
             self._note(session, lease, "end")
 
         self._database.run_sync(work)
@@ -457,7 +441,7 @@ class Ledger:
     def live(self, seed: str) -> None:
         """Do one thing after the other, with the newest lease that one has had or with any older one."""
         chance = random.Random(seed)
-        actions = [*[self.take] * 3, *[self.write] * 6, *[self.lapse] * 2, self.give_back, self.close]
+        actions = [*[self.take] * 3, *[self.write] * 6, *[self.lapse] * 2, self.release, self.close]
         mine = [lease_of(self._execution)]
         for _ in range(80):
             lease = mine[-1] if chance.random() < 0.7 else chance.choice(mine)
@@ -478,7 +462,7 @@ class Ledger:
 
     def _note(self, session: Session, lease: Lease, what: str) -> None:
         place = chain.count(session, self._execution.id)
-        step = Step(place, 1, str(lease.owner), "action", "failed", stdout=what)
+        step = Step(place, 1, str(lease.owner), "action", StepStatus.FAILED, stdout=what)
         chain.add(session, self._execution.id, step)
 
 

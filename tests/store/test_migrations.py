@@ -7,16 +7,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, create_engine, text
 
-from flows.engine.errors import ConfigurationError, DatabaseUnavailableError
-from flows.store import executions, migrations
-from flows.store.models import Base
-from flows.store.session import Database
+from flows.graphs.errors import ConfigurationError, DatabaseUnavailableError
+from flows.graphs.lifecycle import Status
+from flows.store import chain, executions, migrations
+from flows.store.base import Base
+from flows.store.database import Database
 from tests.leasing import begin
 
 EVERYTHING = """
@@ -36,6 +38,8 @@ DEFINITIONS = """
     SELECT table_name, column_name, concat_ws(' ', data_type, character_maximum_length, is_nullable,
                                               column_default)
     FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    UNION ALL
+    SELECT sequencename::text, data_type::text, max_value::text FROM pg_sequences WHERE schemaname = 'public'
     ORDER BY 1, 2, 3
 """
 UNINDEXED_FOREIGN_KEYS = """
@@ -66,7 +70,7 @@ def test_up_down_and_up_again(empty_database_url: str) -> None:
     """Going down to base leaves nothing behind, not even a type, and the way up is open again."""
     assert migrations.current(empty_database_url) is None
     migrations.upgrade(empty_database_url)
-    assert migrations.current(empty_database_url) == "0002"
+    assert migrations.current(empty_database_url) == "0004"
     before = rows(empty_database_url, DEFINITIONS)
 
     migrations.downgrade(empty_database_url, "base")
@@ -107,8 +111,38 @@ def contents(url: str) -> dict[str, list[dict[str, object]]]:
         }
 
 
+REPAIRED: dict[str, dict[str, object]] = {
+    # It has begun, so it is not pending; an open run has no error unless it waits for its retry.
+    "pending": {"status": "running", "error": None},
+    "running": {"error": None},
+    "completed": {"error": None},
+    "failed": {"error_kind": "internal"},
+    "cancelled": {"error_kind": "cancelled"},
+}
+"""What the rules of the lifecycle change in the runs above."""
+
+
+def as_repaired(row: dict[str, object]) -> dict[str, object]:
+    """A run of before, as it is after the migrations."""
+    status = str(row["status"])
+    is_open = status in ("pending", "running")
+    end = {"completed_at": None if is_open else row["started_at"]}
+    return row | FRESH | dict.fromkeys(NOTHING) | end | REPAIRED[status] | {"task_id": row["flow_run_id"]}
+
+
+FRESH = {"stepping": False, "retries": 0, "crashes": 0, "lost_starts": 0, "revoked": False}
+NOTHING = (
+    "lease_owner",
+    "lease_until",
+    "unrepeatable_step",
+    "next_attempt_at",
+    "crash_step",
+    "reopened_from",
+)
+
+
 def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
-    """0001 to 0002 with runs of every status: all is as it was, nobody has a lease, and runs go on."""
+    """From 0001 with runs of every status: what was told of them stays, nobody has a lease, they go on."""
     migrations.upgrade(empty_database_url, "0001")
     with connect(empty_database_url) as connection:
         connection.execute(text(FIRST_ROWS))
@@ -116,16 +150,7 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
     migrations.upgrade(empty_database_url)
     after = contents(empty_database_url)
 
-    fresh = {"stepping": False, "retries": 0, "crashes": 0, "lost_starts": 0, "revoked": False}
-    nothing = (
-        "lease_owner",
-        "lease_until",
-        "guarded_step",
-        "next_attempt_at",
-        "crash_step",
-        "reopened_from",
-    )
-    before["executions"] = [row | fresh | dict.fromkeys(nothing) for row in before["executions"]]
+    before["executions"] = [as_repaired(row) for row in before["executions"]]
     assert after == before
 
     database = Database(empty_database_url)
@@ -139,17 +164,58 @@ def test_runs_of_before_the_leases_are_kept(empty_database_url: str) -> None:
                     flow_run_id=row.flow_run_id,
                     public_id=row.public_id,
                     workflow_id=1,
-                    reopens=True,
+                    request=uuid4(),
                 )
             )
-            assert (again.status, again.attempt, again.initial) == ("running", number + 1, {"a": "d"})
+            assert (again.status, again.attempt, again.initial) == (Status.RUNNING, number + 1, {"a": "d"})
     finally:
         database.close()
 
     migrations.downgrade(empty_database_url, "0001")
     assert [set(row) for row in contents(empty_database_url)["executions"]] == [
-        set(row) - fresh.keys() - set(nothing) for row in after["executions"]
+        set(row) - FRESH.keys() - set(NOTHING) - {"task_id"} for row in after["executions"]
     ]
+
+
+def chain_ids(url: str) -> list[object]:
+    """The ids of all chain entries."""
+    return [row[0] for row in rows(url, "SELECT id FROM chain_entries ORDER BY id")]
+
+
+ANOTHER_ENTRY = """
+    INSERT INTO chain_entries (execution_id, step, attempt, node_id, node_type, status, timestamp,
+                               execution_time, changes, stdout, stderr)
+        VALUES (2, (SELECT max(step) + 1 FROM chain_entries), 1, '"a"', 'action', 'success', now(), 0, '{}',
+                '""', '""')
+"""
+
+
+def test_chains_outgrow_32_bits(empty_database_url: str) -> None:
+    """The entries that there are keep their ids, up and down; behind the last of 32 bits it goes on."""
+    last = 2**31 - 1
+    migrations.upgrade(empty_database_url, "0001")
+    with connect(empty_database_url) as connection:
+        connection.execute(text(FIRST_ROWS))
+    migrations.upgrade(empty_database_url, "0002")
+    with connect(empty_database_url) as connection:
+        connection.execute(text("SELECT setval('chain_entries_id_seq', 7)"))
+    migrations.upgrade(empty_database_url, "0003")
+    with connect(empty_database_url) as connection:
+        connection.execute(text(ANOTHER_ENTRY))
+    migrations.downgrade(empty_database_url, "0002")
+    assert chain_ids(empty_database_url) == [1, 8]
+
+    migrations.upgrade(empty_database_url)
+    with connect(empty_database_url) as connection:
+        connection.execute(text("SELECT setval('chain_entries_id_seq', :last)"), {"last": last})
+        connection.execute(text(ANOTHER_ENTRY))
+    assert chain_ids(empty_database_url) == [1, 8, last + 1]
+    database = Database(empty_database_url)
+    try:
+        entries = database.run_sync(partial(chain.entries, execution_id=2))
+        assert [entry.id for entry in entries] == [1, 8, last + 1]
+    finally:
+        database.close()
 
 
 def test_an_upgrade_of_what_is_up_to_date_changes_nothing(migrated_database_url: str) -> None:

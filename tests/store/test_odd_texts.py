@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 
 from flows.store import chain, executions, schedules, workflows
 from flows.store.chain import Step
+from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.session import Database
+from flows.store.transitions import attempts
 from flows.store.values import Value, load
 from tests.leasing import lease_of
 
@@ -79,7 +80,8 @@ def test_what_a_node_says(database: Database, execution: Execution, text: str, o
         stderr=text,
     )
     entry_id = database.run_sync(lambda s: chain.append(s, lease_of(execution), said)).id
-    database.run_sync(lambda s: executions.set_progress(s, lease_of(execution), current_node=text))
+    noted = partial(attempts.step_done, lease=lease_of(execution), succeeded=False, next_node=text)
+    database.run_sync(noted)
     (entry,) = database.run_sync(lambda s: chain.entries(s, execution.id, step, 1))
     assert entry.id == entry_id
     assert (entry.error_type, entry.traceback, entry.stderr) == (as_json(text),) * 3

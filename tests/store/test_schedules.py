@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from flows.engine.errors import InvalidInputError, NotFoundError
+from flows.graphs.errors import InvalidInputError, NotFoundError
 from flows.store import schedules, workflows
+from flows.store.database import Database
 from flows.store.models import Workflow
-from flows.store.session import Database
 
 
 def test_a_schedule_is_added_read_changed_and_deleted(database: Database, workflow: Workflow) -> None:

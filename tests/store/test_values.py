@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.orm import Session
 
-from flows.store import chain, executions, values
+from flows.store import chain, values
 from flows.store.chain import Step
+from flows.store.database import Database
 from flows.store.models import ContextValue, Execution, Workflow
-from flows.store.session import Database
+from flows.store.transitions import submissions
 from flows.store.values import Value
 from tests.leasing import begin, lease_of
 
@@ -60,7 +61,7 @@ def test_a_value_is_stored_once_per_execution(
     put(database, execution, {"c": Value(b"1"), "d": Value(b"2")})
     assert len(sizes(database)) == 2
     other = database.run_sync(
-        lambda s: executions.create_pending(
+        lambda s: submissions.create(
             s, workflow_id=workflow.id, client=None, priority="normal", initial={"a": Value(b"1")}
         )
     )
@@ -144,3 +145,20 @@ def test_a_value_shows_no_content() -> None:
     """What is printed of a value, in a log or a traceback, is its size."""
     assert repr(Value(b'"private-word"')) == "Value(14 bytes)"
     assert str(Value(b"token", sealed=True)) == "Value(5 bytes, sealed)"
+
+
+def test_small_values_are_loaded_ahead(database: Database, execution: Execution) -> None:
+    """Large ones are not, nor more than a few; and what unpacks to a lot ends it."""
+    small = {str(number): Value(b"%d" % number) for number in range(300)}
+    large = Value(incompressible(values.AHEAD_EACH + 1, 1))
+    bombs = {f"bomb{number}": Value(b'"%d%s"' % (number, b" " * MEGABYTE)) for number in range(9)}
+    digests = put(database, execution, {"large": large, **small, **bombs})
+
+    def ahead(names: list[str], most: int = MEGABYTE) -> dict[str, Value]:
+        wanted = [digests[name] for name in names]
+        return database.run_sync(lambda s: values.load_ahead(s, execution.id, wanted, most))
+
+    assert ahead([]) == {}
+    assert ahead(["large", "1", "2"]) == {digests[name]: small[name] for name in ("1", "2")}
+    assert set(ahead(list(small))) == {digests[str(number)] for number in range(values.AHEAD)}
+    assert len(ahead(list(bombs), 3 * MEGABYTE)) == 3

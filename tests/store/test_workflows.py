@@ -10,18 +10,11 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from flows.engine.errors import ConflictError, InvalidInputError, NotFoundError
+from flows.graphs.errors import ConflictError, InvalidInputError, NotFoundError
 from flows.store import chain, clients, executions, schedules, workflows
-from flows.store.models import (
-    Base,
-    ChainEntry,
-    ContextValue,
-    Execution,
-    Schedule,
-    Workflow,
-    WorkflowVersion,
-)
-from flows.store.session import Database
+from flows.store.base import Base
+from flows.store.database import Database
+from flows.store.models import ChainEntry, ContextValue, Execution, Schedule, Workflow, WorkflowVersion
 from flows.store.values import Value
 from tests.leasing import begin, lease_of
 from tests.store.racing import together
@@ -96,6 +89,18 @@ def test_a_taken_name_is_a_conflict(database: Database, workflow: Workflow, grap
     other = create(database, "Orders", graph)
     with pytest.raises(ConflictError, match="'Invoices'"):
         database.run_sync(lambda s: workflows.update(s, other.id, name="Invoices"))
+
+
+def test_a_taken_name_with_a_changed_graph_is_a_conflict(
+    database: Database, workflow: Workflow, graph: dict[str, Any]
+) -> None:
+    """Nothing of it is saved, and the error is the same as for the name alone."""
+    other = create(database, "Orders", graph)
+    changed = {**graph, "editor": {"zoom": 1}}
+    with pytest.raises(ConflictError, match="'Invoices'"):
+        database.run_sync(lambda s: workflows.update(s, other.id, name="Invoices", graph=changed))
+    left = database.run_sync(lambda s: workflows.get(s, other.id))
+    assert (left.name, left.version, left.current.graph) == ("Orders", 1, graph)
 
 
 def test_the_same_name_created_at_once_is_one_conflict(database: Database, graph: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from prefect.client.orchestration import PrefectClient
 
 from flows.config.settings import Settings
 from flows.credentials.cipher import generate_key
-from flows.orchestration.client import Orchestration
-from flows.store.session import Database
+from flows.prefect_gateway.gateway import PrefectGateway
+from flows.store.database import Database
 from tests.access_log import AccessLog
 from tests.servers import PrefectServer
 from tests.worker.site import Site
@@ -47,8 +47,8 @@ async def site(
         NOVA_WORK_POOL=f"nova-{uuid4().hex[:8]}",
         NOVA_PREFECT_TIMEOUT=60,  # sixty runs at once, on a machine that does other things as well
     )
-    async with Orchestration(settings) as orchestration, PrefectClient(prefect_url) as prefect:
-        made = Site(database, settings, orchestration, prefect, fork_server)
+    async with PrefectGateway(settings) as gateway, PrefectClient(prefect_url) as prefect:
+        made = Site(database, settings, gateway, prefect, fork_server)
         await made.prepare()
         yield made
 

@@ -17,12 +17,14 @@ from sqlalchemy import func, select
 
 from deployments.worker.worker import NovaWorker
 from flows.config.settings import Settings
-from flows.engine import context
-from flows.orchestration.client import Orchestration
-from flows.orchestration.deployments import DeploymentSpec
-from flows.store import executions, workflows
+from flows.graphs import json_values
+from flows.graphs.lifecycle import RunSnapshot, closure_for
+from flows.prefect_gateway.gateway import PrefectGateway
+from flows.prefect_gateway.workflow_deployments import DeploymentSpec
+from flows.store import executions, orphans, workflows
+from flows.store.database import Database
 from flows.store.models import Execution, Workflow
-from flows.store.session import Database
+from flows.store.transitions import interventions, submissions
 from flows.store.values import Value
 from tests.builders import fresh_name
 from tests.servers import ServerProcess, clean_environment
@@ -39,14 +41,14 @@ class Site:
         self,
         database: Database,
         settings: Settings,
-        orchestration: Orchestration,
+        gateway: PrefectGateway,
         prefect: PrefectClient,
         fork_server: Path | None = None,
     ) -> None:
         self._fork_server = fork_server
         self.database = database
         self.settings = settings
-        self.orchestration = orchestration
+        self.gateway = gateway
         self.prefect = prefect
 
     @property
@@ -60,7 +62,7 @@ class Site:
         await self.prefect.create_work_pool(
             WorkPoolCreate(name=self.pool, type=kind, base_job_template=template)
         )
-        await self.orchestration.deployments.ensure_pool()
+        await self.gateway.deployments.ensure_pool()
 
     async def workflow(self, graph: dict[str, Any], **fields: Any) -> Workflow:
         """Save a workflow and deploy it."""
@@ -78,7 +80,7 @@ class Site:
             version=1,
             deployment_id=None,
         )
-        deployment_id = await self.orchestration.deployments.apply(spec)
+        deployment_id = await self.gateway.deployments.apply(spec)
 
         def note(session: Any) -> Workflow:
             workflows.set_deployment(session, saved.id, deployment_id)
@@ -88,24 +90,24 @@ class Site:
 
     async def submit(self, workflow: Workflow, priority: str = "normal", **initial: Any) -> UUID:
         """Submit a run as the API does and return its flow run's id."""
-        fragments = context.to_fragments(initial)
+        fragments = json_values.to_fragments(initial)
 
         def write(session: Any) -> Execution:
             stored = {key: Value(data) for key, data in fragments.items()}
-            return executions.create_pending(
+            return submissions.create(
                 session, workflow_id=workflow.id, client=None, priority=priority, initial=stored
             )
 
         row = await self.database.run(write)
         assert workflow.deployment_id is not None
-        state = await self.orchestration.runs.submit(
+        state = await self.gateway.runs.submit(
             deployment_id=workflow.deployment_id,
             public_id=row.public_id,
             name=f"{workflow.slug} #{row.id}",
             tags=[f"workflow:{workflow.slug}"],
             priority=priority,
         )
-        await self.database.run(lambda session: executions.confirm(session, row.id, state.flow_run_id))
+        await self.database.run(lambda session: submissions.confirm(session, row.id, state.flow_run_id))
         return state.flow_run_id
 
     async def deploy(self, entrypoint: str) -> UUID:
@@ -127,6 +129,17 @@ class Site:
         row = await self.database.run(lambda session: executions.by_task(session, flow_run_id))
         assert row is not None
         return row
+
+    async def snapshot(self, flow_run_id: UUID) -> RunSnapshot:
+        """Read the execution of a flow run, as far as decisions need it."""
+        seen = await self.database.run(lambda session: orphans.match_flow_runs(session, {flow_run_id: None}))
+        return seen[flow_run_id]
+
+    async def close_as_seen(self, flow_run_id: UUID) -> None:
+        """Close an execution as Prefect says, as a poll does; who has its lease loses it."""
+        row, state = await self.snapshot(flow_run_id), await self.gateway.runs.find(flow_run_id)
+        closure = closure_for(row, state)
+        assert await self.database.run(lambda session: interventions.close_as_seen(session, row, closure))
 
     async def flow_runs(self, ids: Sequence[UUID]) -> list[FlowRun]:
         """Read flow runs in one request, in the order of their start."""

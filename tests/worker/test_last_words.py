@@ -14,8 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed, Scheduled
 from sqlalchemy import text
 
-from flows.store import executions
-from flows.store.session import Database
+from flows.store.database import Database
 from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
@@ -68,10 +67,7 @@ async def test_a_run_that_was_closed_from_outside_is_not_handed_back(site: Site,
         flow_run_id = await site.submit(workflow)
         wait_until(lambda: bool(started.read_text()), 30, "the node to start")
         await site.prefect.set_flow_run_state(flow_run_id, Failed(message="By hand"), force=True)
-        row = await site.execution(flow_run_id)
-        await site.database.run(
-            lambda session: executions.finish(session, row.id, status="failed", attempt=row.attempt)
-        )
+        await site.close_as_seen(flow_run_id)
         worker.process.terminate()
         wait_until(lambda: worker.process.poll() is not None, 20, "the worker to end")
     run = await site.prefect.read_flow_run(flow_run_id)

@@ -116,13 +116,13 @@ async def test_limits_of_the_pool_and_of_queues_hold(site: Site, folder: Path) -
 
 async def test_the_cleanup_runs_there_too(site: Site, folder: Path) -> None:
     """A worker runs the maintenance flow of its pool beside the workflows."""
-    await site.orchestration.deployments.ensure_cleanup()
+    await site.gateway.deployments.ensure_cleanup()
     deployment = await site.prefect.read_deployment_by_name(f"cleanup/{site.pool}")
     flow_run_id = (await site.prefect.create_flow_run_from_deployment(deployment.id)).id
     with site.worker(folder):
         run = await site.until_state(flow_run_id, "Completed")
     assert run.state is not None
-    assert run.state.message == "0 sandboxes ended, 0 idempotency keys forgotten"
+    assert run.state.message == "0 sandboxes ended, 0 idempotency keys deleted"
 
 
 async def test_the_stock_process_worker_runs_the_same_deployment(site: Site, folder: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from deployments.worker.stops import POLL_WITH_EVENTS
+from deployments.worker.stop_requests import POLL_WITH_EVENTS
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.waiting import eventually
@@ -23,7 +23,7 @@ async def until_asked(e2b_server: E2BServer, number: int) -> None:
     """Wait until E2B was asked for this many sandboxes."""
 
     async def asked() -> int:
-        return e2b_server.places.asked
+        return e2b_server.cloud.asked
 
     await eventually(asked, lambda found: found >= number)
 
@@ -74,7 +74,7 @@ async def test_a_run_that_never_starts_leaves_no_sandbox(
             flow_run_id = await site.submit(workflow)
             await proxy.held.wait()
             await until_asked(e2b_server, 2)
-            await site.orchestration.runs.cancel(flow_run_id)
+            await site.gateway.runs.cancel(flow_run_id)
             proxy.release()
             await site.until_state(flow_run_id, "Cancelled")
             await until_killed(e2b_server)
@@ -95,13 +95,13 @@ async def test_a_run_that_waits_for_its_sandbox_can_be_cancelled(
         second = await site.submit(short)
         await site.until_state(second, "Running")
         asked = time.monotonic()
-        await site.orchestration.runs.cancel(second)
+        await site.gateway.runs.cancel(second)
         await site.until_state(second, "Cancelled")
         assert time.monotonic() - asked < POLL_WITH_EVENTS / 2
-        assert e2b_server.places.asked == 1
+        assert e2b_server.cloud.asked == 1
         third = await site.submit(short)
         await site.until_state(third, "Running")
-        await site.orchestration.runs.cancel(first)
+        await site.gateway.runs.cancel(first)
         await site.until_state(third, "Completed")
     assert [place.ended_by for place in e2b_server.sandboxes] == ["kill"] * 2
 
@@ -113,11 +113,11 @@ async def test_a_worker_that_goes_leaves_no_sandbox(site: Site, folder: Path, e2
     with site.worker(folder, limit=4, **settings, **e2b_server.environment) as worker:
         first = await site.submit(workflow)
         await site.until_step(first, "sleep")
-        e2b_server.places.start_delay = 0.5
+        e2b_server.cloud.start_delay = 0.5
         ids = [first, *[await site.submit(workflow) for _ in range(3)]]
         await until_asked(e2b_server, 2)
         await site.until_all(ids, "Running")
         worker.process.terminate()
         await site.until_all(ids, "AwaitingRetry")
         await until_killed(e2b_server)
-    assert e2b_server.places.asked == 2
+    assert e2b_server.cloud.asked == 2

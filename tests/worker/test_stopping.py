@@ -13,10 +13,11 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Suspended
 
-from deployments.worker import engine
-from deployments.worker.running import Ending, Run
-from deployments.worker.stops import POLL_WITH_EVENTS
-from flows.execution.leases import Held, LeaseKeeper
+from deployments.worker import prefect_engine
+from deployments.worker.active_run import Run
+from deployments.worker.stop_requests import POLL_WITH_EVENTS
+from flows.graphs.lifecycle import Ending
+from flows.runs.lease_keeper import HeldLease, LeaseKeeper
 from flows.store import chain
 from flows.store.leases import Lease
 from tests.access_log import AccessLog
@@ -60,7 +61,7 @@ async def test_a_cancelled_run_is_over_at_once(site: Site, folder: Path) -> None
         sandbox = (await site.until_step(flow_run_id, "sleep")).sandbox_id
         assert alive(sandbox)
         asked = time.monotonic()
-        await site.orchestration.runs.cancel(flow_run_id)
+        await site.gateway.runs.cancel(flow_run_id)
         await site.until_state(flow_run_id, "Cancelled")
         wait_until(lambda: not alive(sandbox), 30, "the sandbox's process to end")
         assert time.monotonic() - asked < POLL_WITH_EVENTS / 2
@@ -76,7 +77,7 @@ async def test_a_run_can_be_cancelled_at_any_moment(site: Site, folder: Path) ->
     async def cancel_after(seconds: float) -> None:
         flow_run_id = await site.submit(workflow)
         await asyncio.sleep(seconds)
-        await site.orchestration.runs.cancel(flow_run_id)
+        await site.gateway.runs.cancel(flow_run_id)
         run = await site.until_state(flow_run_id, "Cancelled", "Completed")
         row = await site.execution(flow_run_id)
         assert row.status != "running", (seconds, run.state_name)
@@ -95,23 +96,23 @@ async def test_a_stop_cannot_break_off_the_end_of_a_cancelled_run(site: Site) ->
     async def nothing(workflow_id: int, execution: str) -> None:
         """Never begins."""
 
-    class GivenBackLate(Held):
-        async def give_back(self) -> bool:
+    class GivenBackLate(HeldLease):
+        async def release(self) -> bool:
             run.stop(Ending.CANCELLED)
             await asyncio.sleep(0)
             return True
 
     async def live() -> None:
-        async with engine.shared_clients() as client:
+        async with prefect_engine.shared_clients() as client:
             run.task = asyncio.current_task()
-            await engine.execute(run, nothing, client)
+            await prefect_engine.execute(run, nothing, client)
 
     flow_run_id = await site.submit(await site.workflow(QUICK))
     await site.prefect.set_flow_run_state(flow_run_id, Pending())
     run = Run(await site.prefect.read_flow_run(flow_run_id))
     keeper = LeaseKeeper(site.database, site.database, 30)
     run.held = GivenBackLate(keeper, flow_run_id, Lease(1, uuid4(), 30), time.monotonic())
-    await site.orchestration.runs.cancel(flow_run_id)
+    await site.gateway.runs.cancel(flow_run_id)
     with temporary_settings({PREFECT_API_URL: site.settings.prefect_api_url}):
         await asyncio.create_task(live())
     assert (await site.prefect.read_flow_run(flow_run_id)).state_name == "Cancelled"
@@ -125,7 +126,7 @@ async def test_without_the_event_stream_polls_do_it(site: Site, folder: Path) ->
             flow_run_id = await site.submit(workflow)
             await site.until_step(flow_run_id, "sleep")
             await site.until_state(await site.submit(short), "Completed")
-            await site.orchestration.runs.cancel(flow_run_id)
+            await site.gateway.runs.cancel(flow_run_id)
             await site.until_state(flow_run_id, "Cancelled")
             await asyncio.to_thread(worker.stop)  # the proxy is in this loop: it must go on meanwhile
     assert (await site.execution(flow_run_id)).status == "cancelled"

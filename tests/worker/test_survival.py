@@ -15,9 +15,9 @@ from prefect.states import AwaitingRetry
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from flows.store import breaker, chain
+from flows.store import chain, circuit_breaker
+from flows.store.database import now
 from flows.store.models import Execution
-from flows.store.session import now
 from tests.access_log import AccessLog
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
@@ -166,15 +166,15 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
 ) -> None:
     """E2B fails longer than is waited for in place: AwaitingRetry under either worker, and no crash."""
     workflow = await site.workflow(ONE_ACTION)
-    e2b_server.places.refuse_with = (500, "oops")
-    delay = "8" if kind == "nova" else "25"  # see flows.execution.ending.LEAST_PAUSE
+    e2b_server.cloud.refuse_with = (500, "oops")
+    delay = "8" if kind == "nova" else "25"  # see flows.runs.outcomes.LEAST_PAUSE
     settings = {"NOVA_NODE_RETRY_DELAY": "0.05", "NOVA_RETRY_DELAY": delay}
     with site.worker(folder, kind=kind, limit=2, **settings, **e2b_server.environment) as worker:
         flow_run_id = await site.submit(workflow)
         await site.until_state(flow_run_id, "AwaitingRetry")
         row = await site.execution(flow_run_id)
         assert (row.status, row.retries, row.error_kind) == ("running", 1, "infrastructure")
-        e2b_server.places.refuse_with = None
+        e2b_server.cloud.refuse_with = None
         await site.until_state(flow_run_id, "Completed")
         assert "Crash" not in worker.log.read_text()
     assert (await site.execution(flow_run_id)).attempt == 2
@@ -190,13 +190,13 @@ async def test_while_the_breaker_is_open_runs_wait_in_their_queue(
     workflow = await site.workflow(ONE_ACTION)
     with site.worker(folder, limit=4, **e2b_server.environment):
         await site.until_state(await site.submit(workflow), "Completed")
-        await site.database.run(lambda session: breaker.failed(session, 1, 4.0))
+        await site.database.run(lambda session: circuit_breaker.failed(session, 1, 4.0))
         access_log.mark()
         e2b_server.hold()
         ids = [await site.submit(workflow) for _ in range(4)]
 
         async def state() -> str:
-            return str((await site.database.run(breaker.read))["state"])
+            return str((await site.database.run(circuit_breaker.read))["state"])
 
         await eventually(state, lambda found: found == "half_open")
         asked = access_log.requests()

@@ -1,4 +1,4 @@
-"""The life of a node's own process, from the fork to the written result."""
+"""The process of one node: set it up, run the node's code, write the result."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 
 from .node import Node
 from .processes import LINUX, PR_SET_PDEATHSIG, prctl
-from .values import ENCODER, NOTHING, InvalidValue, changes_of, size_of
+from .values import ENCODER, MISSING, InvalidValue, changes_of, size_of
 
 RESULT = 3
-"""The file descriptor that a node's result goes through."""
+"""The file descriptor that a node's result is written to."""
 
 
 def failure_of(error: BaseException, filename: str) -> dict[str, str]:
-    """Describe an exception: its type, its message, its traceback from the node's first frame on."""
+    """Return an exception's type, message and traceback; the traceback begins in the node's own code."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != filename:
         frames = frames.tb_next
@@ -46,7 +46,7 @@ def failure_of(error: BaseException, filename: str) -> dict[str, str]:
 def execute(
     job: dict[str, Any], values: dict[str, Any], texts: dict[str, bytes]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Run one node's code on a copy of the context: what to report, and the changes."""
+    """Run one node's code on a copy of the context; return the answer's head and the changed keys."""
     filename, code = f"<{job['node_id']}>", job["code"]
     linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
     context: Any = dict(values)
@@ -64,25 +64,25 @@ def execute(
             answer = eval(compile(code.strip(), filename, "eval", dont_inherit=True), names)
         else:
             exec(compile(code, filename, "exec", dont_inherit=True), names)
-            answer = NOTHING
-        if os.getpid() != pid:  # a fork of the node that ran on to here is not the node
+            answer = MISSING
+        if os.getpid() != pid:  # a process that the node forked ran to the end: only the node answers
             os._exit(0)
         sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
-        context = names.get("context", NOTHING)
+        context = names.get("context", MISSING)
         changes = changes_of(context, values, texts)
         left, limit = sum(size_of(*change) for change in changes.items()), job.get("changes_limit", 0)
         if left > limit > 0:
-            text = f"the node left {left:,} bytes in its context, which may have {limit:,} in all"
+            text = f"the node changed {left:,} bytes of its context; at most {limit:,} are allowed"
             return {"failure": {"type": "ContextTooLarge", "message": text, "traceback": ""}}, {}
         if job["kind"] == "decision":
             if "branch_decision" not in context:
                 lack = 'the decision did not set context["branch_decision"]'
                 return {"failure": {"type": "NoDecision", "message": lack, "traceback": ""}}, {}
             answer = context["branch_decision"]
-        if answer is not NOTHING:
+        if answer is not MISSING:
             head["truth"] = bool(answer)
             head["branch"] = str(answer) if isinstance(answer, str) else "true" if head["truth"] else "false"
-    except BaseException as error:  # noqa: BLE001  (whatever the node did, it is reported)
+    except BaseException as error:  # noqa: BLE001  (every failure of the node is reported)
         if os.getpid() != pid:
             os._exit(1)
         with contextlib.suppress(Exception):
@@ -92,7 +92,7 @@ def execute(
 
 
 def become_node(node: Node, pipes: list[int], account: Any, processes: int) -> None:
-    """Make the forked process a node's: own folder, streams, limits, account; nothing of the runner's."""
+    """Give the forked process the node's folder, streams, limits and account, and none of the runner's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -107,7 +107,7 @@ def become_node(node: Node, pipes: list[int], account: Any, processes: int) -> N
     if account is not None:
         resource.setrlimit(
             resource.RLIMIT_NPROC, (processes, processes)
-        )  # counted per account: only in one of its own
+        )  # the system counts processes per account: set only in the nodes' own
         os.initgroups(account.pw_name, account.pw_gid)
         os.setgid(account.pw_gid)
         os.setuid(account.pw_uid)
@@ -129,9 +129,9 @@ def child(
     account: Any,
     processes: int,
 ) -> NoReturn:
-    """Live a node's life in the forked process, from set-up to the written result; never returns.
+    """Set up the forked process, run the node, write its result and exit; never returns.
 
-    `pipes` are the writing ends for the result, stdout and stderr; `account` is a pwd entry or None.
+    `pipes` are the write ends for the result, stdout and stderr; `account` is a pwd entry or None.
     """
     write, leave = os.write, os._exit
     try:
@@ -143,7 +143,7 @@ def child(
         flush()
         body = list(changes.values())
         head["keys"] = [[name, len(text)] for name, text in changes.items()]
-    except BaseException as error:  # noqa: BLE001  (out of memory, say: the runner is told)
+    except BaseException as error:  # noqa: BLE001  (out of memory, for example: it becomes the result)
         head, body = {"failure": failure_of(error, ""), "keys": []}, []
     try:
         line = ENCODER.encode(head).encode("ascii")
@@ -156,7 +156,7 @@ def child(
 
 
 def flush() -> None:
-    """Write out what the node printed, whatever it made of its streams."""
+    """Flush the node's output; the node may have closed or replaced its streams."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(BaseException):
             if stream is not None:

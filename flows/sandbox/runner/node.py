@@ -1,4 +1,4 @@
-"""A running node as the runner sees it: its process, its pipes, what came through them so far."""
+"""A running node as the runner sees it: its process, its pipes, the output so far."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ COUNT_EVERY = 0.25
 
 
 class Output:
-    """What a node printed: its first and its last bytes, half of the limit each."""
+    """What a node printed: the first and the last bytes, half of the limit each."""
 
     def __init__(self, limit: int) -> None:
         self.half, self.rest = limit // 2, limit - limit // 2
         self.head, self.tail, self.total = bytearray(), bytearray(), 0
 
     def add(self, data: bytes) -> None:
-        """Take more output, dropping from the middle what is too much."""
+        """Add output; beyond the limit, drop bytes from the middle."""
         self.total += len(data)
         room = self.half - len(self.head)
         self.head += data[:room]
@@ -29,7 +29,7 @@ class Output:
             del self.tail[: len(self.tail) - self.rest]
 
     def text(self) -> str:
-        """The output as text, with a line that says how many bytes are missing."""
+        """Return the output as text; a line in it says how many bytes were dropped."""
         tail = self.tail[max(0, len(self.tail) - self.rest) :]
         out = self.total - len(self.head) - len(tail)
         if not out:
@@ -39,7 +39,7 @@ class Output:
 
 
 class Node:
-    """A node that is running: its process, its pipes, what came through them so far."""
+    """A running node: its process, its pipes, the output so far."""
 
     def __init__(self, job: dict[str, Any], limit: int) -> None:
         self.job, self.pid, self.folder, self.token = job, 0, "", os.urandom(16).hex().encode("ascii")
@@ -52,12 +52,12 @@ class Node:
         self.pipes: dict[int, Callable[[bytes], None]] = {}
 
     def parse(self) -> tuple[dict[str, Any], list[tuple[str, bytes]]]:
-        """Take the result apart; raises ValueError when it is not what the runner's own code wrote."""
+        """Return the answer's head and the changed keys; raises ValueError if the node spoiled the result."""
         data = b"".join(self.result)
         line, _, rest = data.partition(b"\n")
         token, size, total = line.split(b" ")
         if token != self.token or len(rest) != int(size) + int(total):
-            raise ValueError("not whole")
+            raise ValueError("the result is not complete")
         head = json.loads(rest[: int(size)])
         at, parts = int(size), []
         for name, length in head.pop("keys"):

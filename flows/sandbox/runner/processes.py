@@ -1,4 +1,4 @@
-"""Finding and killing all the processes that a node started, the ones that ran away included."""
+"""Find and kill all processes that a node started, daemons included."""
 
 from __future__ import annotations
 
@@ -15,35 +15,21 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def prctl(option: int, value: int) -> None:
-    """Ask Linux for a process option; elsewhere, or refused, do without."""
+    """Set a process option on Linux; does nothing elsewhere or if Linux refuses."""
     if LINUX:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(option, int(value), 0, 0, 0)
 
 
 def widen(pipe: int) -> None:
-    """Give a pipe a megabyte of room where Linux lets it, so that large values cross in fewer turns."""
+    """Give a pipe a buffer of 1 MiB on Linux if possible: large values then take fewer reads."""
     if LINUX:
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, F_SETPIPE_SZ, 1 << 20)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and only waits to be collected does not."""
-    try:
-        os.kill(pid, 0)
-        if LINUX:
-            with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-                return file.read().rpartition(b") ")[2][:1] not in (b"Z", b"X")
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 def descendants(root: int) -> set[int]:
-    """Find all living processes below `root`, as /proc has them; none where there is no /proc."""
+    """Return all running processes below `root`, from /proc; none on systems without /proc."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc") if LINUX else ():  # noqa: PTH208
         if name.isdigit():
@@ -67,14 +53,14 @@ def descendants(root: int) -> set[int]:
 
 
 def send_signal(pids: set[int], number: int) -> None:
-    """Send a signal to each; one that is gone is no error."""
+    """Send a signal to each process; skip processes that have ended."""
     for pid in pids:
         with contextlib.suppress(OSError):
             os.kill(pid, number)
 
 
 def kill_below(root: int) -> set[int]:
-    """Stop all processes below `root`, so that none can fork away, then kill them; returns their ids."""
+    """Stop all processes below `root`, so that none can fork, then kill them; return their ids."""
     stopped: set[int] = set()
     while True:
         fresh = descendants(root) - stopped

@@ -1,4 +1,4 @@
-"""The resident part: holds the context, takes messages in, runs one node at a time, gives answers out."""
+"""The runner's main loop: read messages, hold the context, run one node at a time, write answers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from typing import Any
 from .child import child
 from .node import COUNT_EVERY, Node
 from .processes import LINUX, descendants, kill_below, widen
-from .values import ENCODER, parsed
+from .values import ENCODER, parse_json
 
 KEPT_ANSWERS = 64 * 1024 * 1024
-"""Bytes of earlier answers that are held to be given again; the newest is always held."""
-KILL_PATIENCE = 5.0
-"""Seconds after which a process that survives SIGKILL makes the sandbox broken."""
+"""Bytes of earlier answers that are kept, to be sent again; the newest is always kept."""
+KILL_TIMEOUT = 5.0
+"""Seconds that killed processes may take to end; after that the runner ends with an error."""
 
 
 class Runner:
-    """Holds the context, takes messages in, runs one node at a time, gives answers out."""
+    """Reads messages, holds the context, runs one node at a time, writes answers."""
 
     def __init__(self, stdin: int, stdout: int, options: argparse.Namespace) -> None:
         self.stdin, self.stdout, self.options = stdin, stdout, options
@@ -47,13 +47,13 @@ class Runner:
                 self.account = pwd.getpwnam(options.user)
 
     def write(self, head: dict[str, Any], body: tuple[bytes, ...] = ()) -> bytes:
-        """Give out a line and the bytes that belong to it."""
+        """Write a line of JSON and the bytes that follow it; return what was written."""
         data = b"".join((ENCODER.encode(head).encode("ascii"), b"\n", *body))
-        self.put(data)
+        self.write_bytes(data)
         return data
 
-    def put(self, data: bytes) -> None:
-        """Give out bytes; blocks while nobody reads."""
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes to the worker; blocks while nobody reads."""
         view = memoryview(data)
         while view:
             view = view[os.write(self.stdout, view[: 1 << 20]) :]
@@ -61,20 +61,20 @@ class Runner:
     # messages
 
     def read(self) -> bool:
-        """Take what stdin has; False at its end."""
+        """Read from stdin and act on the complete messages; return False at the end of stdin."""
         data = os.read(self.stdin, 1 << 20)
         self.raw += data
         while True:
             at = self.raw.find(b"\n", 0, 64)
             if at < 0:
                 if len(self.raw) >= 64:
-                    raise ValueError("what came is not a chunk")
+                    raise ValueError("stdin has something that is not a chunk")
                 break
             number, size = map(int, self.raw[:at].split(b" "))
             if len(self.raw) < at + 1 + size:
                 break
             if number > self.chunk + 1:
-                raise ValueError(f"chunk {self.chunk + 1} was lost")
+                raise ValueError(f"chunk {self.chunk + 1} is missing")
             if number == self.chunk + 1:
                 self.chunk = number
                 with memoryview(self.raw) as view:
@@ -102,26 +102,26 @@ class Runner:
             if head["do"] == "load":
                 self.load(head["keys"], body)
             elif head["do"] == "mark":
-                self.put(b"\n")  # ends a line that a reader may have come into the middle of
+                self.write_bytes(b"\n")  # ends a line that the reader may have only in part
                 self.write({"mark": head["mark"]})
             else:
-                self.ask(head)
+                self.run(head)
 
     def load(self, keys: list[tuple[str, int]], body: bytes) -> None:
-        """Lay values over the context."""
+        """Set values in the context."""
         at = 0
         for name, size in keys:
-            self.hold(name, body[at : at + size])
+            self.set_value(name, body[at : at + size])
             at += size
-        gc.freeze()  # so that a child's collector does not touch, and so copy, the context's pages
+        gc.freeze()  # else a child's garbage collector would touch, and so copy, the context's pages
 
-    def hold(self, name: str, text: bytes) -> None:
-        """Keep one value; raises ValueError when it is not JSON."""
-        self.values[name] = parsed(text)
+    def set_value(self, name: str, text: bytes) -> None:
+        """Set one value in the context; raises ValueError if it is not JSON."""
+        self.values[name] = parse_json(text)
         self.texts[name] = text
 
-    def ask(self, job: dict[str, Any]) -> None:
-        """Run a node, unless this call was made before: then give its answer again."""
+    def run(self, job: dict[str, Any]) -> None:
+        """Queue a node to run; if its call ran already, send the answer again."""
         call = job["call_id"]
         if call not in self.answers:
             running = [self.node.job["call_id"]] if self.node else []
@@ -132,28 +132,28 @@ class Runner:
         if answer is None:
             self.write({"call_id": call, "forgotten": True})
         else:
-            self.put(answer)
+            self.write_bytes(answer)
 
     # nodes
 
     def begin(self, job: dict[str, Any]) -> None:
-        """Fork a node's process."""
+        """Start a node: fork its process."""
         node = Node(job, self.options.output_limit)
         ends: list[int] = []
         try:
             node.folder = tempfile.mkdtemp(prefix="node-", dir=self.options.folder)
             if self.account is not None:
                 os.chown(node.folder, self.account.pw_uid, self.account.pw_gid)
-            for take in (node.result.append, node.outputs[0].add, node.outputs[1].add):
+            for sink in (node.result.append, node.outputs[0].add, node.outputs[1].add):
                 reading, writing = os.pipe()
                 ends.append(writing)
-                node.pipes[reading] = take
+                node.pipes[reading] = sink
                 os.set_blocking(reading, False)
                 widen(reading)
             node.pid = os.fork()
         except OSError as error:
-            self.tidy(node, ends)
-            why = failed(type(error).__name__, f"the node could not be started: {error}")
+            self.clean_up(node, ends)
+            why = failure_of_kind(type(error).__name__, f"the node could not be started: {error}")
             self.answer(node, {"failure": why}, [])
             return
         if node.pid == 0:
@@ -165,7 +165,7 @@ class Runner:
         self.node = node
 
     def receive(self, reading: int, drain: bool = False) -> None:
-        """Take what came through one of the node's pipes: one read, or all that is there."""
+        """Read from one of the node's pipes: once, or with `drain` all that is there."""
         node = self.node
         while node is not None:
             try:
@@ -181,7 +181,7 @@ class Runner:
                 return
 
     def watch(self) -> None:
-        """End the running node when it is over, late, or too many."""
+        """Finish the running node if it has ended, is late, or has too many processes."""
         node, now = self.node, time.monotonic()
         if node is None:
             return
@@ -190,12 +190,12 @@ class Runner:
         if node.status is None:
             if now >= node.deadline:
                 text = f"the node ran longer than its {node.job['timeout']:g} seconds and was killed"
-                failure = failed("NodeTimeout", text)
+                failure = failure_of_kind("NodeTimeout", text)
             elif now >= node.next_count:
                 node.next_count = now + COUNT_EVERY
                 if len(descendants(os.getpid())) > self.options.processes:
                     text = f"the node had more than {self.options.processes} processes and was killed"
-                    failure = failed("TooManyProcesses", text)
+                    failure = failure_of_kind("TooManyProcesses", text)
             if failure is None:
                 return
         if others:
@@ -203,35 +203,35 @@ class Runner:
         for reading in list(node.pipes):
             self.receive(reading, drain=True)
         self.node = None
-        self.tidy(node, [])
-        self.conclude(node, failure)
+        self.clean_up(node, [])
+        self.finish(node, failure)
 
-    def conclude(self, node: Node, failure: dict[str, str] | None) -> None:
-        """Answer for a node that has ended; what it changed is held, unless it failed."""
+    def finish(self, node: Node, failure: dict[str, str] | None) -> None:
+        """Answer for a node that has ended, and keep its changes unless it failed."""
         status = node.status or 0
         if failure is None and os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
             hint = " (out of memory?)" if name == "SIGKILL" else ""
-            failure = failed("NodeKilled", f"the node's process was killed by {name}{hint}")
+            failure = failure_of_kind("NodeKilled", f"the node's process was killed by {name}{hint}")
         head: dict[str, Any] = {"failure": failure}
         parts: list[tuple[str, bytes]] = []
         if failure is None:
             try:
                 head, parts = node.parse()
-                values = [parsed(text) for _, text in parts]
+                values = [parse_json(text) for _, text in parts]
                 for (name, text), value in zip(parts, values):  # noqa: B905  (Python 3.8)
                     self.values[name], self.texts[name] = value, text
                 gc.freeze()
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 ended = f"it ended with status {status >> 8} and no result"
-                what = "its result was written over" if node.result else ended
-                failure = failed("NodeExited", f"the node did not end as it should: {what}")
+                what = "its code wrote to the result's pipe" if node.result else ended
+                failure = failure_of_kind("NodeExited", f"the node ended without a result: {what}")
                 head, parts = {"failure": failure}, []
         self.answer(node, head, parts)
 
     def answer(self, node: Node, head: dict[str, Any], parts: list[tuple[str, bytes]]) -> None:
-        """Write an answer down and give it out."""
+        """Send an answer and keep it; forget the oldest answers beyond KEPT_ANSWERS."""
         call = node.job["call_id"]
         head.update(
             call_id=call,
@@ -247,7 +247,7 @@ class Runner:
             if held > KEPT_ANSWERS and earlier != call:
                 self.answers[earlier] = None
 
-    def tidy(self, node: Node, ends: list[int]) -> None:
+    def clean_up(self, node: Node, ends: list[int]) -> None:
         """Close a node's pipes and remove its folder."""
         for number in [*node.pipes, *ends]:
             with contextlib.suppress(KeyError, ValueError):
@@ -258,7 +258,7 @@ class Runner:
             shutil.rmtree(node.folder, ignore_errors=True)
 
     def reap(self) -> bool:
-        """Collect ended processes; whether any are left below the runner (orphans come back to it)."""
+        """Reap ended processes; return whether any process is left below the runner, orphans included."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -270,8 +270,8 @@ class Runner:
                 self.node.status = status
 
     def kill_all(self) -> None:
-        """Kill every process below the runner and wait for their end."""
-        deadline = time.monotonic() + KILL_PATIENCE
+        """Kill every process below the runner and wait until all have ended; raises RuntimeError."""
+        deadline = time.monotonic() + KILL_TIMEOUT
         while True:
             if not LINUX and self.node is not None:
                 with contextlib.suppress(OSError):
@@ -304,6 +304,6 @@ class Runner:
                 self.begin(self.queue.popleft())
 
 
-def failed(kind: str, message: str) -> dict[str, str]:
-    """Describe a failure that is no exception of the node's code."""
+def failure_of_kind(kind: str, message: str) -> dict[str, str]:
+    """Return a failure that is not an exception of the node's code."""
     return {"type": kind, "message": message, "traceback": ""}

@@ -1,4 +1,4 @@
-"""What a node leaves in its context: whether it is JSON, and what of it changed."""
+"""Check that a node's context is JSON, and find the keys that the node changed."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ import math
 from typing import Any, NoReturn
 
 MAX_DEPTH = 100
+"""Levels of lists and dicts that a value may have."""
 MAX_DIGITS = 1000
+"""Decimal digits that an integer may have."""
 KEY_COST = 100
-"""Bytes that a context key costs beside its name and value: its places in the dicts, messages and rows."""
+"""Bytes that a context key counts in addition to its name and value: its share of dicts, messages, rows."""
 ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 SCALARS = (str, int, float, bool, type(None))
-NOTHING = object()
+MISSING = object()
+"""Stands for a value that does not exist; None is a value."""
 
 
 class InvalidValue(Exception):  # noqa: N818
-    """The node left something in the context that JSON does not have; the message names the key."""
+    """The node set a context value that is not JSON; the message names the key."""
 
 
 # -- values ------------------------------------------------------------------------------------------
 
 
-def fault_of(value: Any, path: str, above: tuple[int, ...] = ()) -> str | None:
-    """Say what of `value` JSON does not have, naming the path; None when nothing is wrong."""
+def fault_in(value: Any, path: str, above: tuple[int, ...] = ()) -> str | None:
+    """Return why `value` is not JSON, with the path to the faulty part; None if it is."""
     if value is None or isinstance(value, str):
         return None
     if isinstance(value, int):
@@ -44,14 +47,14 @@ def fault_of(value: Any, path: str, above: tuple[int, ...] = ()) -> str | None:
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         if not isinstance(key, SCALARS):
             return f"{path} has a key of type {type(key).__name__}, which JSON does not have"
-        found = fault_of(item, f"{path}[{json.dumps(key)[:80]}]", (*above, id(value)))
+        found = fault_in(item, f"{path}[{json.dumps(key)[:80]}]", (*above, id(value)))
         if found:
             return found
     return None
 
 
 def deeper_than(value: Any, limit: int) -> bool:
-    """Whether containers are nested in `value` to more than `limit` levels; fast, for large values."""
+    """Return whether lists and dicts in `value` are nested more than `limit` levels; fast on large values."""
     level = [value]
     for _ in range(limit + 1):
         level = [item for item in level if isinstance(item, (list, tuple, dict))]
@@ -62,16 +65,17 @@ def deeper_than(value: Any, limit: int) -> bool:
 
 
 def has_long_number(text: str) -> bool:
-    """Whether an integer of too many digits may be in JSON text: a block of nothing but digits lies in each.
+    """Return whether JSON text may contain an integer of too many digits; texts of digits count, too.
 
-    A regular expression would take a hundred times as long.
+    It looks for aligned blocks of digits alone: every such integer contains one. A regular expression would
+    take a hundred times as long.
     """
     block = MAX_DIGITS // 2
     return any(text[at : at + block].isdigit() for at in range(0, len(text) - block, block))
 
 
 def to_json(name: str, value: Any) -> bytes:
-    """Write a context value as compact ASCII JSON; raises InvalidValue that names the key."""
+    """Return a context value as compact ASCII JSON; raises InvalidValue."""
     path = f"context[{json.dumps(name)[:80]}]"
     try:
         text = ENCODER.encode(value)
@@ -81,29 +85,29 @@ def to_json(name: str, value: Any) -> bytes:
         cause = ""
     except (TypeError, ValueError, RecursionError) as error:
         text, cause = "", str(error)
-    fault = fault_of(value, path)
+    fault = fault_in(value, path)
     if fault or not text:
         raise InvalidValue(fault or f"{path} is not JSON: {cause}")
     return text.encode("ascii")
 
 
 def size_of(name: str, text: bytes) -> int:
-    """Count the bytes of one key of a context, given its value as JSON: many small ones are large, too."""
+    """Return the bytes that a context key counts, given its value as JSON; many small keys add up."""
     return KEY_COST + len(ENCODER.encode(name)) + len(text)
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Refuse what `json.loads` would let pass beyond JSON."""
+    """Raise ValueError for NaN and the infinities, which `json.loads` would accept."""
     raise ValueError(f"{name} is not JSON")
 
 
-def parsed(text: bytes) -> Any:
-    """Read a value; raises ValueError when it is not JSON."""
+def parse_json(text: bytes) -> Any:
+    """Return a value from its JSON text; raises ValueError if it is not JSON."""
     return json.loads(text.decode("ascii"), parse_constant=refuse_constant)
 
 
 def key_name(key: Any) -> str:
-    """Name a context key as json does: numbers, booleans and None become text."""
+    """Return a context key as JSON writes it: numbers, booleans and None become text; raises InvalidValue."""
     if isinstance(key, str):
         return str(key)
     if isinstance(key, SCALARS):
@@ -113,14 +117,14 @@ def key_name(key: Any) -> str:
 
 
 def changes_of(context: Any, values: dict[str, Any], texts: dict[str, bytes]) -> dict[str, bytes]:
-    """Find the keys that a node set or changed, in place too: name → JSON text."""
+    """Return the keys that a node set or changed, also in place: name → JSON text; raises InvalidValue."""
     if not isinstance(context, dict):
         kind = type(context).__name__
-        what = "was deleted" if context is NOTHING else f"was replaced by a value of type {kind}"
-        raise InvalidValue(f"context {what}; a node must leave it a dict")
+        what = "was deleted" if context is MISSING else f"was replaced by a value of type {kind}"
+        raise InvalidValue(f"context {what}; it must stay a dict")
     changes = {}
     for key, value in list(context.items()):
-        if type(value) in SCALARS and value is values.get(key, NOTHING):
+        if type(value) in SCALARS and value is values.get(key, MISSING):
             continue
         name = key_name(key)
         text = to_json(name, value)

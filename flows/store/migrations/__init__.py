@@ -17,8 +17,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, text
 
-from flows.engine.errors import ConfigurationError
-from flows.store.session import database_errors, make_engine
+from flows.graphs.errors import ConfigurationError
+from flows.store.database import database_errors, make_engine
 
 _LOCK = 0x4E4F5641  # "NOVA": key of the advisory lock, any number that no other program takes
 _WAY = "Bring it up to date: nova migrate (nova up does so by itself)."

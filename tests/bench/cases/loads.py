@@ -1,4 +1,4 @@
-"""What holds while there is much to do: POSTs are answered, and what is urgent comes first."""
+"""Cases under load: how long POSTs take, and whether urgent runs start first."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.bench.cases import Bench, trivial
-from tests.bench.client import CROWD, Run
+from tests.bench.client import POLL_MANY, Run
 from tests.bench.site import Kind
 from tests.bench.table import Bar, Row, median, percentile
 from tests.builders import action, line
 
 IN_FLIGHT = 10
 PAUSE = 0.5
-"""Seconds between two POSTs that are timed."""
+"""Seconds between two timed POSTs."""
 
 
 async def posts(bench: Bench) -> list[Row]:
-    """200 POSTs at 2/s while ten four-node runs are in flight, theirs or others': how long each takes."""
-    # The bar is on the first: POSTs at 2/s whose runs take 5 s keep ten in flight by themselves. The second
-    # shows what POSTs cost while ten clients that start a run whenever one ends take all that there is.
+    """Latency of 200 POSTs at 2/s while ten four-node runs are in flight: their own, or others."""
+    # The bar is for the first part: POSTs at 2/s with runs of 5 s keep ten runs in flight. The second part
+    # measures POSTs while ten clients use the full capacity: each starts a run as soon as its last one ends.
     seconds = IN_FLIGHT * PAUSE / 4
     waiting = line(*(action(f"n{i}", f"import time\ntime.sleep({seconds})") for i in range(4)))
     rows = []
     for what, graph, others, bars in (
         (f"their own runs, of {4 * seconds:g} s", waiting, 0, (Bar(100), Bar(300))),
-        ("ten others beside, back to back", trivial(), IN_FLIGHT, (None, None)),
+        ("with ten others, back to back", trivial(), IN_FLIGHT, (None, None)),
     ):
 
         async def measure(
@@ -51,24 +51,24 @@ async def posts(bench: Bench) -> list[Row]:
             pair.row("posts", f"{what}: p99", "ms", lambda f: percentile(f[0], 99), bar=bars[1]),
         ]
         bench.say(f"  {what}: p50 {rows[-2].nova:.0f} ms, p99 {rows[-1].nova:.0f} ms")
-    rate = pair.row("posts", f"{what}: these", "runs/s", lambda f: f[1], more_is_better=True)
+    rate = pair.row("posts", f"{what}: their rate", "runs/s", lambda f: f[1], more_is_better=True)
     return [*rows, rate]
 
 
 @asynccontextmanager
 async def _kept_in_flight(bench: Bench, workflow: int, number: int) -> AsyncIterator[list[Run]]:
-    """Keep so many runs going, a new one for each that ends; gives those that have ended."""
+    """Keep so many runs in flight: start a new one when one ends; yield the list of the ended ones."""
     ended: list[Run] = []
 
     async def keep() -> None:
         while True:
-            ended.append(await bench.client.run(workflow, pause=CROWD))
+            ended.append(await bench.client.run(workflow, pause=POLL_MANY))
 
     keepers = [asyncio.create_task(keep()) for _ in range(number)]
     try:
         yield ended
         if failed := [keeper for keeper in keepers if keeper.done()]:
-            failed[0].result()  # raises: with fewer of them it was another load
+            failed[0].result()  # raises: with fewer runs the load was smaller
     finally:
         for keeper in keepers:
             keeper.cancel()
@@ -76,7 +76,7 @@ async def _kept_in_flight(bench: Bench, workflow: int, number: int) -> AsyncIter
 
 
 async def _timed_posts(bench: Bench, workflow: int, number: int) -> list[float]:
-    """Submit at fixed times, whether or not the one before was answered; milliseconds."""
+    """Submit runs at fixed times, without waiting for earlier answers; return the milliseconds of each."""
 
     async def timed(after: float) -> float:
         await asyncio.sleep(after)
@@ -88,7 +88,7 @@ async def _timed_posts(bench: Bench, workflow: int, number: int) -> list[float]:
 
 
 async def priorities(bench: Bench) -> list[Row]:
-    """Runs of priority high that come while 40 normal ones wait: how many normal ones start before them."""
+    """Priority: how many of 40 waiting normal runs start before high ones that come later."""
     two_seconds = line(action("wait", "import time\ntime.sleep(2)"))
     slots, urgent = 4, 4
 
@@ -96,9 +96,9 @@ async def priorities(bench: Bench) -> list[Row]:
         workflow = await bench.client.workflow(two_seconds)
         await asyncio.gather(*(bench.client.post(workflow) for _ in range(number)))
         with bench.site.worker(kind, slots):
-            # The first ones start together: until they end nothing else can.
+            # These runs fill the worker: until they end, no other run can start.
             await bench.client.until_running(workflow, slots)
-            posted = (bench.client.run(workflow, pause=CROWD, priority="high") for _ in range(urgent))
+            posted = (bench.client.run(workflow, pause=POLL_MANY, priority="high") for _ in range(urgent))
             high = {run.execution_id for run in await asyncio.gather(*posted)}
             starts = await bench.client.starts(workflow)
             await bench.client.drop(workflow)

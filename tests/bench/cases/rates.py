@@ -1,4 +1,4 @@
-"""How fast: one run at a time, a burst, and sandboxes that take their time to start."""
+"""Cases of speed: one run at a time, a burst, slow sandboxes, limited creations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.bench.table import Bar, Row, median, percentile
 
 
 def done(runs: Sequence[Run]) -> list[float]:
-    """Seconds from POST to done."""
+    """Return each run's seconds from POST to done."""
     return [run.done for run in runs]
 
 
@@ -39,7 +39,7 @@ async def alone(bench: Bench) -> list[Row]:
 
 @dataclass(frozen=True)
 class Burst:
-    """What came of one: runs a second, and the requests to Prefect's server per run."""
+    """A burst's figures: runs per second, and requests to Prefect's server per run."""
 
     number: int
     rate: float
@@ -50,7 +50,7 @@ class Burst:
 
 
 async def burst(bench: Bench) -> list[Row]:
-    """A burst of 60: runs a second, and requests to Prefect's server per run, in local sandboxes."""
+    """A burst of 60 runs in local sandboxes: runs per second, and requests to Prefect's server per run."""
 
     async def measure(kind: Kind, number: int) -> Burst:
         with bench.site.worker(kind, LIMIT):
@@ -60,7 +60,7 @@ async def burst(bench: Bench) -> list[Row]:
             runs, rate = await bench.client.at_once(workflow, number)
             await bench.client.until_prefect_knows(runs)
             asked = bench.site.access_log.requests()
-            del asked.of_runs["POST /flow_runs/count"]  # the line above
+            del asked.of_runs["POST /flow_runs/count"]  # from until_prefect_knows
             for name, count in asked.of_runs.most_common():
                 bench.say(f"  {kind}: {count / number:5.2f} per run  {name}")
             kinds = (asked.of_runs.total(), asked.polls, asked.heartbeats, asked.websockets)
@@ -72,9 +72,9 @@ async def burst(bench: Bench) -> list[Row]:
     rows = [pair.row("burst", "rate", "runs/s", lambda f: f.rate, bar=bar, note=note, more_is_better=True)]
     for what, figure, limit in (
         ("requests to Prefect's server, per run", "of_runs", Bar(8)),
-        ("  apart: a worker's polls, per run", "polls", None),
-        ("  apart: heartbeats, per run", "heartbeats", None),
-        ("  apart: websocket connections, per run", "websockets", None),
+        ("  besides: a worker's polls, per run", "polls", None),
+        ("  besides: heartbeats, per run", "heartbeats", None),
+        ("  besides: websocket connections, per run", "websockets", None),
     ):
         rows.append(pair.row("burst", what, "", attrgetter(figure), bar=limit))
     return rows
@@ -130,7 +130,7 @@ async def _burst_at(bench: Bench, sandboxes: dict[str, str], limit: int) -> Row:
 
 
 async def creations(bench: Bench) -> list[Row]:
-    """E2B's limits on creations, 1/s and 5/s: the rate that is reached, and runs that fail by it."""
+    """E2B's limits on creations, 1/s and 5/s: runs per second, and runs that fail because of them."""
     rows = []
     cases = itertools.product(((1, bench.number(15, 5)), (5, bench.number(50, 20))), (True, False))
     for (per_second, number), is_set in cases:
@@ -150,7 +150,7 @@ async def creations(bench: Bench) -> list[Row]:
         rate = _rate([datetime.fromisoformat(e["completed_at"]) for e in found if e["status"] == "completed"])
         what = f"{per_second} sandbox(es)/s allowed, {'set' if is_set else 'not set'}"
         note = f"n={number}, --limit {LIMIT}; stock Prefect is slower than either limit"
-        # A tenth is left for what the ends of the first and the last run differ by.
+        # 10 % less, because the duration of the first and the last run may differ.
         bar = Bar(0.9 * per_second, at_most=False) if is_set else None
         rows.append(Row("creations", f"{what}: rate", "runs/s", rate, bar=bar, note=note))
         rows.append(Row("creations", f"{what}: runs that failed", "", failed, bar=Bar(0)))
@@ -158,6 +158,6 @@ async def creations(bench: Bench) -> list[Row]:
 
 
 def _rate(moments: Sequence[datetime]) -> float:
-    """How many a second there were, from the second on: the first one warmed up."""
+    """Return the ends per second, without the first run, which was the warm-up."""
     later = sorted(moments)[1:]
     return (len(later) - 1) / (later[-1] - later[0]).total_seconds() if len(later) > 1 else 0.0

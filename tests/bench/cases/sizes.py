@@ -1,4 +1,4 @@
-"""How much: large contexts, long graphs, many runs at once."""
+"""Cases of size: large contexts, long graphs, many runs at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bench.cases import LIMIT, Bench, trivial
 from tests.bench.cases.rates import done
-from tests.bench.client import CROWD, Run
+from tests.bench.client import POLL_MANY, Run
 from tests.bench.site import Kind
 from tests.bench.table import Bar, Row, median, percentile
 from tests.bench.watching import Heartbeats, heartbeats_of, memory_of
@@ -23,12 +23,12 @@ SIZES = {"1 KB": KILOBYTE, "1 MB": MEGABYTE, "10 MB": 10 * MEGABYTE}
 
 
 def text(size: int) -> dict[str, Any]:
-    """Build a context with one string that does not compress to nothing."""
+    """Return a context with one string of this many characters that compresses badly."""
     return {"blob": "".join(random.Random(size).choices(string.ascii_letters + string.digits, k=size))}
 
 
 def tree(size: int) -> dict[str, Any]:
-    """Build a context with one nested object: invoices with their lines, some 200 bytes each."""
+    """Return a context with one nested object of about this many bytes: invoices with their lines."""
     lines = [{"text": "hours", "amount": 12.5, "tax": 0.19}, {"text": "travel", "amount": 80, "tax": 0.07}]
     invoices = [
         {"number": i, "supplier": f"supplier {i % 97}", "lines": lines, "paid": i % 3 == 0, "note": None}
@@ -64,7 +64,7 @@ async def contexts(bench: Bench) -> list[Row]:
 
 
 async def nested(bench: Bench) -> list[Row]:
-    """A run whose nodes change a nested object of 10 MB: what the worker's other runs feel of it."""
+    """A run whose nodes change a nested object of 10 MB: how much it delays the worker's other runs."""
     changing = line(*(action(f"n{i}", f"context['tree']['n'] = {i}") for i in range(10)))
     with (
         bench.site.e2b() as sandboxes,
@@ -76,20 +76,22 @@ async def nested(bench: Bench) -> list[Row]:
         big = bench.number(3, 1)
         async with heartbeats_of(worker, bench.client) as heartbeats:
             heavy = asyncio.create_task(bench.client.in_turn(large, big, tree(10 * MEGABYTE)))
-            beside = []
+            meanwhile = []
             while not heavy.done():
-                beside.append(await bench.client.run(small, pause=CROWD))
+                meanwhile.append(await bench.client.run(small, pause=POLL_MANY))
         per_node = await bench.client.per_node(heavy.result())
-        times = [[t for run in runs for t in await bench.client.node_times(run)] for runs in (before, beside)]
-    undisturbed, disturbed = ([1000 * each for each in of_side] for of_side in times)
-    note = f"{len(beside)} runs beside {big} with the object"
+        times = [
+            [t for run in runs for t in await bench.client.node_times(run)] for runs in (before, meanwhile)
+        ]
+    undisturbed, disturbed = ([1000 * each for each in group] for group in times)
+    note = f"{len(meanwhile)} runs during {big} with the object"
     gap = Bar(2 * Heartbeats.INTERVAL)
     return [
         Row("nested", "10 MB object changed by each node: per node, p50", "ms", median(per_node)),
-        Row("nested", "nodes of other runs, nothing beside: p50", "ms", median(undisturbed)),
-        Row("nested", "nodes of other runs, beside it: p50", "ms", median(disturbed), note=note),
-        Row("nested", "nodes of other runs, nothing beside: worst", "ms", max(undisturbed)),
-        Row("nested", "nodes of other runs, beside it: worst", "ms", max(disturbed)),
+        Row("nested", "nodes of other runs, before it: p50", "ms", median(undisturbed)),
+        Row("nested", "nodes of other runs, during it: p50", "ms", median(disturbed), note=note),
+        Row("nested", "nodes of other runs, before it: worst", "ms", max(undisturbed)),
+        Row("nested", "nodes of other runs, during it: worst", "ms", max(disturbed)),
         Row("nested", "longest gap between heartbeats", "s", heartbeats.longest_gap, bar=gap, note=_EVERY),
     ]
 
@@ -136,7 +138,7 @@ async def at_once(bench: Bench) -> list[Row]:
                         runs, _ = await bench.client.at_once(workflow, number)
                     return runs, memory.peak
 
-            # Fifty interpreters at once would say more of this machine than of Prefect.
+            # At most ten stock runs: fifty interpreters at once would measure this machine, not Prefect.
             pair = await bench.pair(measure, nova=(number, number), stock=(min(number, 10),) * 2)
             case = f"{number} at once"
             note = pair.note(lambda found: len(found[0]), "--limit 50")
@@ -152,7 +154,7 @@ async def at_once(bench: Bench) -> list[Row]:
 
 
 async def memory(bench: Bench) -> list[Row]:
-    """Runs that are in flight together, 50 of 1 KB and ten of 10 MB: memory, heartbeats, failures."""
+    """50 runs of 1 KB and ten of 10 MB in flight together: memory, heartbeats, failures."""
     rows = []
     first = "import time\ntime.sleep({seconds})\ncontext['n'] = 0"
     others = [action(f"n{i}", f"context['n'] = {i}") for i in range(1, 4)]
@@ -190,7 +192,7 @@ async def memory(bench: Bench) -> list[Row]:
 
 
 def _together(executions: Sequence[dict[str, Any]]) -> int:
-    """How many runs went on at the same moment, at most."""
+    """Return the largest number of runs in flight at the same moment."""
     moments = [(each["started_at"], 1) for each in executions] + [
         (each["completed_at"], -1) for each in executions
     ]

@@ -1,0 +1,157 @@
+"""Making a run ours: first the lease of its execution, then Pending in Prefect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+
+from deployments.worker import prefect_engine
+from deployments.worker.active_run import Run
+from flows.config.log_once import OutageLog
+from flows.config.settings import get_settings
+from flows.graphs.errors import (
+    BreakerOpenError,
+    ConfigurationError,
+    DatabaseRefusedError,
+    InfrastructureError,
+    LeaseHeldError,
+    NovaError,
+)
+from flows.graphs.lifecycle import Action, Asker, decide
+from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.prefect_gateway.prefect_errors import is_prefects
+from flows.recovery.actions import FULL, FULL_SECONDS
+from flows.runs.lease_keeper import HeldLease
+from flows.runs.loading import RunRequest
+from flows.runs.process import process
+from flows.store import orphans
+
+log = logging.getLogger("prefect.nova.worker")
+_outage = OutageLog(log)
+
+HELD_PAUSE = 0.3
+"""Seconds after which a run is tried again whose lease another process has: it may just have handed it on."""
+REFUSED_PAUSE = 1.0
+"""Seconds after which a run is tried again that Prefect does not give: there may be others behind it."""
+AWAY_PAUSE = 1.0
+"""Seconds after which the database, or Prefect, is tried again."""
+UNWRITTEN_PAUSE = 10.0
+"""Seconds after which a run is tried again whose row PostgreSQL refuses to change: others may be had."""
+FAULT_PAUSE = 10.0
+"""Seconds after which a run is tried again at which NOVA itself failed: others need not wait for it."""
+BREAKER_PAUSE = 10.0
+"""Seconds after which the circuit breaker is asked again at the latest: its clock may not be ours."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whether a run is ours. If not, it is left alone for `pause` seconds; so are all others, `for_all`."""
+
+    ours: bool
+    pause: float = 0.0
+    for_all: bool = False
+
+
+OURS, GONE, REFUSED = Claim(True), Claim(False), Claim(False, REFUSED_PAUSE)
+
+
+async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Claim:
+    """Make a run ours, if nothing and nobody is against it. Who gets the lease must release it.
+
+    A fault of NOVA's own is raised.
+    """
+    if has_execution and (refusal := await _take_lease(run, client)) is not None:
+        return refusal
+    try:
+        if await prefect_engine.claim(client, run.flow_run):
+            return OURS
+    except Exception as error:
+        if not (is_prefects(error) or isinstance(error, InfrastructureError)):
+            raise
+        return await _after_silence(run, client, error)
+    if run.held is not None and run.flow_run.state is not None and run.flow_run.state.is_cancelled():
+        await _settle_refusal(run, run.held, client)
+    return REFUSED
+
+
+async def _after_silence(run: Run, client: PrefectClient, error: Exception) -> Claim:
+    """See whether Prefect gave us a run whose claim it did not answer; only we may be, with its lease."""
+    log.warning("Flow run %s could not be taken: %r", run.id, error)
+    if run.held is None:
+        return REFUSED
+    try:
+        state = (await client.read_flow_run(run.id)).state
+    except Exception as again:  # noqa: BLE001 - out of reach, still
+        log.debug("Nor could it be looked at: %r", again)
+        run.abandon_lease()
+        return REFUSED
+    if state is not None and state.is_pending():
+        run.flow_run.state, run.flow_run.state_type, run.flow_run.state_name = state, state.type, state.name
+        return OURS
+    return REFUSED
+
+
+async def _settle_refusal(run: Run, held: HeldLease, client: PrefectClient) -> None:
+    """Have a run wait that has begun and that Prefect cancelled since too many of its workflow go on."""
+    settings = get_settings()
+    runs, database = FlowRuns(client, settings.prefect_timeout), process(settings).database
+    try:
+        state = await runs.find(run.id)
+        if state is None or not state.is_over_limit:
+            return
+        rows = await database.run(lambda session: orphans.match_flow_runs(session, {run.id: None}))
+        row = rows.get(run.id)
+        # The lease is ours: to decide is up to us as it is to the reconciler.
+        if row is None or decide(replace(row, leased=False), state, Asker.RECONCILER) is not Action.REQUEUE:
+            return
+        due = datetime.now(UTC) + timedelta(seconds=FULL_SECONDS)
+        await held.confirm()
+        await runs.requeue(run.id, FULL, due)
+    except NovaError as error:  # the reconciler does it later
+        log.warning("Flow run %s could not be put back in its queue yet: %s", run.id, error)
+
+
+async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
+    """Take the lease of a run; None: it may be started, and where it has no lease the flow says why."""
+    request = _request(run.id, run.flow_run.parameters)
+    if request is None:
+        return None
+    try:
+        settings = get_settings()
+        runs = FlowRuns(client, settings.prefect_timeout)
+        run.held = await process(settings).leases.take_for(
+            request, runs, runs.retry_request, ask_breaker=settings.uses_e2b
+        )
+    except LeaseHeldError as error:
+        log.debug("Flow run %s is left alone: %s", run.id, error)
+        return Claim(False, HELD_PAUSE)
+    except BreakerOpenError as error:
+        left = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else BREAKER_PAUSE
+        pause = min(BREAKER_PAUSE, max(AWAY_PAUSE, left))
+        return Claim(False, pause, for_all=True)
+    except DatabaseRefusedError as error:
+        log.warning("Flow run %s is left alone: %s", run.id, error)
+        return Claim(False, UNWRITTEN_PAUSE)
+    except ConfigurationError as error:
+        log.debug("The flow will say what is wrong: %s", error)
+    except InfrastructureError as error:
+        _outage.began("No run is taken: %s", error)
+        return Claim(False, AWAY_PAUSE, for_all=True)
+    else:
+        _outage.ended("Runs are taken again.")
+    return None
+
+
+def _request(flow_run_id: UUID, parameters: Mapping[str, Any]) -> RunRequest | None:
+    """What a run asks for, as far as its lease needs it; None where the parameters make no sense."""
+    workflow_id, execution = parameters.get("workflow_id"), parameters.get("execution")
+    try:
+        return RunRequest(flow_run_id, UUID(str(execution)) if execution else None, int(str(workflow_id)))
+    except ValueError:
+        return None

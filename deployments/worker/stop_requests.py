@@ -1,0 +1,99 @@
+"""Runs that are to stop: cancelled or suspended in Prefect while this worker has them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ObjectNotFound
+
+from deployments.worker.events import until
+from flows.config.log_once import FaultLog
+
+log = logging.getLogger("prefect.nova.worker")
+
+NAMES = ["Cancelling", "Suspended"]
+POLL_WITHOUT_EVENTS = 1.0
+"""Seconds between two looks at the runs in hand while the event stream is down."""
+PATIENCE = 5.0
+"""Seconds for one look: Prefect's client would try on for a minute, however short the outage."""
+POLL_WITH_EVENTS = 10.0
+"""Seconds between two looks in any case: an event may get lost where several servers share no broker."""
+
+
+class StopWatch:
+    """Finds which of the worker's runs are to stop, and tells it; stops none itself.
+
+    An event alone is no proof: a new subscription replays the last minute, and the run may have been
+    retried since. So the run's state is read, once per such event.
+    """
+
+    def __init__(
+        self,
+        client: PrefectClient,
+        held: Callable[[], Collection[UUID]],
+        connected: Callable[[], bool],
+        stop: Callable[[FlowRun], None],
+    ) -> None:
+        self._client = client
+        self._held = held
+        self._connected = connected
+        self._stop = stop
+        self._checks: set[asyncio.Task[None]] = set()
+        self._faults = FaultLog(log)
+
+    def heard(self, flow_run_id: UUID) -> None:
+        """Look at a run that an event told of, if it is one of ours."""
+        if flow_run_id in self._held():
+            task = asyncio.get_running_loop().create_task(self._check(flow_run_id))
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
+
+    async def _check(self, flow_run_id: UUID) -> None:
+        async def ask() -> bool:
+            flow_run = await self._client.read_flow_run(flow_run_id)
+            if flow_run.state_name in NAMES:
+                self._stop(flow_run)
+                return True
+            return flow_run_id not in self._held()
+
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await until(ask)
+        except (httpx.HTTPError, ObjectNotFound, TimeoutError) as error:
+            log.warning("Flow run %s could not be looked at: %r; the next poll will.", flow_run_id, error)
+        except Exception as error:  # noqa: BLE001 - nobody waits for this look
+            self._faults.note(error, "Flow run %s was not looked at; the next poll will.", flow_run_id)
+
+    async def poll(self) -> None:
+        """Look at all runs in hand now and then, until cancelled."""
+        since = 0.0
+        while True:
+            await asyncio.sleep(POLL_WITHOUT_EVENTS)
+            since += POLL_WITHOUT_EVENTS
+            held = list(self._held())
+            if not held or (self._connected() and since < POLL_WITH_EVENTS):
+                continue
+            since = 0.0
+            wanted = FlowRunFilter(
+                id=FlowRunFilterId(any_=held),
+                state=FlowRunFilterState(name=FlowRunFilterStateName(any_=NAMES)),
+            )
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    stopping = await self._client.read_flow_runs(flow_run_filter=wanted)
+                for flow_run in stopping:
+                    self._stop(flow_run)
+            except (httpx.HTTPError, TimeoutError) as error:
+                log.debug("Runs in hand could not be looked at: %r", error)

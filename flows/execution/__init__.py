@@ -1,1 +1,0 @@
-"""One execution put together from the store, the engine and the vault; no Prefect here."""

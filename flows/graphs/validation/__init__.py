@@ -1,0 +1,1 @@
+"""Validation of graphs: every fault and warning, by node and edge."""

@@ -1,0 +1,1 @@
+"""One attempt of a run: its lease, its nodes, its sandbox, its end."""

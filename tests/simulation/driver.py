@@ -1,0 +1,101 @@
+"""Random simulations by the number: the same seed always does the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.simulation.acts import Acts
+from tests.simulation.healing import Healing
+from tests.simulation.site import Site
+from tests.simulation.world import World
+
+LENGTH = 800
+"""Choices that are made before everything is let come to rest."""
+BITS = 16
+IN_ORDER = 0.8
+"""Share of the steps that are the first of those that may happen."""
+
+ALWAYS: dict[str, float] = {"step": 800, "poll_for_runs": 40, "reconcile": 16, "execute": 14}
+"""How often each act is chosen that every simulation has."""
+AT_TIMES: dict[str, float] = {
+    "hurry": 30,
+    "pass_time": 14,
+    "kill": 3,
+    "pause": 6,
+    "resume": 9,
+    "lose": 5,
+    "double": 4,
+    "break_sandbox": 2,
+    "cut_renewals": 1,
+    "poll": 14,
+    "cancel": 4,
+    "retry": 10,
+    "skip": 4,
+    "run_in_prefect": 4,
+    "cancel_in_prefect": 2,
+    "retry_in_prefect": 5,
+    "force_in_prefect": 2,
+    "delete_in_prefect": 1,
+    "suspend_in_prefect": 1,
+    "resume_in_prefect": 1,
+}
+"""The same of those of which each simulation has some more often and some less."""
+SHARES = (0.0, 0.3, 1.0, 1.0, 3.0)
+
+
+@dataclass
+class Result:
+    """What came of one simulation."""
+
+    seed: int
+    steps: int
+    runs: int
+    violations: list[str]
+    trace: list[str]
+
+
+def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
+    """Run one simulation to its end, or to the first violation."""
+    chance = random.Random(seed)
+    world = World(site, seed)
+    acts = Acts(world)
+    for _ in range(2):
+        world.start_worker()
+    world.start_api()
+    weighed = ALWAYS | {name: often * chance.choice(SHARES) for name, often in AT_TIMES.items()}
+    names, weights = list(weighed), list(weighed.values())
+    try:
+        for _ in range(length):
+            name = chance.choices(names, weights)[0]
+            act: Callable[..., None] = getattr(acts, name)
+            numbers = [chance.getrandbits(BITS) for _ in range(_numbers_of(name))]
+            if name == "step" and chance.random() < IN_ORDER:
+                numbers[0] = 0
+            act(*numbers)
+            world.check()
+            if world.ledger.violations:
+                break
+        else:
+            world.ledger.violations += Healing(world, acts).heal()
+        return Result(seed, world.steps, len(world.ledger.rows), world.ledger.violations, world.trace)
+    finally:
+        world.end()
+
+
+def _numbers_of(name: str) -> int:
+    code = getattr(Acts, name).__code__
+    return int(code.co_argcount) - 1
+
+
+def find(site: Site, seed: int, most: int) -> tuple[int, Result | None]:
+    """Simulate with one seed after the other until something is found; how many steps that took, and what."""
+    steps = 0
+    while steps < most:
+        result = simulate(site, seed)
+        steps += result.steps
+        if result.violations:
+            return steps, result
+        seed += 1
+    return steps, None
