@@ -234,7 +234,7 @@ async def test_prefects_own_contexts(site: Site) -> None:
     transport = Transport(site.stand_in)
 
     async with connected(transport), get_client() as prefect:
-        await Runs(prefect, 5).cancel(first.id)
+        await FlowRuns(prefect, 5).cancel(first.id)
     with SyncPrefectClient(API, httpx_settings=httpx_settings(transport)) as synchronous:
         result: OrchestrationResult[Any] = synchronous.set_flow_run_state(second.id, Completed())
 
