@@ -182,7 +182,6 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
     assert all(place.killed for place in e2b_server.sandboxes)
 
 
-@pytest.mark.xdist_group("counted")
 async def test_while_the_breaker_is_open_runs_wait_in_their_queue(
     site: Site, folder: Path, e2b_server: E2BServer, access_log: AccessLog
 ) -> None:
