@@ -27,7 +27,10 @@ from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import ConfigurationError, DatabaseRefusedError, DatabaseUnavailableError
 from flows.prefect_gateway.gateway import PrefectGateway
+from flows.recovery.deployment_healer import DeploymentHealer
 from flows.recovery.reconciler import Reconciler
+from flows.recovery.rounds import keep_looking
+from flows.recovery.sweeps import Sweep, sweep_lock
 from flows.store import migrations
 from flows.store.database import Database
 
@@ -131,19 +134,34 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
 
 @asynccontextmanager
 async def _recovery(services: Services) -> AsyncIterator[None]:
-    """Look after the runs that nobody runs, beside the requests."""
+    """Look after runs that nobody runs, and deployments that Prefect has lost, beside the requests."""
+    settings = services.settings
+    locks = {sweep: sweep_lock(settings, sweep) for sweep in (Sweep.RUNS, Sweep.SUBMISSIONS)}
     reconciler = Reconciler(
-        services.database,
-        services.gateway.runs,
-        services.settings,
-        partial(submission.resubmit, services),
+        services.database, services.gateway.runs, settings, partial(submission.resubmit, services)
     )
-    task = asyncio.create_task(reconciler.run_forever())
+    healer = DeploymentHealer(
+        services.database, services.gateway.deployments, partial(submission.deploy, services)
+    )
+
+    async def heal() -> None:
+        if await locks[Sweep.SUBMISSIONS].hold():
+            await healer.once()
+
+    tasks = {
+        asyncio.create_task(reconciler.run_forever(locks)),
+        asyncio.create_task(
+            keep_looking(heal, settings.recovery_interval, "Deployments", log, tells_outages=False)
+        ),
+    }
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for lock in locks.values():
+            await lock.close()
 
 
 async def _check_tables(url: str) -> None:

@@ -19,6 +19,7 @@ from api.responses import timestamp
 from flows.credentials import vault
 from flows.graphs.graph import Node, load_graph
 from flows.graphs.json_values import dumps
+from flows.graphs.lifecycle import StepStatus
 from flows.store import chain, values, workflows
 from flows.store.chain import Frame
 from flows.store.database import Database
@@ -190,7 +191,7 @@ def _program(node: Node | None) -> str | None:
 
 
 def _output(frame: Frame, contexts: Contexts) -> Mapping[str, str] | None:
-    if contexts == "none" or frame.entry.status != "success":
+    if contexts == "none" or frame.entry.status != StepStatus.SUCCESS:
         return None
     return frame.after if contexts == "full" else frame.entry.changes
 

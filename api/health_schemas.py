@@ -40,6 +40,7 @@ class DetailedHealth(Answer):
                 "executor": {"healthy": True, "mode": "e2b"},
                 "error_rate": {"healthy": True, "error_rate": 0.0},
                 "prefect": {"healthy": True},
+                "work_pool": {"healthy": True},
                 "workers": {"healthy": True, "online": 1},
             }
         ]

@@ -11,12 +11,15 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.requests import GRAPH, Overlap, Priority
+from flows.graphs.lifecycle import Status, StepStatus
 
 Time = Annotated[
     str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-01-31T09:00:00.120000Z"])
 ]
 """ISO 8601 in UTC with a `Z`."""
-ExecutionStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+ExecutionStatus = Literal[Status.PENDING, Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED]
+SUCCEEDED: Literal["success"] = "success"
+"""The contract's word for what a completed run came to."""
 MOMENT = "2026-01-31T09:00:00.120000Z"
 TASK = "3f2b8c1e-6f0d-4d8e-9a51-0c7d5e3b2a10"
 
@@ -119,7 +122,7 @@ class Execution(Answer):
 
     id: int = Field(examples=[8])
     workflow_id: int = Field(examples=[1])
-    status: ExecutionStatus = Field(examples=["completed"])
+    status: ExecutionStatus = Field(examples=[Status.COMPLETED])
     started_at: Time | None
     completed_at: Time | None
     result: ExecutionResult | None
@@ -156,7 +159,7 @@ class ChainEntry(Answer):
         description="The context after it (`full`), what it changed (`changes`), or null; null if it failed.",
     )
     execution_time: float = Field(examples=[0.012], description="Seconds.")
-    status: Literal["success", "failed"]
+    status: Literal[StepStatus.SUCCESS, StepStatus.FAILED]
     error_message: str | None = Field(examples=[None])
     decision_result: str | None = Field(examples=["true"])
     path_taken: str | None = Field(examples=["approve"])

@@ -11,8 +11,10 @@ from typing import Any, TypeVar, cast
 from starlette.applications import Starlette
 
 from flows.code_check.checker import GraphChecker
+from flows.config.log_once import FaultLog
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher
+from flows.graphs.errors import NovaError
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.store.database import Database
 
@@ -28,10 +30,16 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._faults = FaultLog(log)
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work and return its result; where the caller is cancelled it goes on all the same."""
-        return await asyncio.shield(self.start(work))
+        task = self.start(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._note_unheard)
+            raise
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin the work and hold on to it until it has ended."""
@@ -44,6 +52,12 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # seen, even where the one who waited is gone
+
+    def _note_unheard(self, task: asyncio.Task[Any]) -> None:
+        """Log a fault of which nobody hears, since whoever waited is gone."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, NovaError):
+            self._faults.note(error, "Work did not come to its end whose caller had hung up.")
 
     async def drain(self, timeout: float) -> None:
         """Wait for all work, at most `timeout` seconds, then cancel what is left."""

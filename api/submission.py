@@ -22,6 +22,7 @@ from flows.graphs.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
     InfrastructureError,
+    InvalidInputError,
     NotFoundError,
     PrefectUnavailableError,
 )
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 30.0
 """Seconds that a run waits for its turn when many come at once."""
+
+_REFUSALS = (NotFoundError, ConflictError, InvalidInputError)
+"""How Prefect says that it does not take what NOVA has made up of a request that was good."""
 
 
 @dataclass(frozen=True)
@@ -209,13 +213,16 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
     if pending.deployment_id is not None:
         try:
             return await submit(pending.deployment_id)
-        except NotFoundError:
-            log.warning("The deployment of %s is gone from Prefect; it is made again.", pending.slug)
+        except _REFUSALS as error:
+            # Deleted there, or its work pool or queue: nothing of that is the caller's doing.
+            log.warning("The deployment of %s is made again: %s", pending.slug, error)
     deployment_id = await deploy(services, pending.workflow_id)
     try:
         return await submit(deployment_id)
-    except NotFoundError as error:
-        raise PrefectUnavailableError(f"Prefect does not keep the deployment of {pending.slug}.") from error
+    except _REFUSALS as error:
+        raise PrefectUnavailableError(
+            f"Prefect does not take runs of the deployment of {pending.slug}: {error}"
+        ) from error
 
 
 @asynccontextmanager
@@ -252,17 +259,14 @@ async def deploy(services: Services, workflow_id: int) -> UUID:
 
 
 async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
+    """Save a deployment; a refusal of Prefect's is nothing that the caller asked for."""
     try:
         return await deployments.apply(spec)
-    except NotFoundError:
-        # Nobody ran `nova deploy` yet: there is no work pool.
-        await deployments.ensure_pool()
-    except ConflictError:
-        pass  # somebody else is at the same deployment
+    except _REFUSALS as error:  # somebody else is at the same deployment, say
+        log.info("The deployment of %s is saved once more: %s", spec.slug, error)
     try:
         return await deployments.apply(spec)
-    except (NotFoundError, ConflictError) as error:
-        # What Prefect does not know, or has already, is nothing that the caller asked for.
+    except _REFUSALS as error:
         raise PrefectUnavailableError(f"The deployment of {spec.slug} was not saved: {error}") from error
 
 

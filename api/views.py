@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from api.responses import timestamp
+from api.schemas import SUCCEEDED
 from flows.credentials import vault
 from flows.graphs.errors import Fault
 from flows.graphs.lifecycle import Status
@@ -44,7 +45,7 @@ def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
     """An execution as lists show it: its result without the final context."""
     result = None
     if row.status is Status.COMPLETED:
-        result = {"execution_id": row.id, "status": "success", "nodes_executed": nodes_executed}
+        result = {"execution_id": row.id, "status": SUCCEEDED, "nodes_executed": nodes_executed}
     return {
         "id": row.id,
         "workflow_id": row.workflow_id,

@@ -15,6 +15,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from sqlalchemy.orm import Session
 
+from flows.config.prefect_logs import correct_prefect_logs
 from flows.config.settings import Settings, get_settings
 from flows.graphs.errors import DatabaseRefusedError, LeaseError, PrefectUnavailableError
 from flows.graphs.lifecycle import CANCELLED, LIVE, Ending
@@ -27,6 +28,8 @@ from flows.runs.process import process
 from flows.sandbox.port import SandboxSpec
 from flows.store import executions
 from flows.store.transitions import attempts, interventions
+
+correct_prefect_logs()
 
 _STATES = {Ending.COMPLETED: Completed, Ending.FAILED: Failed, Ending.CANCELLED: Cancelled}
 
@@ -66,7 +69,7 @@ async def execute_workflow(
 
     `initial_context` is visible to everybody who can see Prefect: keep it small and free of secrets.
     """
-    settings, flow_run = get_settings(), _flow_run()
+    settings, flow_run, log = get_settings(), _flow_run(), get_run_logger()
     request = RunRequest(flow_run.id, execution, workflow_id, client_slug, initial_context or {})
     async with get_client() as client:  # the one that this process or flow run has already
         attempt = Attempt(
@@ -76,14 +79,15 @@ async def execute_workflow(
             request,
             sandbox_spec(settings, flow_run),
             walk,
-            get_run_logger(),
+            log,
         )
         try:
             held, refusal = await attempt.take()
             with held.watched() if held is not None else nullcontext():
                 return _state(await attempt.make(held, refusal, flow_run.tags))
         except (LeaseError, PrefectUnavailableError) as error:
-            raise Abort(str(error)) from None  # another process says what becomes of the run
+            log.info("The run is left, and another process goes on with it: %s", error)
+            raise Abort(str(error)) from None
         except DatabaseRefusedError as error:
             return _state(attempt.unwritten(error, error))
         finally:

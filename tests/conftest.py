@@ -2,45 +2,105 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import shutil
-import tempfile
+import ssl
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 from hypothesis import HealthCheck, settings
 
-from flows.store import migrations
 from flows.store.base import Base
 from flows.store.database import Database
-from tests.servers import PrefectServer, database_name, postgres_server
+from tests.nova_up import NovaUp
+from tests.servers import PrefectServer, database_name, reachable_folder
+from tests.shared import SharedServers
+
+# Programs that tests start write bytecode, whatever the environment says: to compile ours takes a second.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Each client loads the system's certificates, for 25 ms of CPU, and no test speaks TLS.
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
 
 # How long an example takes, or its making, says what else the machine does at that moment.
 settings.register_profile("nova", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nova")
 
-pytest_plugins = ("tests.row_checks",)
+pytest_plugins = ("tests.row_checks", "tests.statement_watch")
+
+
+_SHARED = pytest.StashKey[SharedServers]()
+_FOLDER = "nova_shared_folder"
+_SLOW_FOLDERS = ("acceptance", "deployments", "worker", "recovery", "prefect_gateway", "flows")
+"""Their tests come first: one that begins last holds everybody up."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin a session, or join the one of the process that started this one."""
+    started_by_xdist: dict[str, str] | None = getattr(config, "workerinput", None)
+    config.stash[_SHARED] = (
+        SharedServers(Path(started_by_xdist[_FOLDER])) if started_by_xdist else SharedServers.begin()
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Know the option that leaves out nothing."""
+    parser.addoption("--everything", action="store_true", help="run the tests that are marked long, too")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run whole folders in several processes, single files in this one.
+
+    Much of a test's time is waiting: two processes per core keep the cores busy.
+    """
+    files = all(Path(name.partition("::")[0]).is_file() for name in config.args)
+    return 0 if files else min(2 * (os.cpu_count() or 1), 8)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long unless it was asked for; begin with what takes longest."""
+    asked = config.getoption("--everything") or any("::" in name for name in config.args)
+    if not asked:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    items.sort(key=lambda item: _rank(item.path))
+
+
+def _rank(file: Path) -> int:
+    folder = file.relative_to(Path(__file__).parent).parts[0]
+    return _SLOW_FOLDERS.index(folder) if folder in _SLOW_FOLDERS else len(_SLOW_FOLDERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process that xdist starts whose session it belongs to."""
+    node.workerinput[_FOLDER] = str(node.config.stash[_SHARED].folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what was started for the session."""
+    if not hasattr(config, "workerinput"):
+        config.stash[_SHARED].end()
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[[str], str]]:
+def shared(pytestconfig: pytest.Config) -> SharedServers:
+    """The servers that all processes of this session share."""
+    return pytestconfig.stash[_SHARED]
+
+
+@pytest.fixture(scope="session")
+def postgres(shared: SharedServers, worker_id: str) -> Callable[[str], str]:
     """A real PostgreSQL; call it with a database's name to make that database and get its URL."""
-    # Not below a private home: as root the server runs under a system user that must reach the folder.
-    place = "/var/tmp" if Path("/var/tmp").is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="nova-test-", dir=place))
-    folder.chmod(0o755)
-
-    def make(name: str) -> str:
-        server.make_database(name)
-        return server.url(name)
-
-    try:
-        with postgres_server(folder) as server:
-            yield make
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return lambda name: shared.empty_database(f"{name}_{worker_id}")
 
 
 _numbers = itertools.count(1)
@@ -53,11 +113,9 @@ def empty_database_url(postgres: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def migrated_database_url(postgres: Callable[[str], str]) -> str:
+def migrated_database_url(shared: SharedServers, worker_id: str) -> str:
     """URL of the one database with NOVA's tables; tests ask for `database_url`, which empties them."""
-    url = postgres("nova")
-    migrations.upgrade(url)
-    return url
+    return shared.database_with_tables(f"nova_{worker_id}")
 
 
 @pytest.fixture
@@ -96,8 +154,37 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server on PostgreSQL, as a process of its own; gives its API's URL."""
-    home = tmp_path_factory.mktemp("prefect")
-    with PrefectServer(postgres("prefect"), home) as server:
-        yield server.api_url
+def prefect_server(shared: SharedServers) -> str:
+    """URL of the API of a real Prefect server on PostgreSQL, a process of its own."""
+    return shared.prefect_url()
+
+
+@pytest.fixture(scope="session")
+def fork_server(shared: SharedServers) -> Path:
+    """The socket of a process that starts Python programs without their imports."""
+    return shared.fork_server()
+
+
+@pytest.fixture(scope="session")
+def up() -> Iterator[NovaUp]:
+    """A running `nova up`, for the tests of the group `nova_up`, which one process runs."""
+    folder = reachable_folder("nova-up-")
+    try:
+        with NovaUp(folder / "data") as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def logged_server(
+    postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrefectServer]:
+    """A Prefect server that writes a line per request.
+
+    For the tests of the group `counted`, which one process runs: they count requests, or restart it.
+    """
+    settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
+    home = tmp_path_factory.mktemp("prefect-logged")
+    with PrefectServer(postgres("prefect_logged"), home, settings=settings) as server:
+        yield server

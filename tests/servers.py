@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,9 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
+from deployments.cli.environment import tuned
 from deployments.cli.postgres import EmbeddedPostgres
+from tests.fork_server.client import ForkedProcess
 
 
 def free_port() -> int:
@@ -33,6 +36,15 @@ def free_port() -> int:
 def database_name(url: str) -> str:
     """The name of a PostgreSQL URL's database."""
     return urlsplit(url).path.removeprefix("/")
+
+
+def reachable_folder(prefix: str) -> Path:
+    """Make a folder below which PostgreSQL can run: as root it does so as a user who must get there."""
+    # Not below a private home.
+    place = "/var/tmp" if Path("/var/tmp").is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    folder.chmod(0o755)
+    return folder
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
@@ -73,11 +85,25 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 class ServerProcess:
-    """A child process in a group of its own, killed with its children at the end; its output is in a file."""
+    """A process in a group of its own, killed with its children at the end; its output is in a file.
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    With a `fork_server` it is a fork of that, which runs the module that the arguments name.
+    """
+
+    process: subprocess.Popen[bytes] | ForkedProcess
+
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], log: Path, fork_server: Path | None = None
+    ) -> None:
         self.log = log
         with log.open("wb") as output:
+            if fork_server:
+                python, _, module, *rest = arguments
+                assert python == sys.executable
+                self.process = ForkedProcess(
+                    fork_server, module, rest, environment, cwd=log.parent, stdout=log, stderr=log
+                )
+                return
             self.process = subprocess.Popen(
                 arguments,
                 env=environment,
@@ -105,11 +131,12 @@ class ServerProcess:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
             try:
-                return httpx.get(url, timeout=5).status_code == 200
+                return client.get(url).status_code == 200
             except httpx.HTTPError:
                 return False
 
-        wait_until(answers, timeout, f"{url} to answer; log: {self.log}")
+        with httpx.Client(timeout=5) as client:  # to make one costs more than to ask
+            wait_until(answers, timeout, f"{url} to answer; log: {self.log}")
 
     def __enter__(self) -> Self:
         return self
@@ -120,35 +147,45 @@ class ServerProcess:
         self.stop()
 
 
-@contextlib.contextmanager
-def postgres_server(folder: Path, *, durable: bool = False) -> Iterator[EmbeddedPostgres]:
-    """Run the embedded PostgreSQL in a folder that its system user can reach."""
-    server = EmbeddedPostgres(folder / "pg")
+def start_postgres(server: EmbeddedPostgres, log: Path, *, durable: bool = False) -> subprocess.Popen[bytes]:
+    """Start the embedded PostgreSQL, in a folder that its system user can reach; `wait` for it then."""
     server.prepare()
-    part = server.part(folder / "postgresql.log", {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"})
-    with part.log.open("wb") as log:
-        process = subprocess.Popen(
-            # Nothing of a test's need survive a power cut.
-            [*part.command, *([] if durable else ["-c", "fsync=off"])],
+    part = server.part(log, {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"})
+    settings = ["max_connections=400"]  # the pools of many processes
+    if not durable:  # nothing of a test's need survive a power cut
+        settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*part.command, *(word for setting in settings for word in ("-c", setting))],
             env=part.env,
             cwd=part.cwd,
             user=part.user,
             group=part.user,
             extra_groups=[] if part.user else None,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+@contextlib.contextmanager
+def postgres_server(folder: Path, *, durable: bool = False) -> Iterator[EmbeddedPostgres]:
+    """Run the embedded PostgreSQL in a folder that its system user can reach."""
+    server = EmbeddedPostgres(folder / "pg")
+    process = start_postgres(server, folder / "postgresql.log", durable=durable)
     try:
         asyncio.run(server.wait())
         yield server
     finally:
-        process.send_signal(part.stop_signal)
-        process.wait(part.grace)
+        process.send_signal(signal.SIGINT)
+        process.wait(15)
 
 
 class PrefectServer(ServerProcess):
-    """Prefect's server on a PostgreSQL database; ready when made. `settings` are variables of Prefect's."""
+    """Prefect's server on a PostgreSQL database, tuned as NOVA's is; ready when made.
+
+    `settings` are further variables of Prefect's.
+    """
 
     def __init__(
         self, database_url: str, home: Path, port: int | None = None, settings: Mapping[str, str] = {}
@@ -162,9 +199,18 @@ class PrefectServer(ServerProcess):
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_API_URL": self.api_url,
         }
-        environment = clean_environment(**{**own, **settings})
+        self._environment = clean_environment(**{**tuned(), **own, **settings})
+        self._home = home
+        self._start()
+
+    def restart(self) -> None:
+        """End it and start it again, at the same address and with a new log."""
+        self.stop()
+        self._start()
+
+    def _start(self) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-        super().__init__([*command, "--port", str(self.port)], environment, home / "server.log")
+        super().__init__([*command, "--port", str(self.port)], self._environment, self._home / "server.log")
         try:
             self.wait_for_http(f"{self.api_url}/ready")
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -38,25 +39,28 @@ async def root() -> JsonResponse:
 @router.head("/health", include_in_schema=False)
 @router.get("/health", **documented(200, schemas.Health))
 async def health(services: ServicesDep) -> JsonResponse:
-    """Whether runs can be taken in; 503 with the same body when the database or Prefect is down."""
-    response_time, prefect, workers = await _look(services)
-    well = response_time is not None and prefect
+    """Whether runs can be taken in and found; 503 with the same body when the database or Prefect is down.
+
+    So it is while the work pool is missing, which somebody has deleted in Prefect: it is made again soon.
+    """
+    look = await _look(services)
     return _answer(
         {
-            "status": "healthy" if well else "unhealthy",
-            "database": "connected" if response_time is not None else "disconnected",
+            "status": "healthy" if look.well else "unhealthy",
+            "database": "connected" if look.response_time is not None else "disconnected",
             "e2b": "configured" if services.settings.uses_e2b else "not_configured",
-            "prefect": "connected" if prefect else "disconnected",
-            "workers": workers,
+            "prefect": "connected" if look.prefect else "disconnected",
+            "workers": look.workers,
         },
-        well,
+        look.well,
     )
 
 
 @router.get("/health/detailed", **documented(200, schemas.DetailedHealth))
 async def detailed_health(services: ServicesDep) -> JsonResponse:
-    """Each part by itself, and what is wrong; 503 with the same body when the database or Prefect is down."""
-    response_time, prefect, workers = await _look(services)
+    """Each part by itself, and what is wrong; 503 with the same body where `/health` is 503."""
+    look = await _look(services)
+    response_time = look.response_time
     figures: dict[str, Any] = {}
     circuit: dict[str, Any] | None = None
     if response_time is not None:
@@ -71,19 +75,21 @@ async def detailed_health(services: ServicesDep) -> JsonResponse:
         "database": {"healthy": response_time is not None, "response_time_ms": response_time},
         "executor": {"healthy": works, "mode": mode, "circuit_breaker": circuit},
         "error_rate": {"healthy": rate < _ERROR_RATE, "error_rate": rate},
-        "prefect": {"healthy": prefect},
-        "workers": {"healthy": workers > 0, "online": workers},
+        "prefect": {"healthy": look.prefect},
+        "work_pool": {"healthy": look.has_pool},
+        "workers": {"healthy": look.workers > 0, "online": look.workers},
     }
     sentences = {
         "database": "The database does not answer.",
         "executor": "E2B fails again and again: runs wait until it works.",
         "error_rate": f"{rate:g} % of the last hour's runs failed.",
         "prefect": "Prefect's server does not answer.",
+        "work_pool": f"Prefect has no work pool {services.settings.work_pool}: it is made again.",
         "workers": "No worker is online: runs wait.",
     }
     issues = [sentences[name] for name, part in components.items() if not part["healthy"]]
     body = {"healthy": not issues, "components": components, "issues": issues, "metrics": figures}
-    return _answer(body, response_time is not None and prefect)
+    return _answer(body, look.well and response_time is not None)
 
 
 @router.get("/metrics", **documented(200, schemas.Metrics))
@@ -105,12 +111,30 @@ async def metrics(services: ServicesDep) -> JsonResponse:
     )
 
 
-async def _look(services: Services) -> tuple[float | None, bool, int]:
-    """The database's response time in ms (None: down), whether Prefect answers, and how many workers."""
+@dataclass(frozen=True)
+class _Look:
+    """What a look at the parts has shown."""
+
+    response_time: float | None
+    """The database's, in milliseconds; None: it is down."""
+    prefect: bool
+    """Whether it answers."""
+    has_pool: bool
+    """Whether the work pool is there, as far as Prefect says so."""
+    workers: int
+    """How many are online."""
+
+    @property
+    def well(self) -> bool:
+        """Whether runs can be taken in, and are found by workers."""
+        return self.response_time is not None and self.prefect and self.has_pool
+
+
+async def _look(services: Services) -> _Look:
     response_time, prefect, workers = await asyncio.gather(
         _database(services), services.gateway.healthy(), _workers(services)
     )
-    return response_time, prefect, workers
+    return _Look(response_time, prefect, workers is not None, workers or 0)
 
 
 async def _database(services: Services) -> float | None:
@@ -120,7 +144,8 @@ async def _database(services: Services) -> float | None:
         return None
 
 
-async def _workers(services: Services) -> int:
+async def _workers(services: Services) -> int | None:
+    """How many workers are online, none where Prefect is down; None where it has no work pool."""
     try:
         return await asyncio.wait_for(services.gateway.workers(), _PATIENCE)
     except (PrefectUnavailableError, TimeoutError):

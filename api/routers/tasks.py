@@ -112,7 +112,7 @@ async def _success(database: Database, task_id: uuid.UUID, row: Poll) -> Respons
 
     async def write() -> AsyncIterator[bytes]:
         yield dumps(body)[:-1] + b',"result":'
-        yield dumps({"execution_id": row.id, "status": "success"})[:-1] + b',"final_context":'
+        yield dumps({"execution_id": row.id, "status": schemas.SUCCEEDED})[:-1] + b',"final_context":'
         async for piece in text.context(digests):
             yield piece
         yield b',"execution_trace":['

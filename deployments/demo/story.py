@@ -10,6 +10,7 @@ from deployments.cli.remote import Api
 from deployments.demo.mail import MailServers
 from deployments.demo.sample import CLIENT, DATABASE, MAILBOX, Sample
 from flows.graphs.errors import InfrastructureError
+from flows.graphs.lifecycle import StepStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,7 +84,7 @@ class Demo:
             api.get, f"/executions/{execution_id}/chain", skip=skip, limit=100, contexts="none"
         )
         for entry in chain["entries"]:
-            mark = "✓" if entry["status"] == "success" else "✗"
+            mark = "✓" if entry["status"] == StepStatus.SUCCESS else "✗"
             branch = f" → {entry['decision_result']}" if entry["decision_result"] is not None else ""
             self._print(f"  {mark} {entry['label'] or entry['node_id']}{branch}")
         return len(chain["entries"])
@@ -117,7 +118,7 @@ class Demo:
             table.add_column(head, justify="right" if head == "seconds" else "left")
         table.add_column("result", min_width=15)
         for entry, row in zip(entries, rows, strict=True):
-            colour = "green" if entry["status"] == "success" else "red"
+            colour = "green" if entry["status"] == StepStatus.SUCCESS else "red"
             cells = [Text(cell, style=colour if cell is row[3] else "") for cell in row]
             table.add_row(*cells, Text(_result(entry, width)))
         self._console.print(table)

@@ -13,16 +13,19 @@ from prefect.client.orchestration import PrefectClient
 
 from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
+from flows.config.log_once import OutageLog
 from flows.config.settings import get_settings
 from flows.graphs.errors import (
     BreakerOpenError,
     ConfigurationError,
     DatabaseRefusedError,
+    InfrastructureError,
     LeaseHeldError,
     NovaError,
 )
 from flows.graphs.lifecycle import Action, Asker, decide
 from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.prefect_gateway.prefect_errors import is_prefects
 from flows.recovery.actions import FULL, FULL_SECONDS
 from flows.runs.lease_keeper import HeldLease
 from flows.runs.loading import RunRequest
@@ -30,6 +33,7 @@ from flows.runs.process import process
 from flows.store import orphans
 
 log = logging.getLogger("prefect.nova.worker")
+_outage = OutageLog(log)
 
 HELD_PAUSE = 0.3
 """Seconds after which a run is tried again whose lease another process has: it may just have handed it on."""
@@ -39,6 +43,8 @@ AWAY_PAUSE = 1.0
 """Seconds after which the database, or Prefect, is tried again."""
 UNWRITTEN_PAUSE = 10.0
 """Seconds after which a run is tried again whose row PostgreSQL refuses to change: others may be had."""
+FAULT_PAUSE = 10.0
+"""Seconds after which a run is tried again at which NOVA itself failed: others need not wait for it."""
 BREAKER_PAUSE = 10.0
 """Seconds after which the circuit breaker is asked again at the latest: its clock may not be ours."""
 
@@ -56,13 +62,18 @@ OURS, GONE, REFUSED = Claim(True), Claim(False), Claim(False, REFUSED_PAUSE)
 
 
 async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Claim:
-    """Make a run ours, if nothing and nobody is against it. Who gets the lease must release it."""
+    """Make a run ours, if nothing and nobody is against it. Who gets the lease must release it.
+
+    A fault of NOVA's own is raised.
+    """
     if has_execution and (refusal := await _take_lease(run, client)) is not None:
         return refusal
     try:
         if await prefect_engine.claim(client, run.flow_run):
             return OURS
-    except Exception as error:  # noqa: BLE001 - Prefect is out of reach
+    except Exception as error:
+        if not (is_prefects(error) or isinstance(error, InfrastructureError)):
+            raise
         return await _after_silence(run, client, error)
     if run.held is not None and run.flow_run.state is not None and run.flow_run.state.is_cancelled():
         await _settle_refusal(run, run.held, client)
@@ -118,21 +129,22 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
             request, runs, runs.retry_request, ask_breaker=settings.uses_e2b
         )
     except LeaseHeldError as error:
-        log.info("Flow run %s is left alone: %s", run.id, error)
+        log.debug("Flow run %s is left alone: %s", run.id, error)
         return Claim(False, HELD_PAUSE)
     except BreakerOpenError as error:
         left = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else BREAKER_PAUSE
         pause = min(BREAKER_PAUSE, max(AWAY_PAUSE, left))
-        log.warning("No run is taken: %s The next look is in %.0f s.", error, pause)
         return Claim(False, pause, for_all=True)
     except DatabaseRefusedError as error:
         log.warning("Flow run %s is left alone: %s", run.id, error)
         return Claim(False, UNWRITTEN_PAUSE)
     except ConfigurationError as error:
         log.debug("The flow will say what is wrong: %s", error)
-    except Exception as error:  # noqa: BLE001 - the database is away, or not migrated; or Prefect is
-        log.warning("No run is taken: %s", error if isinstance(error, NovaError) else repr(error))
+    except InfrastructureError as error:
+        _outage.began("No run is taken: %s", error)
         return Claim(False, AWAY_PAUSE, for_all=True)
+    else:
+        _outage.ended("Runs are taken again.")
     return None
 
 

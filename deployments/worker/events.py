@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 from uuid import UUID
 
 from prefect.events import Event
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
+
+from flows.config.log_once import FaultLog, OutageLog
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -23,6 +26,8 @@ LOOK_AGAIN = (0.0, 0.05, 0.2, 0.5)
 """Seconds after an event: it comes before the server has committed what it tells of."""
 
 _BACKOFF = (0.2, 0.5, 1.0, 2.0)
+_LOOK_AT_POOL = 1.0
+"""Seconds between two looks whether the pool is another one, as the worker's heartbeat has it."""
 
 
 class WakeupSignal:
@@ -68,38 +73,66 @@ class Stream:
         self._pool_id = pool_id  # may raise RuntimeError until Prefect was reached
         self._handle = handle
         self._opened = opened
+        self._faults = FaultLog(log)
         self.connected = False
         """Whether events come in at the moment; if not, polls alone tell of anything."""
 
-    def _filter(self) -> EventFilter:
-        return EventFilter(
-            event=EventNameFilter(name=sorted(DUE | STOP)),
-            any_resource=EventAnyResourceFilter(id=[f"prefect.work-pool.{self._pool_id()}"]),
-        )
-
     async def listen(self) -> None:
         """Listen until cancelled. Each new connection replays the last minute."""
-        failures = 0
+        failures, outage = 0, OutageLog(log)
         while True:
             try:
+                pool_id = self._pool_id()
                 # Attempts of its own would hide from us that nothing comes in.
-                subscriber = get_events_subscriber(filter=self._filter(), reconnection_attempts=0)
+                subscriber = get_events_subscriber(filter=_filter(pool_id), reconnection_attempts=0)
                 async with subscriber:
                     self.connected, failures = True, 0
+                    outage.ended("Prefect's event stream is back.")
                     self._opened()
-                    async for event in subscriber:
-                        if (flow_run_id := _flow_run_id(event)) is not None:
-                            self._handle(event, flow_run_id)
+                    await _first(self._receive(subscriber), self._moved(pool_id))
             except Exception as error:  # noqa: BLE001 - the server's every way to be away
-                log.log(
-                    logging.DEBUG if failures else logging.WARNING,
-                    "Prefect's event stream is gone (%r); polling meanwhile.",
-                    error,
-                )
+                outage.began("Prefect's event stream is gone (%r); polling meanwhile.", error)
             finally:
                 self.connected = False
             await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
             failures += 1
+
+    async def _receive(self, subscriber: AsyncIterable[Event]) -> None:
+        async for event in subscriber:
+            if (flow_run_id := _flow_run_id(event)) is None:
+                continue
+            try:
+                self._handle(event, flow_run_id)
+            except Exception as error:  # noqa: BLE001 - the stream is well
+                self._faults.note(error, "An event of flow run %s was not answered.", flow_run_id)
+
+    async def _moved(self, pool_id: UUID) -> None:
+        """Return when the work pool is another one: it was deleted in Prefect and made again."""
+        while True:
+            await asyncio.sleep(_LOOK_AT_POOL)
+            if self._pool_id() != pool_id:
+                log.warning("The work pool was made again in Prefect: the new one's events are listened to.")
+                return
+
+
+def _filter(pool_id: UUID) -> EventFilter:
+    return EventFilter(
+        event=EventNameFilter(name=sorted(DUE | STOP)),
+        any_resource=EventAnyResourceFilter(id=[f"prefect.work-pool.{pool_id}"]),
+    )
+
+
+async def _first(*works: Coroutine[Any, Any, None]) -> None:
+    """Do these at the same time until one has ended; raises what that raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def _flow_run_id(event: Event) -> UUID | None:

@@ -14,10 +14,13 @@ from prefect.client.orchestration import PrefectClient
 
 from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
-from deployments.worker.claims import GONE, Claim
+from deployments.worker.claims import FAULT_PAUSE, GONE, Claim
 from deployments.worker.flow_loader import Catalog
 from deployments.worker.lifetime import claim_and_execute
+from flows.config.log_once import FaultLog, OutageLog
+from flows.graphs.errors import NovaError
 from flows.graphs.lifecycle import Ending
+from flows.prefect_gateway.prefect_errors import is_prefects
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -40,6 +43,7 @@ class FlowThread:
         self._context: contextvars.Context | None = None
         self._client: PrefectClient | None = None
         self._catalog = Catalog()
+        self._faults = FaultLog(log)
         self.answered = time.monotonic()
         """When the loop last answered `beat`: a loop that hangs does not."""
         # A daemon: a flow that never returns must not keep the process from ending.
@@ -87,6 +91,12 @@ class FlowThread:
                 await claim_and_execute(
                     run, self._client, self._catalog, lambda claim: self._to_main(answer, claim)
                 )
+            except NovaError as error:
+                log.warning("Flow run %s is not taken: %s", run.id, error)
+                self._to_main(answer, Claim(False, FAULT_PAUSE))
+            except Exception as error:  # noqa: BLE001 - it is neither Prefect's nor the database's
+                self._faults.note(error, "Flow run %s could not be taken, or not be left.", run.id)
+                self._to_main(answer, Claim(False, FAULT_PAUSE))
             finally:
                 self._to_main(answer, GONE)
                 self._to_main(ended)
@@ -134,15 +144,20 @@ class FlowThread:
 
     async def _keep_clients(self) -> None:
         await asyncio.to_thread(self._catalog.warm_up)
+        outage = OutageLog(log)
         while not self._stopped.is_set():
             try:
                 async with prefect_engine.shared_clients() as client:
                     self._client, self._context = client, contextvars.copy_context()
                     self._to_main(self._opened)
+                    outage.ended("Prefect answers the flows.")
                     await self._stopped.wait()
             except Exception as error:  # noqa: BLE001 - Prefect tells an unreachable server in many ways
                 self._context = self._client = None
-                log.warning("Prefect does not answer the flows yet: %s", error)
+                if is_prefects(error):
+                    outage.began("Prefect does not answer the flows yet: %s", error)
+                else:
+                    self._faults.note(error, "The flows have no client of Prefect's.")
                 await asyncio.sleep(RETRY)
 
 

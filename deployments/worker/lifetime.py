@@ -14,11 +14,14 @@ from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
 from deployments.worker.claims import AWAY_PAUSE, Claim, claim
 from deployments.worker.flow_loader import Catalog, FlowNotLoadedError
+from flows.config.log_once import FaultLog
 from flows.config.settings import get_settings
 from flows.graphs.errors import NovaError
+from flows.prefect_gateway.prefect_errors import is_prefects
 from flows.runs.process import process
 
 log = logging.getLogger("prefect.nova.worker")
+_faults = FaultLog(log)
 
 
 async def claim_and_execute(
@@ -52,7 +55,9 @@ async def _find(
         return await catalog.find(run.flow_run, client)
     except FlowNotLoadedError as error:
         return error
-    except Exception as error:  # noqa: BLE001 - Prefect is out of reach
+    except Exception as error:
+        if not is_prefects(error):
+            raise
         log.warning("Flow run %s is not taken, since its deployment cannot be read: %r", run.id, error)
         return None
 
@@ -79,6 +84,8 @@ def _begin_sandbox(run: Run) -> None:
         process(settings).sandboxes.begin(sandbox_spec(settings, run.flow_run))
     except NovaError as error:
         log.debug("The flow will say why no sandbox is made: %s", error)
+    except Exception as error:  # noqa: BLE001 - the flow begins one itself
+        _faults.note(error, "The sandbox of flow run %s was not prewarmed.", run.id)
 
 
 async def _end_sandbox(run: Run) -> None:

@@ -45,12 +45,15 @@ from prefect.utilities.callables import get_call_parameters, parameters_to_args_
 from prefect.utilities.engine import propose_state
 
 from deployments.worker.active_run import Run
+from flows.config.log_once import FaultLog
 from flows.config.settings import get_settings
 from flows.graphs.errors import ConflictError, LeaseLostError, NotFoundError
 from flows.graphs.lifecycle import CANCELLED, Ending
 from flows.prefect_gateway.flow_runs import FlowRuns
+from flows.prefect_gateway.prefect_errors import is_prefects
 
 log = logging.getLogger("prefect.nova.worker")
+_faults = FaultLog(log)
 
 SETTLE_TRIES = 120
 """How often a run's last state is sent again while Prefect does not answer."""
@@ -146,9 +149,12 @@ async def execute(run: Run, flow: Flow[..., Any], client: PrefectClient) -> None
     try:
         await _execute(engine, client)
     except (Abort, Pause) as stop:
-        log.info("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
-    except Exception as error:  # noqa: BLE001 - Prefect did not answer: a flow's own errors do not get here
-        log.error("Flow run %s lost Prefect: %r", run.flow_run.id, error)
+        log.debug("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
+    except Exception as error:  # noqa: BLE001 - a flow's own errors do not get here
+        if is_prefects(error):
+            log.warning("Flow run %s lost Prefect: %r", run.flow_run.id, error)
+        else:
+            _faults.note(error, "Flow run %s broke off.", run.flow_run.id)
         await engine.settle(client, error)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like end the run, not the worker
         log.error("Flow run %s crashed: %r", run.flow_run.id, error)
@@ -301,8 +307,13 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
                     await super().handle_crash(error)
             except (Abort, Pause, ObjectNotFound):
                 return
-            except Exception as again:  # noqa: BLE001 - whichever way it is out of reach
-                log.warning("Prefect still does not take the end of %s: %r", self.run.flow_run.id, again)
+            except Exception as again:  # noqa: BLE001 - it is tried once more
+                if is_prefects(again):
+                    log.debug("Prefect still does not take the end of %s: %r", self.run.flow_run.id, again)
+                else:
+                    _faults.note(
+                        again, "The end of flow run %s was not told to Prefect.", self.run.flow_run.id
+                    )
             else:
                 return
         log.error("Flow run %s keeps a state in Prefect that is not true.", self.run.flow_run.id)

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 
 from deployments.worker.events import until
+from flows.config.log_once import FaultLog
 
 log = logging.getLogger("prefect.nova.worker")
 
@@ -50,6 +51,7 @@ class StopWatch:
         self._connected = connected
         self._stop = stop
         self._checks: set[asyncio.Task[None]] = set()
+        self._faults = FaultLog(log)
 
     def heard(self, flow_run_id: UUID) -> None:
         """Look at a run that an event told of, if it is one of ours."""
@@ -71,6 +73,8 @@ class StopWatch:
                 await until(ask)
         except (httpx.HTTPError, ObjectNotFound, TimeoutError) as error:
             log.warning("Flow run %s could not be looked at: %r; the next poll will.", flow_run_id, error)
+        except Exception as error:  # noqa: BLE001 - nobody waits for this look
+            self._faults.note(error, "Flow run %s was not looked at; the next poll will.", flow_run_id)
 
     async def poll(self) -> None:
         """Look at all runs in hand now and then, until cancelled."""

@@ -15,8 +15,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
+from flows.config.log_once import FaultLog, OutageLog
+
 # Prefect imports this module to see which worker types there are: everything heavy is imported in `setup`.
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from anyio.abc import TaskStatus
     from prefect.events import Event
 
@@ -36,6 +40,8 @@ STOP_TIMEOUT = 10.0
 
 `nova up` (deployments/cli/stack.py) waits longer than this and the grace time before it kills a worker.
 """
+AGAIN = 5.0
+"""Seconds after which a chore begins again that a fault of NOVA's own has ended."""
 WINDOW = 30
 """A worker is unhealthy when it did not poll for so many poll intervals, as Prefect's own."""
 
@@ -83,6 +89,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._hurry = asyncio.Event()
         self._polled = time.monotonic()
         self._chores: list[asyncio.Task[None]] = []
+        self._faults = FaultLog(log)
+        self._outage = OutageLog(log)
         self._wakeup: WakeupSignal
         self._flows: FlowThread
         self._stream: Stream | None = None
@@ -99,6 +107,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
     async def setup(self) -> None:
         """Reach Prefect, start the flows' thread and listen."""
+        from deployments.worker.adrift import take_adrift_runs
         from deployments.worker.claim_backoff import ClaimBackoff
         from deployments.worker.events import WakeupSignal
         from deployments.worker.flow_thread import FlowThread
@@ -106,6 +115,8 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         from deployments.worker.stop_requests import StopWatch
 
         self._catch_signals()
+        # Prefect shows of other loggers than its own no more than warnings.
+        logging.getLogger("flows").setLevel(log.getEffectiveLevel())
         await super().setup()
         self._wakeup = WakeupSignal()
         self._waits = ClaimBackoff(over=self._wakeup.ring)
@@ -117,9 +128,16 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             connected=lambda: self._stream is not None and self._stream.connected,
             stop=self._stop,
         )
-        recovery = look_after_runs(self.client, self._pool_name)
-        chores = (self._listen(), self._answer_wakeups(), self._stops.poll(), recovery)
-        self._chores = [asyncio.create_task(chore) for chore in chores]
+        chores: dict[str, Callable[[], Awaitable[None]]] = {
+            "Listening to events": self._listen,
+            "Answering them": self._answer_wakeups,
+            "Looking for runs that are to stop": self._stops.poll,
+            "Looking after runs": lambda: look_after_runs(self.client, self._pool_name),
+            "Looking for runs in no queue": lambda: take_adrift_runs(
+                self.client, self._pool_name, self._room, self._take_these
+            ),
+        }
+        self._chores = [asyncio.create_task(self._keep_up(*chore)) for chore in chores.items()]
 
     async def teardown(self, *exc_info: Any) -> None:
         """Take no more and let runs finish; hand back those that cannot in their grace time.
@@ -136,7 +154,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
                 self._flows.request_leave(run)
             await self._wait_for_runs(self._grace / 2, self._hurry)
         for run in self._held.values():
-            log.warning("Flow run %s is handed back.", run.id)
+            log.info("Flow run %s is handed back.", run.id)
             self._flows.stop_run(run, Ending.REQUEUED)
         await self._wait_for_runs(STOP_TIMEOUT)
         for run in list(self._held.values()):
@@ -150,7 +168,11 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Poll once; an outage of Prefect is logged and waited out, however long it lasts."""
         self._flows.beat()
-        return await self._take()
+        try:
+            return await self._take()
+        except Exception as error:  # noqa: BLE001 - Prefect's worker would end with it
+            self._faults.note(error, "No runs were taken; the next poll tries again.")
+            return []
 
     def is_worker_still_polling(self, query_interval_seconds: float) -> bool:
         """Whether polls succeed and the thread of the flows answers: the healthcheck's question."""
@@ -179,7 +201,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         async with self._taking:
             taken: list[FlowRun] = []
             while self._may_take():
-                room = int(self.limiter.available_tokens)
+                room = self._room()
                 if room <= 0:
                     self._polled = time.monotonic()  # there is nothing to ask for, and that is well
                     break
@@ -187,15 +209,30 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
                 shown = room + self._waits.number
                 found = await self._look_up(shown)
                 self._wakeup.seen(flow_run.id for flow_run in found)
-                due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
-                claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[:room]))
-                for flow_run, claim in zip(due, claims, strict=False):
-                    self._waits.note(flow_run.id, claim)
+                claims = await self._claim(found)
                 taken += [flow_run for flow_run in found if flow_run.id in self._held]
                 # Some that were shown went to another worker: there may be more behind them.
                 if not claims or len(found) < shown or all(claim.ours for claim in claims):
                     break
             return taken
+
+    async def _take_these(self, found: list[FlowRun]) -> int:
+        """Take runs that the pool does not show, while there is room; how many are ours then."""
+        async with self._taking:
+            claims = await self._claim(found) if self._may_take() else []
+            return sum(claim.ours for claim in claims)
+
+    async def _claim(self, found: list[FlowRun]) -> list[Claim]:
+        """Claim those that may be tried, as many as there is room for."""
+        due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
+        claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[: self._room()]))
+        for flow_run, claim in zip(due, claims, strict=False):
+            self._waits.note(flow_run.id, claim)
+        return claims
+
+    def _room(self) -> int:
+        """How many more runs may be taken."""
+        return int(self.limiter.available_tokens)
 
     def _may_take(self) -> bool:
         return not self._stopping and self._flows.ready and not self._waits.all_wait
@@ -211,8 +248,9 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         except ObjectNotFound:
             return []  # the pool was deleted: the next heartbeat makes it, or says why not
         except (httpx.HTTPError, TimeoutError) as error:
-            log.warning("Prefect did not tell what is due: %r", error)
+            self._outage.began("Prefect does not tell what is due: %r", error)
             return []
+        self._outage.ended("Prefect tells what is due again.")
         self._polled = time.monotonic()
         return found
 
@@ -261,10 +299,18 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
     async def _answer_wakeups(self) -> None:
         while True:
             await self._wakeup.wait()
+            await self.get_and_submit_flow_runs()
+
+    async def _keep_up(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:
+        """Do a chore until cancelled, whatever fault of NOVA's own it ends with."""
+        while True:
             try:
-                await self._take()
-            except Exception:
-                log.exception("Taking runs failed; the next poll tries again")
+                await chore()
+            except Exception as error:  # noqa: BLE001 - unseen, it would be missed only when it is needed
+                self._faults.note(error, "%s ended; it begins again.", name)
+            else:
+                return
+            await asyncio.sleep(AGAIN)
 
     async def _wait_for_runs(self, seconds: float, unless: asyncio.Event | None = None) -> None:
         waits = [asyncio.ensure_future(event.wait()) for event in (self._empty, unless) if event]

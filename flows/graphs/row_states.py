@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from flows.graphs.lifecycle import LIVE, REOPENABLE, ErrorKind, Status
+from flows.graphs.lifecycle import LIVE, REOPENABLE, ErrorKind, Status, StepStatus
 
 
-def _in(values: Iterable[str]) -> str:
+def in_words(values: Iterable[str]) -> str:
+    """Write words as the list behind SQL's `in`."""
     return "(" + ", ".join(f"'{value}'" for value in values) + ")"
 
 
@@ -26,11 +27,11 @@ _OF_FAILED: Final = tuple(kind for kind in ErrorKind if kind not in _OF_CANCELLE
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {
         # There is no other status.
-        "status": f"status in {_in(tuple(Status))}",
+        "status": f"status in {in_words(tuple(Status))}",
         # Nor another kind of error.
-        "error_kind": f"error_kind in {_in(tuple(ErrorKind))}",
+        "error_kind": f"error_kind in {in_words(tuple(ErrorKind))}",
         # A run has an end when, and only when, it is closed.
-        "completed_at": f"(status in {_in(_CLOSED)}) = (completed_at is not null)",
+        "completed_at": f"(status in {in_words(_CLOSED)}) = (completed_at is not null)",
         # A lease has an owner and an end, or neither.
         "lease": "(lease_owner is null) = (lease_until is null)",
         # A run that never began is pending, or was closed before; no other is.
@@ -44,14 +45,14 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         "error": f"case status when '{Status.COMPLETED}' then error is null and error_kind is null"
         " and failed_at_node is null"
         f" when '{Status.FAILED}' then error is not null and error_kind is not null"
-        f" and error_kind in {_in(_OF_FAILED)}"
+        f" and error_kind in {in_words(_OF_FAILED)}"
         f" when '{Status.CANCELLED}' then error is not null and error_kind is not null"
-        f" and error_kind in {_in(_OF_CANCELLED)}"
+        f" and error_kind in {in_words(_OF_CANCELLED)}"
         " else (error is null) = (error_kind is null) and (error is null or next_attempt_at is not null) end",
         # Only an open run has a next attempt.
-        "next_attempt_at": f"next_attempt_at is null or status in {_in(LIVE)}",
+        "next_attempt_at": f"next_attempt_at is null or status in {in_words(LIVE)}",
         # What somebody was told is cancelled is closed as nothing else.
-        "revoked": f"not revoked or status in {_in((*LIVE, Status.CANCELLED))}",
+        "revoked": f"not revoked or status in {in_words((*LIVE, Status.CANCELLED))}",
         # A run whose request was refused never begins, whoever comes for it.
         "not_started": f"error_kind is distinct from '{ErrorKind.NOT_STARTED}'"
         f" or (status = '{Status.CANCELLED}' and attempt = 0)",
@@ -66,21 +67,23 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Name of the constraint → what holds for every row of `executions`, as SQL."""
 
+_SUCCEEDED: Final = f"status = '{StepStatus.SUCCESS}'"
+
 ACROSS_ROWS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "a step of a completed run failed for good": f"""
             SELECT e.id FROM executions e WHERE e.status = '{Status.COMPLETED}' AND EXISTS (
                 SELECT FROM chain_entries c WHERE c.execution_id = e.id AND NOT EXISTS (
                     SELECT FROM chain_entries s
-                    WHERE s.execution_id = e.id AND s.step = c.step AND s.status = 'success'))""",
-        "the node that must not start again has succeeded": """
+                    WHERE s.execution_id = e.id AND s.step = c.step AND s.{_SUCCEEDED}))""",
+        "the node that must not start again has succeeded": f"""
             SELECT e.id FROM executions e JOIN chain_entries c ON c.execution_id = e.id
-            WHERE c.step = e.unrepeatable_step AND c.status = 'success'""",
-        "a step succeeded and the one before it did not": """
+            WHERE c.step = e.unrepeatable_step AND c.{_SUCCEEDED}""",
+        "a step succeeded and the one before it did not": f"""
             SELECT c.execution_id FROM chain_entries c
-            WHERE c.status = 'success' AND c.step > 0 AND NOT EXISTS (
+            WHERE c.{_SUCCEEDED} AND c.step > 0 AND NOT EXISTS (
                 SELECT FROM chain_entries p
-                WHERE p.execution_id = c.execution_id AND p.step = c.step - 1 AND p.status = 'success')""",
+                WHERE p.execution_id = c.execution_id AND p.step = c.step - 1 AND p.{_SUCCEEDED})""",
         "a run that never began has a chain": """
             SELECT e.id FROM executions e JOIN chain_entries c ON c.execution_id = e.id
             WHERE e.attempt = 0""",

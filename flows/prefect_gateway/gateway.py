@@ -59,14 +59,14 @@ class PrefectGateway:
         except (PrefectUnavailableError, NotFoundError):
             return False
 
-    async def workers(self) -> int:
-        """How many workers of the pool are online; raises PrefectUnavailableError."""
+    async def workers(self) -> int | None:
+        """How many workers of the pool are online; None: there is no pool. Raises PrefectUnavailableError."""
         online = WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE]))
         try:
             async with prefect_call(self._timeout, "counting the workers"):
                 return len(await self._client.read_workers_for_work_pool(self._pool, worker_filter=online))
         except NotFoundError:
-            return 0
+            return None
 
 
 def _client(settings: Settings) -> PrefectClient:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 
 from flows.graphs.errors import ConflictError, InvalidInputError, NotFoundError, PrefectUnavailableError
 
@@ -37,6 +37,16 @@ async def prefect_call(timeout: float, what: str) -> AsyncIterator[None]:
         raise PrefectUnavailableError(
             f"Prefect's server cannot be reached ({what}): {type(error).__name__}."
         ) from error
+
+
+def is_prefects(error: BaseException) -> bool:
+    """Whether an exception of Prefect's client speaks of its server, and not of a fault in NOVA's code.
+
+    Where the server cannot be reached at all the client raises a RuntimeError that has the cause behind it.
+    """
+    if isinstance(error, (httpx.HTTPError, PrefectException, TimeoutError, OSError)):
+        return True
+    return error.__cause__ is not None and is_prefects(error.__cause__)
 
 
 def _of_status(error: httpx.HTTPStatusError, what: str) -> Exception:

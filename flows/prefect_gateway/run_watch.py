@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
-from flows.graphs.errors import PrefectUnavailableError
+from flows.config.log_once import FaultLog
+from flows.graphs.errors import NovaError, PrefectUnavailableError
 from flows.graphs.flow_run_state import FlowRunState
 from flows.prefect_gateway.flow_runs import PAGE, FlowRuns
+
+log = logging.getLogger(__name__)
 
 PACE = 1.0
 """Seconds between two rounds of look-ups; so long Prefect's silence is passed on, too."""
@@ -49,6 +53,7 @@ class RunWatch:
         self._wanted: dict[UUID, float] = {}
         self._answers: dict[UUID, _Answer] = {}
         self._look_up: asyncio.Task[None] | None = None
+        self._faults = FaultLog(log)
         self._pace = PACE
         self._next_round = self._silent_until = 0.0
 
@@ -110,8 +115,10 @@ class RunWatch:
         try:
             for start in range(0, len(asked), PAGE):
                 await self._read(asked[start : start + PAGE])
-        except Exception:
+        except Exception as error:
             self._silent_until = self._clock() + PACE
+            if not isinstance(error, NovaError):  # perhaps nobody waits for the answer
+                self._faults.note(error, "The states of %d run(s) were not looked up.", len(asked))
             raise
         if is_round:
             now = self._clock()

@@ -9,6 +9,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkPool, WorkQueue
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
+from flows.graphs.errors import NotFoundError
 from flows.prefect_gateway.prefect_errors import prefect_call
 
 QUEUES = {"high": 1, "normal": 2, "low": 3}
@@ -29,19 +30,39 @@ JOB_TEMPLATE: dict[str, Any] = {
 async def ensure_pool(client: PrefectClient, name: str, timeout: float) -> None:
     """Make the pool and its queues where they are missing and set the queues' priorities.
 
-    A pool that exists keeps its type, limits and job template: they are the operator's. Raises
-    PrefectUnavailableError.
+    A pool that exists keeps its type, limits and job template: they are the operator's. Others may do the
+    same at the same time. Raises PrefectUnavailableError.
     """
     async with prefect_call(timeout, "setting up the work pool"):
-        pool = await _read_or_create(client, name)
-        queues = {queue.name: queue for queue in await client.read_work_queues(work_pool_name=name)}
-        # Prefect gives every pool a queue that cannot be deleted; renamed, it is one of the three.
-        default = next((q for q in queues.values() if q.id == pool.default_queue_id), None)
-        if default is not None and DEFAULT_QUEUE not in queues:
-            await client.update_work_queue(default.id, name=DEFAULT_QUEUE)
-            queues[DEFAULT_QUEUE] = default
-        for queue, priority in QUEUES.items():
-            await _ensure_queue(client, name, queue, priority, queues.get(queue))
+        try:
+            await _ensure_queues(client, await _read_or_create(client, name))
+        except (ObjectAlreadyExists, ObjectNotFound):  # another was faster: now they are there
+            await _ensure_queues(client, await _read_or_create(client, name))
+
+
+async def is_whole(client: PrefectClient, name: str, timeout: float) -> bool:
+    """Whether the pool has its three queues, in the order of their priorities: one request.
+
+    An operator may have put queues of their own between them. Raises PrefectUnavailableError.
+    """
+    try:
+        async with prefect_call(timeout, "looking at the work pool"):
+            found = {queue.name: queue for queue in await client.read_work_queues(work_pool_name=name)}
+    except NotFoundError:
+        return False
+    priorities = [found[queue].priority for queue in QUEUES if queue in found]
+    return len(priorities) == len(QUEUES) and priorities == sorted(priorities)
+
+
+async def _ensure_queues(client: PrefectClient, pool: WorkPool) -> None:
+    queues = {queue.name: queue for queue in await client.read_work_queues(work_pool_name=pool.name)}
+    # Prefect gives every pool a queue that cannot be deleted; renamed, it is one of the three.
+    default = next((q for q in queues.values() if q.id == pool.default_queue_id), None)
+    if default is not None and DEFAULT_QUEUE not in queues:
+        await client.update_work_queue(default.id, name=DEFAULT_QUEUE)
+        queues[DEFAULT_QUEUE] = default
+    for queue, priority in QUEUES.items():
+        await _ensure_queue(client, pool.name, queue, priority, queues.get(queue))
 
 
 async def _read_or_create(client: PrefectClient, name: str) -> WorkPool:

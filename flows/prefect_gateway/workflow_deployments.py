@@ -31,7 +31,7 @@ from flows.prefect_gateway.cleanup_deployment import ensure_cleanup
 from flows.prefect_gateway.cron_schedules import ScheduleSpec, ScheduleView, validate_cron
 from flows.prefect_gateway.prefect_errors import prefect_call
 from flows.prefect_gateway.text import printable
-from flows.prefect_gateway.work_pool import ensure_pool
+from flows.prefect_gateway.work_pool import ensure_pool, is_whole
 
 __all__ = ["DeploymentSpec", "Deployments", "ScheduleSpec", "ScheduleView", "SyncReport", "validate_cron"]
 
@@ -43,6 +43,9 @@ ENTRYPOINT = "flows.execute_workflow.execute_workflow"
 
 WORKFLOW_TAG = "nova-workflow"
 """Marks the deployments that `sync` may delete; all others are not NOVA's to touch."""
+
+_IDS = 1000
+"""Ids in one request."""
 
 _LIVE = [
     StateType.SCHEDULED,
@@ -149,6 +152,10 @@ class Deployments:
         """Make the work pool and its three queues where they are missing."""
         await ensure_pool(self._client, self._pool, self._timeout)
 
+    async def has_whole_pool(self) -> bool:
+        """Whether the work pool is there with its three queues in their order."""
+        return await is_whole(self._client, self._pool, self._timeout)
+
     async def ensure_cleanup(self) -> None:
         """Make the deployment of the flow that tidies up where it is missing; its schedule stays as it is."""
         await ensure_cleanup(self._client, self._pool, self._timeout)
@@ -156,10 +163,14 @@ class Deployments:
     async def apply(self, spec: DeploymentSpec) -> UUID:
         """Create or update the deployment of a workflow and return its id.
 
-        Of its schedules, those of NOVA's that are missing are made and those that NOVA has no more are
+        The work pool and its queues are made first where the deployment is not in it: they may be gone. Of
+        its schedules, those of NOVA's that are missing are made and those that NOVA has no more are
         removed. The others stay untouched: an operator may have paused one in the UI.
         """
-        deployment_id = await self._find(spec)
+        found = await self._find(spec)
+        if found is None or found.work_pool_name != self._pool:
+            await self.ensure_pool()
+        deployment_id = found.id if found is not None else None
         async with prefect_call(self._timeout, f"saving the deployment of {spec.slug}"):
             if deployment_id is None:
                 flow_id = await self._client.create_flow_from_name(FLOW_NAME)
@@ -247,6 +258,19 @@ class Deployments:
                 if found.work_pool_name == self._pool
             }
 
+    async def count(self, deployment_ids: Collection[UUID]) -> int:
+        """How many of these deployments are in the work pool: one small request for each thousand."""
+        ids, found = [str(each) for each in deployment_ids], 0
+        for start in range(0, len(ids), _IDS):
+            wanted = {
+                "deployments": {"id": {"any_": ids[start : start + _IDS]}},
+                "work_pools": {"name": {"any_": [self._pool]}},
+            }
+            async with prefect_call(self._timeout, "counting the deployments"):
+                response = await self._client.request("POST", "/deployments/count", json=wanted)
+            found += int(response.json())
+        return found
+
     async def sync(self, specs: AsyncIterable[DeploymentSpec], before: Mapping[UUID, str]) -> SyncReport:
         """Make the deployments equal to the workflows: create, update, delete.
 
@@ -299,7 +323,7 @@ class Deployments:
         async with prefect_call(self._timeout, "reading the schedules"):
             return [sched.view(s) for s in await self._client.read_deployment_schedules(deployment_id)]
 
-    async def _find(self, spec: DeploymentSpec) -> UUID | None:
+    async def _find(self, spec: DeploymentSpec) -> DeploymentResponse | None:
         """The workflow's deployment, by its id or else by its name; None where there is none.
 
         Raises ConflictError where the name is taken by another installation.
@@ -307,7 +331,7 @@ class Deployments:
         if spec.deployment_id is not None:
             try:
                 async with prefect_call(self._timeout, "reading the deployment"):
-                    return (await self._client.read_deployment(spec.deployment_id)).id
+                    return await self._client.read_deployment(spec.deployment_id)
             except NotFoundError:
                 pass
         try:
@@ -320,7 +344,7 @@ class Deployments:
                 f"Prefect has a deployment {FLOW_NAME}/{spec.slug} of work pool {found.work_pool_name} "
                 f"already: two installations of NOVA cannot share a Prefect server and workflow names."
             )
-        return found.id
+        return found
 
     async def _match_schedules(self, deployment_id: UUID, specs: Sequence[ScheduleSpec]) -> None:
         async with prefect_call(self._timeout, "matching the schedules"):

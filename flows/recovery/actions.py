@@ -111,12 +111,16 @@ class RecoveryActions:
             await self._release(found)
 
     async def resubmit(self, found: RecoveryLease) -> None:
-        """Hand a run to Prefect, which was never told of it or has lost it; only the API can."""
-        if self._resubmit is None:
-            await self._put_down(found)
-            return
+        """Hand a run to Prefect, which was never told of it or has lost it.
+
+        Only the API can: others note that Prefect has lost it, and the API finds it among those that were
+        never submitted.
+        """
         if found.row.flow_run_id is not None:
             await self._database.run(lambda session: recoveries.resubmit(session, found.lease))
+        if self._resubmit is None:
+            await self._release(found)
+            return
         try:
             flow_run_id = await self._resubmit(found.row.id)
         except ConflictError as error:

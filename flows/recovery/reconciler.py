@@ -1,27 +1,26 @@
 """The reconciler: whatever dies, a run goes on or ends, and in the end its row and Prefect agree.
 
-It runs in every NOVA worker and in the API. Each round looks for leases that ran out, for what Prefect has
-beside the rows, for rows that Prefect knows better, and for runs that Prefect was never told of. Before it
-acts it takes the execution's lease and looks again: what it saw may be old, and others look as well.
+It runs in every NOVA worker and in the API, of which one at a time looks. Each round looks for leases that
+ran out, for what Prefect has beside the rows, for rows that Prefect knows better, and for runs that Prefect
+was never told of. Before it acts it takes the execution's lease and looks again: what it saw may be old.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from uuid import UUID
 
 import anyio
 from sqlalchemy.orm import Session
 
+from flows.config.log_once import FaultLog
 from flows.config.settings import Settings
 from flows.graphs.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
-    InfrastructureError,
     LeaseError,
     NovaError,
     PrefectUnavailableError,
@@ -31,9 +30,12 @@ from flows.graphs.lifecycle import Action, Asker, RunSnapshot, Status, decide
 from flows.prefect_gateway.flow_runs import PAGE, FlowRuns
 from flows.recovery.actions import RecoveryActions, Report, Resubmit
 from flows.recovery.losses import Losses
+from flows.recovery.rounds import keep_looking
+from flows.recovery.sweeps import Sweep
 from flows.store import orphans
 from flows.store.database import Database
 from flows.store.orphans import RecoveryLease
+from flows.store.sweep_lock import SweepLock
 from flows.store.transitions import attempts
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,9 @@ PROVISIONING = 3600.0
 """Seconds that Prefect's own workers may take from claiming a run to its flow's start."""
 AT_ONCE = 50
 """Runs handed to Prefect in one round at most."""
+
+SWEEPS = (Sweep.RUNS, Sweep.SUBMISSIONS)
+"""What a round looks for unless it is told otherwise."""
 
 
 class Reconciler:
@@ -78,30 +83,26 @@ class Reconciler:
         self._cursor = 0
         self._calm_until = 0.0
         self._losses = Losses(database, runs)
+        self._faults = FaultLog(log)
 
-    async def run_forever(self) -> None:
-        """Look every `recovery_interval` seconds, until cancelled; an outage is logged once."""
-        away = False
-        while True:
-            await asyncio.sleep(self._settings.recovery_interval * random.uniform(0.8, 1.2))
+    async def run_forever(self, locks: Mapping[Sweep, SweepLock] | None = None) -> None:
+        """Look every `recovery_interval` seconds, until cancelled.
+
+        A sweep that has a lock among `locks` is left to the process that holds it.
+        """
+
+        async def look() -> None:
             try:
-                await self.once()
-            except (InfrastructureError, DatabaseRefusedError) as error:
-                if not isinstance(error, PrefectUnavailableError):
-                    # No lease could be renewed meanwhile: give living workers the time for it.
-                    self._calm_until = self._clock() + self._settings.lease_seconds / 2
-                if not away:
-                    log.warning("Runs are not looked after at the moment: %s", error)
-                away = True
-            except Exception:
-                log.exception("Looking after runs failed; the next round tries again")
-            else:
-                if away:
-                    log.info("Runs are looked after again.")
-                away = False
+                await self.once([sweep for sweep in SWEEPS if await _is_ours(sweep, locks or {})])
+            except (DatabaseUnavailableError, DatabaseRefusedError):
+                # No lease could be renewed meanwhile: give living workers the time for it.
+                self._calm_until = self._clock() + self._settings.lease_seconds / 2
+                raise
 
-    async def once(self) -> Report:
-        """Do one round. A second round at once changes nothing.
+        await keep_looking(look, self._settings.recovery_interval, "Runs", log)
+
+    async def once(self, sweeps: Collection[Sweep] = SWEEPS) -> Report:
+        """Do one round of these sweeps. A second round at once changes nothing.
 
         Raises PrefectUnavailableError, DatabaseUnavailableError, and DatabaseRefusedError where PostgreSQL
         refuses more than to change one row; the next round goes on where it ended.
@@ -111,15 +112,18 @@ class Reconciler:
         self._failures = 0
         self._seen_now = {}
         self._losses = Losses(self._database, self._runs)
-        active = await self._runs.active(self._settings.work_pool)
-        if self._clock() >= self._calm_until:
-            await self._recover(actions)
-        else:
-            await self._database.run(_try_to_take)
-        await self._compare(actions, active)
-        await self._walk(actions, {state.flow_run_id for state in active})
-        await self._submit_forgotten(actions)
-        await self._end_stray_task_runs(report)
+        if Sweep.RUNS in sweeps:
+            active = await self._runs.active(self._settings.work_pool)
+            if self._clock() >= self._calm_until:
+                await self._recover(actions)
+            else:
+                await self._database.run(_try_to_take)
+            await self._compare(actions, active)
+            await self._walk(actions, {state.flow_run_id for state in active})
+        if Sweep.SUBMISSIONS in sweeps:
+            await self._submit_forgotten(actions)
+        if Sweep.RUNS in sweeps:
+            await self._end_stray_task_runs(report)
         self._first_seen = self._seen_now
         return report
 
@@ -269,8 +273,10 @@ class Reconciler:
                 self._failures += 1
                 if self._failures > 1:
                     raise PrefectUnavailableError(f"Prefect fails again and again: {error}") from error
-            known = isinstance(error, NovaError | TimeoutError)
-            log.warning("Execution %d: %r", found.row.id, error, exc_info=None if known else error)
+            if isinstance(error, NovaError | TimeoutError):
+                log.warning("Execution %d: %r", found.row.id, error)
+            else:
+                self._faults.note(error, "Execution %d was not looked after.", found.row.id)
         else:
             self._failures = 0
 
@@ -292,3 +298,9 @@ def _try_to_take(session: Session) -> None:
     seized = orphans.take_expired(session, ())
     if seized is not None:
         orphans.release(session, seized)
+
+
+async def _is_ours(sweep: Sweep, locks: Mapping[Sweep, SweepLock]) -> bool:
+    """Whether this process does a sweep; without a lock every process does."""
+    lock = locks.get(sweep)
+    return lock is None or await lock.hold()

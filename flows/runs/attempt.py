@@ -205,6 +205,7 @@ class Attempt:
         if due is None:
             return _failed(error)
         message = f"{str(error).rstrip('.')}. The next attempt is at {due.astimezone(UTC):%H:%M:%S} UTC."
+        self._log.warning("%s", message)
         return await self._tell_retry(held, message, due)
 
     async def _tell_retry(self, held: HeldLease, message: str, due: datetime) -> AttemptEnd:

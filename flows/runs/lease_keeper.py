@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
+from flows.config.log_once import FaultLog, OutageLog
 from flows.graphs.errors import (
     BreakerOpenError,
     DatabaseRefusedError,
@@ -164,6 +165,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._breaker = OutageLog(log)
 
     def start(self) -> None:
         """Start the thread, which renews until `close`."""
@@ -217,7 +219,7 @@ class LeaseKeeper:
         def take(session: Session) -> Lease | None:
             lease = way(session, claim)
             if lease is not None and ask_breaker:
-                check_breaker(session)
+                self._check_breaker(session)
             return lease
 
         lease = await self._database.run(take)
@@ -275,15 +277,30 @@ class LeaseKeeper:
         if self._thread is not None:
             self._thread.join()
 
+    def _check_breaker(self, session: Session) -> None:
+        """Raise BreakerOpenError unless a sandbox may be made now; who may reports what comes of it."""
+        admission = circuit_breaker.admit(session)
+        if not admission.allowed:
+            self._breaker.began("E2B fails again and again: runs wait until it works.")
+            raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)
+        if not admission.is_probe:
+            self._breaker.ended("E2B works again: runs go on.")
+
     def _renew_for_ever(self) -> None:
         pause = self._seconds / 3
+        faults, outage = FaultLog(log), OutageLog(log)
         while not self._closed.wait(pause):
             try:
                 self.renew()
-                pause = self._seconds / 3
-            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
-                log.warning("Leases could not be renewed: %s", error)
+            except DatabaseUnavailableError as error:
+                outage.began("Leases cannot be renewed: %s", error)
                 pause = self._seconds / 10
+            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
+                faults.note(error, "Leases were not renewed.")
+                pause = self._seconds / 10
+            else:
+                outage.ended("Leases are renewed again.")
+                pause = self._seconds / 3
 
     def renew(self) -> None:
         """Renew all that are held, and take note of those that are lost. Raises DatabaseUnavailableError."""
@@ -307,10 +324,3 @@ class LeaseKeeper:
         ours = self._renewals.run_sync(lambda session: leases.renew(session, owners, self._seconds))
         for held in holding:
             held.note(held.lease.owner in ours, asked_at)
-
-
-def check_breaker(session: Session) -> None:
-    """Raise BreakerOpenError unless a sandbox may be made now. The caller reports how it went."""
-    admission = circuit_breaker.admit(session)
-    if not admission.allowed:
-        raise BreakerOpenError("E2B fails at the moment: runs wait.", retry_at=admission.retry_at)

@@ -17,7 +17,6 @@ from flows.graphs import json_values
 from flows.graphs.errors import InvalidInputError, LimitError
 from flows.graphs.graph import Graph, load_graph
 from flows.graphs.traversal import Visit
-from flows.sandbox.runner.values import size_of
 from flows.store import chain, clients, values, workflows
 from flows.store.leases import Lease
 from flows.store.models import Execution
@@ -105,7 +104,7 @@ def load_run(
     if row.client_slug and client is None:
         client = clients.active(session, row.client_slug)
     opened = open_context(session, row.id, cipher)
-    check_size(starmap(size_of, opened.items()), settings.context_limit)
+    check_size(starmap(json_values.size_of, opened.items()), settings.context_limit)
     overlay = vault.overlay(cipher, client, extra_secrets=vault.secrets_of(opened))
     if row.attempt == 1:
         _store_overlay(session, row, overlay)

@@ -24,6 +24,7 @@ from flows.graphs.errors import (
     SandboxError,
 )
 from flows.graphs.graph import Node
+from flows.graphs.json_values import size_of
 from flows.graphs.lifecycle import StepStatus
 from flows.graphs.traversal import UNKNOWN_BRANCH, Visit, branch_label
 from flows.runs import retry_policy
@@ -31,7 +32,6 @@ from flows.runs.loading import LoadedRun, check_size
 from flows.runs.retry_policy import run_until_committed
 from flows.runs.sandbox_session import SandboxSession
 from flows.sandbox.port import NodeCall, NodeResult
-from flows.sandbox.runner.values import size_of
 from flows.store import chain
 from flows.store.base import utcnow
 from flows.store.database import Database

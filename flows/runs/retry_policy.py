@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
+from flows.config.log_once import OutageLog
 from flows.graphs.errors import DatabaseUnavailableError, InfrastructureError, SandboxError
 from flows.store.database import Database
 
 log = logging.getLogger(__name__)
+_outage = OutageLog(log)
 
 T = TypeVar("T")
 
@@ -81,9 +83,12 @@ async def retry_until_database(attempt: Callable[[], Awaitable[T]]) -> T:
     pause = FIRST_PAUSE
     while True:
         try:
-            return await attempt()
+            result = await attempt()
         except DatabaseUnavailableError as error:
-            log.log(logging.WARNING if pause == FIRST_PAUSE else logging.DEBUG, "Waiting for it: %s", error)
+            _outage.began("Runs wait for the database: %s", error)
+        else:
+            _outage.ended("Runs wait for the database no more.")
+            return result
         await asyncio.sleep(jittered(pause))
         pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -11,9 +11,8 @@ from sqlalchemy.orm import Session
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import InvalidInputError, LimitError
-from flows.graphs.json_values import to_fragments
+from flows.graphs.json_values import size_of, to_fragments
 from flows.runs.loading import check_size, open_context
-from flows.sandbox.runner.values import size_of
 from flows.store import clients, executions
 from flows.store.values import Stored
 

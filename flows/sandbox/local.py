@@ -23,8 +23,8 @@ from pathlib import Path
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE, Channel
 from flows.sandbox.port import FoundSandbox, Sandbox, SandboxSpec
+from flows.sandbox.processes import LINUX, is_alive, kill_tree
 from flows.sandbox.protocol import BOOT, RUNNER, Chunks, Message
-from flows.sandbox.runner.processes import LINUX, is_alive, kill_below
 
 CHUNK = 256 * 1024
 """Bytes that are written to the runner's stdin at once."""
@@ -134,7 +134,7 @@ class LocalSandbox(Channel):
             async with asyncio.timeout(PATIENCE):
                 await self._process.wait()
         except (TimeoutError, asyncio.CancelledError) as error:
-            _kill_tree(self._process.pid)
+            kill_tree(self._process.pid)
             if isinstance(error, asyncio.CancelledError):
                 raise
             await self._process.wait()
@@ -163,15 +163,6 @@ async def _start(folder: Path, token: str, output_limit: int) -> Process:
     )
 
 
-def _kill_tree(pid: int) -> None:
-    """Kill a process and all processes below it. It is stopped first, so that it cannot fork away."""
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGSTOP)
-    kill_below(pid)
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-
-
 def _kill_by_token(pid: int, token: str) -> None:
     """End the runner with this process id if it has this token; blocks until it has ended."""
     if token not in _arguments(pid):
@@ -181,7 +172,7 @@ def _kill_by_token(pid: int, token: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while token in (_arguments(pid) or [token]) and is_alive(pid):  # an ending process has no arguments
         if time.monotonic() > deadline:
-            _kill_tree(pid)
+            kill_tree(pid)
         time.sleep(0.005)
 
 

@@ -50,7 +50,7 @@ class NodeCall:
     run: Mapping[str, Any] = field(default_factory=dict)
     """The value of the variable `run` in the node's code; JSON."""
     changes_limit: int = 64 * 1024 * 1024
-    """Bytes that all changed keys may have together (counted by `flows.sandbox.runner.values.size_of`)."""
+    """Bytes that all changed keys may have together (counted by `flows.graphs.json_values.size_of`)."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ import asyncio
 import logging
 from uuid import UUID
 
+from flows.config.log_once import FaultLog
+from flows.graphs.errors import NovaError
 from flows.sandbox.port import Sandbox, SandboxProvider, SandboxSpec
 
 log = logging.getLogger(__name__)
+_faults = FaultLog(log)
 
 
 class RunSandboxes:
@@ -73,5 +76,9 @@ class RunSandbox:
 
 def _log_failure(making: asyncio.Task[Sandbox]) -> None:
     """Retrieve and log a failure that nobody may await: the run may have failed or stopped before."""
-    if not making.cancelled() and (error := making.exception()) is not None:
+    if making.cancelled() or (error := making.exception()) is None:
+        return
+    if isinstance(error, NovaError):
         log.debug("A sandbox could not be created: %s", error)
+    else:
+        _faults.note(error, "A sandbox was not created.")

@@ -34,6 +34,8 @@ class Admission:
 
     allowed: bool
     retry_at: datetime | None = None
+    is_probe: bool = False
+    """Whether the caller tries for all others, who wait meanwhile."""
 
 
 def admit(session: Session) -> Admission:
@@ -53,7 +55,7 @@ def admit(session: Session) -> Admission:
         .returning(CircuitBreaker.name)
     )
     if probe is not None:
-        return Admission(True)
+        return Admission(True, is_probe=True)
     soon = func.least(CircuitBreaker.probe_until, now(LOOK_AGAIN_SECONDS), type_=UtcTime)
     waiting = case((CircuitBreaker.state == "half_open", soon), else_=CircuitBreaker.retry_at)
     state, retry_at = session.execute(select(CircuitBreaker.state, waiting).where(_IS_MINE)).one()

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Integer, Select, Text, cast, func, select,
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, array
 from sqlalchemy.orm import Session
 
+from flows.graphs.lifecycle import StepStatus
 from flows.store.models import ChainEntry
 
 _STAND_INS: Final = (("\\\\", "\x7f0"), ('\\"', "\x7f1"), ("\\", "\x7f2"))
@@ -21,7 +22,8 @@ _STAND_INS: Final = (("\\\\", "\x7f0"), ('\\"', "\x7f1"), ("\\", "\x7f2"))
 
 def last_values(session: Session, execution_id: int, before_step: int | None = None) -> dict[str, str]:
     """Key → digest after the steps before this one (None: after all), the keys in the order they came in."""
-    statement = _statement().where(ChainEntry.execution_id == execution_id, ChainEntry.status == "success")
+    succeeded = ChainEntry.status == StepStatus.SUCCESS
+    statement = _statement().where(ChainEntry.execution_id == execution_id, succeeded)
     if before_step is not None:
         statement = statement.where(ChainEntry.step < before_step)
     return {_key(name): digest for name, digest in session.execute(statement)}

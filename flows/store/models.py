@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from flows.graphs import row_states
-from flows.graphs.lifecycle import ErrorKind, Status
+from flows.graphs.lifecycle import LIVE, ErrorKind, Status, StepStatus
 from flows.store.base import AsciiJson, Base, utcnow, word
 from flows.store.base import canonical as canonical
 
@@ -147,7 +147,7 @@ class Execution(Base):
         Index("ix_executions_version_id", "version_id"),
         Index("ix_executions_client_id", "client_id"),
         # Closed rows are nearly all, and who looks for those that are not over need not see them.
-        Index("ix_executions_live", "id", postgresql_where=text("status in ('pending', 'running')")),
+        Index("ix_executions_live", "id", postgresql_where=text(f"status in {row_states.in_words(LIVE)}")),
         Index("ix_executions_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
     )
 
@@ -217,9 +217,9 @@ class ChainEntry(Base):
             "execution_id",
             "step",
             unique=True,
-            postgresql_where=text("status = 'success'"),
+            postgresql_where=text(f"status = '{StepStatus.SUCCESS}'"),
         ),
-        CheckConstraint("status in ('success', 'failed')", name="status"),
+        CheckConstraint(f"status in {row_states.in_words(StepStatus)}", name="status"),
         CheckConstraint("node_type in ('start', 'action', 'decision', 'end')", name="node_type"),
     )
 

@@ -110,6 +110,12 @@ def ids(session: Session) -> list[int]:
     return list(session.scalars(select(Workflow.id).order_by(Workflow.id)))
 
 
+def deployments(session: Session) -> dict[int, uuid.UUID | None]:
+    """The deployment of each workflow in Prefect, by the workflow's id; None while it has none."""
+    rows = session.execute(select(Workflow.id, Workflow.deployment_id).order_by(Workflow.id))
+    return dict(rows.tuples().all())
+
+
 def update(session: Session, workflow_id: int, **fields: Unpack[WorkflowFields]) -> Workflow:
     """Change the fields given. A changed graph becomes a new version, an equal one (as JSON) does not.
 

@@ -1,4 +1,8 @@
-"""Nothing lost, nothing twice: the short form of the chaos suite (in full: `python -m tests.chaos`)."""
+"""Nothing lost, nothing twice: the chaos suite in short.
+
+One scenario stands for all, the one that most others are made of: workers are killed between any two of their
+steps, and others take over. All of them run with `--everything`, and by `python -m tests.chaos [--short]`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos import leftovers, scenarios
-from tests.chaos.sizes import Size
+from tests.chaos import leftovers, scenario_kills, scenarios
+from tests.chaos.sizes import SHORT
 from tests.chaos.stack import Stack
 
-SHORT = Size(runs=12, unrepeatable=4, posts=4, kills=2, poll=0.2, patience=60)
+ALWAYS = scenario_kills.worker_killed.__name__
 
-pytestmark = pytest.mark.timeout(400)  # what a scenario waits for is bounded by itself
+pytestmark = [
+    pytest.mark.timeout(400),  # what a scenario waits for is bounded by itself
+    pytest.mark.xdist_group("chaos"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +29,10 @@ def stack() -> Iterator[Stack]:
         yield running
 
 
-@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == ALWAYS else pytest.param(name, marks=pytest.mark.long) for name in scenarios.SCENARIOS],
+)
 async def test_whatever_dies_nothing_is_lost_and_nothing_twice(stack: Stack, name: str) -> None:
     """A few runs through each scenario: all of them end, and the ledger has no node once too often."""
     verdict = await scenarios.run(stack, name, SHORT)

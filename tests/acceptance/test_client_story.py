@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.acceptance.conftest import FINAL, NovaUp
+import pytest
+
 from tests.builders import action, decision, fork
+from tests.nova_up import FINAL, NovaUp
+
+pytestmark = pytest.mark.xdist_group("nova_up")
 
 
 def test_old_client(nova: NovaUp) -> None:

@@ -1,4 +1,4 @@
-"""Ten runs of ten megabytes: none fails, and the database holds each value once."""
+"""Runs of ten megabytes: none fails, and the database holds each value once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import string
 from collections.abc import Callable
 
 import psycopg2
+import pytest
 
-from tests.acceptance.conftest import NovaUp
 from tests.builders import action, line
+from tests.nova_up import NovaUp
+
+pytestmark = pytest.mark.xdist_group("nova_up")
 
 MEGABYTES = 10
-RUNS = 10
 
 
 def database_size(url: str) -> int:
@@ -25,13 +27,16 @@ def database_size(url: str) -> int:
         return int(cursor.fetchone()[0])  # type: ignore[index]
 
 
-def test_ten_runs_of_ten_megabytes(nova: NovaUp, record_property: Callable[[str, object], None]) -> None:
-    """Ten runs with 10 MB of incompressible context each, through ten nodes, cost at most 1.2 times that."""
+@pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_runs_of_ten_megabytes(
+    nova: NovaUp, record_property: Callable[[str, object], None], runs: int
+) -> None:
+    """Runs with 10 MB of incompressible context each, through ten nodes, cost at most 1.2 times that."""
     workflow = nova.workflow(line(*(action(f"n{i}", f"context['step'] = {i}") for i in range(10))))
     alphabet = "".join(set(string.printable) - set('"\\\n\r\t\x0b\x0c'))
     before = database_size(nova.database_url)
     tasks = []
-    for seed in range(RUNS):
+    for seed in range(runs):
         blob = "".join(random.Random(seed).choices(alphabet, k=MEGABYTES * 1_000_000))
         tasks.append((nova.execute(workflow, initial_context={"blob": blob}), blob))
     for task_id, blob in tasks:
@@ -40,4 +45,4 @@ def test_ten_runs_of_ten_megabytes(nova: NovaUp, record_property: Callable[[str,
         assert task["result"]["final_context"] == {"blob": blob, "step": 9}
     grown = database_size(nova.database_url) - before
     record_property("database_growth_bytes", grown)
-    assert grown <= 1.2 * RUNS * MEGABYTES * 1_000_000
+    assert grown <= 1.2 * runs * MEGABYTES * 1_000_000

@@ -13,13 +13,15 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import AwaitingRetry
 
-from tests.acceptance.conftest import NovaUp
 from tests.builders import action, decision, fork, line
+from tests.nova_up import NovaUp
 from tests.servers import clean_environment, nap, running, wait_until
+
+pytestmark = pytest.mark.xdist_group("nova_up")
 
 
 @pytest.fixture(scope="module")
-def sums(nova: NovaUp) -> dict[str, Any]:
+def sums(up: NovaUp) -> dict[str, Any]:
     """A workflow that adds up, with a schedule of every minute set over the API."""
     graph = fork(
         action("sum", "context['sum'] = sum(context.get('numbers', [1, 2]))", label="Add up"),
@@ -27,8 +29,8 @@ def sums(nova: NovaUp) -> dict[str, Any]:
         true=action("yes", "context['odd'] = True"),
         false=action("no", "context['odd'] = False"),
     )
-    workflow = nova.workflow(graph)
-    schedule = nova.http.post(f"/workflows/{workflow['id']}/schedules", json={"cron": "* * * * *"})
+    workflow = up.workflow(graph)
+    schedule = up.http.post(f"/workflows/{workflow['id']}/schedules", json={"cron": "* * * * *"})
     assert schedule.status_code == 201, schedule.text
     return workflow
 

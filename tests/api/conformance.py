@@ -7,16 +7,15 @@ import re
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from jsonschema import Draft202012Validator
-
-from api.app import create_app
 
 
 class Conformance:
     """Knows the documented operations; `check` fails for an answer that is not as documented."""
 
-    def __init__(self) -> None:
-        self.document = create_app().openapi()
+    def __init__(self, app: FastAPI) -> None:
+        self.document = app.openapi()
         self._paths = {
             re.compile(re.sub(r"\{[^}]+\}", "[^/]+", path) + "$"): operations
             for path, operations in self.document["paths"].items()

@@ -11,7 +11,9 @@ from tests.servers import ServerProcess, clean_environment, free_port
 class ApiServer(ServerProcess):
     """`uvicorn api.app:create_app --factory` on a port of the system; ready when made."""
 
-    def __init__(self, folder: Path, wait: bool = True, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, fork_server: Path | None = None, *, wait: bool = True, **environment: str
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory"]
@@ -20,6 +22,7 @@ class ApiServer(ServerProcess):
             [*command, "--host", "127.0.0.1", "--port", str(self.port)],
             clean_environment(PYTHONPATH=root, PREFECT_HOME=str(folder / "prefect"), **environment),
             folder / "api.log",
+            fork_server,
         )
         if wait:
             try:

@@ -82,7 +82,7 @@ async def test_health_without_prefect_is_503(settings: Settings, encryption_key:
 
 
 async def test_health_without_the_database_is_503(
-    wire: Wire, prefect_server: str, encryption_key: str
+    wire: Wire, prefect_server: str, encryption_key: str, workflow: dict[str, Any]
 ) -> None:
     """And healthy again when it is back, without a restart."""
     async with wire() as (relay, url), running_api(make_settings(url, prefect_server, encryption_key)) as api:

@@ -226,7 +226,7 @@ async def test_a_run_whose_flow_run_was_not_noted_is_cancelled(
 
 
 @pytest.mark.parametrize("operation", ["cancel", "retry"])
-@pytest.mark.parametrize("task_id", [str(uuid4()), "7", "x" * 500])
+@pytest.mark.parametrize("task_id", ["0199c0de-0000-4000-8000-000000000007", "7", "x" * 500])
 async def test_a_task_that_was_never_issued_is_404(
     api: httpx.AsyncClient, operation: str, task_id: str
 ) -> None:

@@ -21,11 +21,12 @@ from tests.servers import wait_until
 
 @pytest.fixture
 def server(
-    database_url: str, prefect_server: str, encryption_key: str, tmp_path: Path
+    database_url: str, prefect_server: str, encryption_key: str, tmp_path: Path, fork_server: Path
 ) -> Iterator[ApiServer]:
     """A running API that reads at most a megabyte of a body."""
     with ApiServer(
         tmp_path,
+        fork_server,
         DATABASE_URL=database_url,
         PREFECT_API_URL=prefect_server,
         NOVA_ENCRYPTION_KEY=encryption_key,
@@ -44,14 +45,14 @@ def server(
     ],
 )
 def test_it_refuses_to_start_with_a_sentence(
-    database_url: str, encryption_key: str, tmp_path: Path, missing: str, sentence: str
+    database_url: str, encryption_key: str, tmp_path: Path, fork_server: Path, missing: str, sentence: str
 ) -> None:
     """Without a key or a database, or with a wrong setting: one sentence, no traceback, no success."""
     environment = {"DATABASE_URL": database_url, "NOVA_ENCRYPTION_KEY": encryption_key}
     environment.pop(missing, None)
     if missing == "NOVA_LOG_LEVEL":
         environment[missing] = "chatty"
-    with ApiServer(tmp_path, wait=False, **environment) as server:
+    with ApiServer(tmp_path, fork_server, wait=False, **environment) as server:
         assert server.process.wait(60) != 0
     log = server.log.read_text()
     assert sentence in log

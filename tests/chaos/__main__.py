@@ -1,6 +1,7 @@
 """The full chaos suite: kill NOVA's parts at random moments and count each node's starts in a ledger.
 
     python -m tests.chaos [--scenario worker_killed …] [--runs 200] [--kills 20] [--seed N] [--shipped]
+    python -m tests.chaos --short
 
 Everything runs on this machine, on the loopback interface, with limited numbers and times. Prints a table;
 the exit status is 1 if a bar is missed.
@@ -15,6 +16,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import psycopg2
@@ -24,7 +26,7 @@ from rich.table import Table
 
 from tests.chaos import leftovers, scenarios
 from tests.chaos.judging import Verdict
-from tests.chaos.sizes import Size
+from tests.chaos.sizes import SHORT, Size
 from tests.chaos.stack import Stack
 
 Result = tuple[Verdict, float]
@@ -81,6 +83,7 @@ def main() -> int:
     """Run the chosen scenarios and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--scenario", nargs="*", choices=scenarios.SCENARIOS, default=[], help="default: all")
+    parser.add_argument("--short", action="store_true", help="a few runs and kills, as in the tests")
     parser.add_argument("--runs", type=int, default=200, help="runs of six nodes (default 200)")
     parser.add_argument("--kills", type=int, default=20, help="times that a worker is killed (default 20)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a new one")
@@ -98,6 +101,8 @@ def main() -> int:
     size = Size(
         runs=runs, unrepeatable=unrepeatable, posts=runs, kills=options.kills, seed=options.seed, say=say
     )
+    if options.short:
+        size = replace(SHORT, seed=options.seed, say=say)
     say(f"seed {options.seed}")
     results: dict[str, Result] = {}
     try:

@@ -36,6 +36,10 @@ class Size:
         return random.Random(f"{self.seed} {name}")
 
 
+SHORT = Size(runs=12, unrepeatable=4, posts=4, kills=2, poll=0.2, patience=60)
+"""A few of everything: the form of the tests."""
+
+
 def shares(total: int, parts: int) -> list[int]:
     """Divide a number into whole parts that differ by one at most."""
     return [total * (i + 1) // parts - total * i // parts for i in range(parts)]

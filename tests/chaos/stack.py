@@ -16,7 +16,6 @@ import httpx
 import psycopg2
 import psycopg2.extras
 
-from deployments.cli.environment import tuned
 from flows.credentials.cipher import generate_key
 from flows.store import migrations
 from tests.builders import fresh_name
@@ -212,7 +211,7 @@ class Stack:
         # With NOVA's settings: its leases of slots are files, which survive a restart.
         url, home = self.postgres.server.url("prefect"), self.folder / "prefect"
         home.mkdir(exist_ok=True)
-        return PrefectServer(url, home, self._ports["prefect"], {**tuned(), MARK: self.mark})
+        return PrefectServer(url, home, self._ports["prefect"], {MARK: self.mark})
 
     def _make_e2b(self, log: Path) -> ServerProcess:
         command = ["-m", "tests.e2b_server", "--port", self._port("e2b"), "--seed", str(self.seed)]

@@ -12,7 +12,7 @@ from cryptography.fernet import Fernet
 from typer.testing import CliRunner
 
 from deployments.cli.main import app
-from tests.deployments.conftest import Nova
+from tests.deployments.conftest import Nova, run_nova
 
 COMMANDS = [
     "",
@@ -64,9 +64,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_missing_api_is_one_sentence(nova: Nova) -> None:
+def test_a_missing_api_is_one_sentence(tmp_path: Path) -> None:
     """It says what to do."""
-    done = nova("workflows", "list", "--api-url", "http://127.0.0.1:1")
+    done = run_nova("workflows", "list", "--api-url", "http://127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("nova: The API at http://127.0.0.1:1 cannot be reached")
     assert "nova up" in done.stderr

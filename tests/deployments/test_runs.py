@@ -8,8 +8,11 @@ import httpx
 import pytest
 
 from tests.builders import action, fresh_name, line
-from tests.deployments.conftest import Nova, Up
+from tests.deployments.conftest import Nova
+from tests.nova_up import NovaUp
 from tests.servers import wait_until
+
+pytestmark = pytest.mark.xdist_group("nova_up")
 
 AWAY = "the mail server is away, and its operator says that nobody knows for how long that is going to last"
 GRAPH = line(
@@ -19,13 +22,13 @@ GRAPH = line(
 
 
 @pytest.fixture
-def api(up: Up) -> list[str]:
+def api(up: NovaUp) -> list[str]:
     """The option that points a command at the running NOVA."""
     return ["--api-url", up.api_url]
 
 
 @pytest.fixture
-def run(up: Up) -> str:
+def run(up: NovaUp) -> str:
     """The number of a run that failed at its first node."""
     with httpx.Client(base_url=up.api_url, timeout=60) as client:
         body = {"name": fresh_name("Mail"), "graph_definition": GRAPH}
@@ -35,7 +38,9 @@ def run(up: Up) -> str:
         return str(client.get(f"/tasks/{task}").json()["execution_id"])
 
 
-def test_a_failed_run_is_retried_and_led_past_its_node(nova: Nova, up: Up, api: list[str], run: str) -> None:
+def test_a_failed_run_is_retried_and_led_past_its_node(
+    nova: Nova, up: NovaUp, api: list[str], run: str
+) -> None:
     """It fails again, the node is skipped with what it should have left, and the run completes."""
 
     def attempts() -> int:

@@ -15,8 +15,11 @@ import yaml
 
 from deployments.cli.remote import Api
 from tests.builders import action, fresh_name, line
-from tests.deployments.conftest import Nova, Up, running_up
+from tests.deployments.conftest import Nova
+from tests.nova_up import NovaUp
 from tests.servers import living, wait_until
+
+pytestmark = pytest.mark.xdist_group("nova_up")
 
 
 def graph(code: str = "context['x'] = 1", **extra: Any) -> dict[str, Any]:
@@ -45,22 +48,22 @@ def change(file: Path, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def api(up: Up) -> list[str]:
+def api(up: NovaUp) -> list[str]:
     """The option that points a command at the running NOVA."""
     return ["--api-url", up.api_url]
 
 
-def test_it_tells_its_addresses_and_then_that_it_is_ready(up: Up) -> None:
+def test_it_tells_its_addresses_and_then_that_it_is_ready(up: NovaUp) -> None:
     """The addresses answer, and a worker is there when it says so."""
     health = httpx.get(f"{up.api_url}/health").json()
     assert health["status"] == "healthy"
     assert health["workers"] == 1
     assert httpx.get(f"{up.api_url}/docs").status_code == 200
     assert "<html" in httpx.get(up.address("Prefect UI")).text
-    assert stat.S_IMODE((up.data_dir / "encryption.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((up.data.path / "encryption.key").stat().st_mode) == 0o600
 
 
-def test_prefects_server_is_tuned(up: Up) -> None:
+def test_prefects_server_is_tuned(up: NovaUp) -> None:
     """The running server itself says that it batches, keeps and waits as our file has it."""
     server = httpx.get(f"{up.address('Prefect UI')}/api/admin/settings").json()["server"]
     services = server["services"]
@@ -71,9 +74,9 @@ def test_prefects_server_is_tuned(up: Up) -> None:
     assert server["analytics_enabled"] is False
 
 
-def test_a_second_nova_on_the_same_folder_is_refused(up: Up, nova: Nova) -> None:
+def test_a_second_nova_on_the_same_folder_is_refused(up: NovaUp, nova: Nova) -> None:
     """It says who holds the folder, and the first goes on."""
-    done = nova("up", "--data-dir", str(up.data_dir), "--api-port", "0", "--prefect-port", "0")
+    done = nova("up", "--data-dir", str(up.data.path), "--api-port", "0", "--prefect-port", "0")
     assert done.returncode == 1
     assert f"in use by another NOVA (process {up.process.pid})" in done.stderr
     assert httpx.get(f"{up.api_url}/health").status_code == 200
@@ -193,7 +196,7 @@ def test_clients_come_with_credentials_and_no_password_is_shown(
     assert nova("clients", "remove", "acme", "--yes", *api).returncode == 1
 
 
-def test_a_part_that_is_killed_comes_back(up: Up) -> None:
+def test_a_part_that_is_killed_comes_back(up: NovaUp) -> None:
     """The API is killed; it is said, and it answers again."""
     killed = up.part("deployments.cli api")
     assert killed is not None
@@ -210,8 +213,11 @@ def test_a_part_that_is_killed_comes_back(up: Up) -> None:
     wait_until(answers, 60, "the API to be back")
 
 
-def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_loses_no_run(up: Up, tmp_path: Path) -> None:
-    """A node sleeps in a session of its own: it goes with the rest, and its run goes on at the next start."""
+def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_loses_no_run(up: NovaUp, tmp_path: Path) -> None:
+    """A node sleeps in a session of its own: it goes with the rest, and its run goes on at the next start.
+
+    It comes last of the tests that share this NOVA.
+    """
     tmp_path.chmod(0o777)
     mark = tmp_path / "began"
     sleeps_once = (
@@ -237,5 +243,5 @@ def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_loses_no_run(up: Up
     assert living(family) == []
     assert up.said.endswith("Stopped.\n")
 
-    with running_up(up.data_dir.parent) as next_up, Api(next_up.api_url) as api:
+    with NovaUp(up.data.path) as next_up, Api(next_up.api_url) as api:
         wait_until(lambda: api.get(f"/tasks/{task}")["status"] == "SUCCESS", 60, "the run to go on")

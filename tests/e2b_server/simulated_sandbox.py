@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flows.sandbox.runner.processes import is_alive
+from flows.sandbox.processes import is_alive
 from tests.e2b_server.processes import Process
 
 HOME = "/home/user"

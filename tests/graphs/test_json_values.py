@@ -17,8 +17,10 @@ from flows.graphs.json_values import (
     join_fragments,
     loads,
     merge,
+    size_of,
     to_fragments,
 )
+from flows.sandbox.runner import values as runner
 from tests.graphs.strategies import any_text, json_values, nested
 
 MEGABYTE = 1_000_000
@@ -251,3 +253,10 @@ def test_reading_and_checking_agree_on_depth(value: object, most: int) -> None:
         return True
 
     assert passes(check_value, value) == passes(loads, dumps(value))
+
+
+@given(any_text, json_values)
+def test_the_runner_counts_the_same_bytes(name: str, value: object) -> None:
+    """The runner holds a node's changes to the limit that the worker holds the whole context to."""
+    text = dumps(value)
+    assert size_of(name, text) == runner.size_of(name, text)

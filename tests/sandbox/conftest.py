@@ -12,7 +12,7 @@ import pytest
 from flows.sandbox.e2b.provider import E2BProvider
 from flows.sandbox.local import LocalProvider
 from flows.sandbox.port import NodeCall, NodeFailure, NodeResult, Sandbox, SandboxProvider, SandboxSpec
-from flows.sandbox.runner.processes import is_alive
+from flows.sandbox.processes import is_alive
 from tests.e2b_server.fixture import e2b_server, e2b_session_server
 
 __all__ = ["e2b_server", "e2b_session_server"]

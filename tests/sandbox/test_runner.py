@@ -13,6 +13,7 @@ from typing import IO
 import pytest
 
 from flows.sandbox.port import NodeCall, NodeResult
+from flows.sandbox.processes import is_alive
 from flows.sandbox.protocol import (
     BOOT,
     Answer,
@@ -25,7 +26,7 @@ from flows.sandbox.protocol import (
     run_message,
     runner_zip,
 )
-from flows.sandbox.runner.processes import descendants, is_alive
+from flows.sandbox.runner.processes import descendants
 
 
 class Wire:

@@ -16,6 +16,7 @@ from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
 from flows.store.transitions import attempts, submissions
 from flows.store.values import Value
+from tests import endings
 from tests.leasing import SECONDS, lease_of
 
 
@@ -77,12 +78,7 @@ def end(
     lease = lease_of(read(database, execution))
 
     def write(session: Session) -> None:
-        if status is Status.COMPLETED:
-            attempts.complete(session, lease)
-        elif status is Status.FAILED:
-            attempts.fail(session, lease, error, kind, node)
-        else:
-            attempts.cancel(session, lease, error)
+        endings.end(session, lease, status, error, kind, node)
         assert attempts.release(session, lease)
 
     database.run_sync(write)

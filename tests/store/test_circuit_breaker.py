@@ -100,7 +100,7 @@ def test_who_is_turned_away_learns_when_to_ask_again(database: Database) -> None
     assert database.run_sync(circuit_breaker.read) == {**opened, "failure_count": 4}
 
     past(database, "retry_at")
-    assert admit(database) == Admission(True)
+    assert admit(database) == Admission(True, is_probe=True)
     waits = seconds_until(database, admit(database).retry_at)
     assert 0 < waits <= circuit_breaker.LOOK_AGAIN_SECONDS
 

@@ -19,7 +19,8 @@ ROWS = """
                             retries, crashes, lost_starts, revoked, created_at, started_at, version_id,
                             completed_at, error, error_kind)
     SELECT gen_random_uuid(), CASE WHEN n % 50 > 0 THEN gen_random_uuid() END, :workflow, 'normal',
-           status, '{}', begun, false, 0, 0, 0, false, now() - n * interval '1 second', CASE WHEN begun = 1 THEN now() END,
+           status, '{}', begun, false, 0, 0, 0, false, now() - n * interval '1 second',
+           CASE WHEN begun = 1 THEN now() END,
            CASE WHEN begun = 1 THEN (SELECT id FROM workflow_versions LIMIT 1) END,
            CASE WHEN status NOT IN ('pending', 'running') THEN now() END,
            CASE WHEN status IN ('failed', 'cancelled') THEN '"Why."' END,

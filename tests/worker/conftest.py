@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,17 +18,6 @@ from tests.servers import PrefectServer
 from tests.worker.site import Site
 
 
-@pytest.fixture(scope="session")
-def logged_server(
-    postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PrefectServer]:
-    """A Prefect server of the worker's tests that writes a line per request."""
-    home = tmp_path_factory.mktemp("prefect-worker")
-    settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
-    with PrefectServer(postgres("prefect_worker"), home, settings=settings) as server:
-        yield server
-
-
 @pytest.fixture
 def access_log(logged_server: PrefectServer) -> AccessLog:
     """The server's requests, counted from now."""
@@ -38,17 +27,28 @@ def access_log(logged_server: PrefectServer) -> AccessLog:
 
 
 @pytest.fixture
-async def site(database: Database, database_url: str, logged_server: PrefectServer) -> AsyncIterator[Site]:
+def prefect_url(request: pytest.FixtureRequest) -> str:
+    """The Prefect server of a test: the one that all share, unless its requests are counted."""
+    if "access_log" in request.fixturenames:
+        logged: PrefectServer = request.getfixturevalue("logged_server")
+        return logged.api_url
+    return str(request.getfixturevalue("prefect_server"))
+
+
+@pytest.fixture
+async def site(
+    database: Database, database_url: str, prefect_url: str, fork_server: Path
+) -> AsyncIterator[Site]:
     """A work pool of type nova of this test's own, on an empty database."""
     settings = Settings(
         DATABASE_URL=database_url,
         NOVA_ENCRYPTION_KEY=generate_key(),
-        PREFECT_API_URL=logged_server.api_url,
+        PREFECT_API_URL=prefect_url,
         NOVA_WORK_POOL=f"nova-{uuid4().hex[:8]}",
         NOVA_PREFECT_TIMEOUT=60,  # sixty runs at once, on a machine that does other things as well
     )
-    async with PrefectGateway(settings) as gateway, PrefectClient(logged_server.api_url) as prefect:
-        made = Site(database, settings, gateway, prefect)
+    async with PrefectGateway(settings) as gateway, PrefectClient(prefect_url) as prefect:
+        made = Site(database, settings, gateway, prefect, fork_server)
         await made.prepare()
         yield made
 

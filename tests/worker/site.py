@@ -38,8 +38,14 @@ class Site:
     """A work pool of type nova of its own, and NOVA around it but for the API."""
 
     def __init__(
-        self, database: Database, settings: Settings, gateway: PrefectGateway, prefect: PrefectClient
+        self,
+        database: Database,
+        settings: Settings,
+        gateway: PrefectGateway,
+        prefect: PrefectClient,
+        fork_server: Path | None = None,
     ) -> None:
+        self._fork_server = fork_server
         self.database = database
         self.settings = settings
         self.gateway = gateway
@@ -180,7 +186,7 @@ class Site:
         api_url: str = "",
         **extra: str,
     ) -> ServerProcess:
-        """Start a real worker, with `extra` variables in its environment."""
+        """Start a worker's command, with `extra` variables in its environment."""
         name = f"worker-{next(_numbers)}"
         environment = clean_environment() | {
             "PREFECT_API_URL": api_url or self.settings.prefect_api_url,
@@ -195,4 +201,4 @@ class Site:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", self.pool, "--name", name]
         command += ["--type", kind, "--install-policy", "never"]
         command += [*(["--limit", str(limit)] if limit else []), *options]
-        return ServerProcess(command, environment, folder / f"{name}.log")
+        return ServerProcess(command, environment, folder / f"{name}.log", self._fork_server)

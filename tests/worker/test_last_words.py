@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed, Scheduled
 from sqlalchemy import text
 
+from flows.store.database import Database
 from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
@@ -25,14 +27,23 @@ CREATE FUNCTION wait_a_second() RETURNS trigger LANGUAGE plpgsql AS
 CREATE TRIGGER slow BEFORE UPDATE ON executions FOR EACH ROW
     WHEN (NEW.status = 'failed') EXECUTE FUNCTION wait_a_second()
 """
+CLOSING_TAKES_NO_TIME = "DROP FUNCTION wait_a_second CASCADE"
 IS_CLOSING = text(
     "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
 )
 
 
+@pytest.fixture
+def slow_closing(database: Database) -> Iterator[None]:
+    """Let it take a second to close a run as failed."""
+    database.run_sync(lambda session: session.execute(text(CLOSING_TAKES_A_SECOND)))
+    yield
+    database.run_sync(lambda session: session.execute(text(CLOSING_TAKES_NO_TIME)))
+
+
+@pytest.mark.usefixtures("slow_closing")
 async def test_a_run_whose_row_is_being_closed_is_not_handed_back(site: Site, folder: Path) -> None:
     """In its queue it would count as retried by a person, and a guarded node would start a second time."""
-    await site.database.run(lambda session: session.execute(text(CLOSING_TAKES_A_SECOND)))
     workflow = await site.workflow(
         line(action("mail", "raise ValueError('sent in part')", on_interrupt="fail"))
     )

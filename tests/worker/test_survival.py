@@ -160,7 +160,7 @@ async def test_a_worker_that_is_told_to_go_hands_its_runs_back_between_two_nodes
     assert (await site.execution(flow_run_id)).attempt == 2
 
 
-@pytest.mark.parametrize("kind", ["nova", "process"])
+@pytest.mark.parametrize("kind", ["nova", pytest.param("process", marks=pytest.mark.long)])
 async def test_a_run_that_is_put_off_comes_back_at_its_time(
     site: Site, folder: Path, e2b_server: E2BServer, kind: str
 ) -> None:
@@ -182,6 +182,7 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
     assert all(place.killed for place in e2b_server.sandboxes)
 
 
+@pytest.mark.xdist_group("counted")
 async def test_while_the_breaker_is_open_runs_wait_in_their_queue(
     site: Site, folder: Path, e2b_server: E2BServer, access_log: AccessLog
 ) -> None:

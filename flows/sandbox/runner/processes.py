@@ -28,20 +28,6 @@ def widen(pipe: int) -> None:
             fcntl.fcntl(pipe, F_SETPIPE_SZ, 1 << 20)
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
-    try:
-        os.kill(pid, 0)
-        if LINUX:
-            with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-                return file.read().rpartition(b") ")[2][:1] not in (b"Z", b"X")
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 def descendants(root: int) -> set[int]:
     """Return all running processes below `root`, from /proc; none on systems without /proc."""
     children: dict[int, list[int]] = {}
