@@ -15,7 +15,8 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from flows.config import times
-from flows.graphs.lifecycle import LIVE, LostAttempt, RunSnapshot, StepStatus
+from flows.graphs.lifecycle import LIVE, RunSnapshot, StepStatus
+from flows.graphs.lost_attempts import LostAttempt
 from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution, Workflow

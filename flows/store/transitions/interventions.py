@@ -24,7 +24,7 @@ _AS_BEFORE: Final = (
     *("status", "completed_at", "error", "error_kind", "failed_at_node", "reopened_from", "next_attempt_at"),
     *columns.RESET,
 )
-"""What `undo_reopen` puts back."""
+"""The columns that `undo_reopen` restores."""
 
 HOLD_SECONDS: Final = times.RECOVERY_LEASE
 """How long a lease lasts that a person's retry holds."""
