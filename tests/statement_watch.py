@@ -32,6 +32,7 @@ BY_HAND = frozenset(
     {
         ("tests/store/rows.py", "change"),
         ("tests/store/rows.py", "expire"),
+        ("tests/simulation/mutations.py", "step_done"),
     }
 )
 """The functions of tests that change rows by hand: file and name."""

@@ -199,7 +199,7 @@ class Acts:
 
     def skip(self, which: int, number: int) -> None:
         """Somebody leads a run past the node at which it stopped."""
-        rows = {row["flow_run_id"]: row for row in self.world.ledger.rows.values()}
+        rows = {row["task_id"]: row for row in self.world.ledger.rows.values()}
         if (task_id := pick(self._stopped(), number)) is not None:
             found = row = rows[task_id]
             self._ask(
@@ -208,7 +208,7 @@ class Acts:
                 lambda api: executions_api.skip_node(
                     api.services, found["id"], _next_step(self.world, found)
                 ),
-                self.world.ledger.say("retry", found["flow_run_id"]),
+                self.world.ledger.say("retry", found["task_id"]),
             )
 
     def _ask(
@@ -266,7 +266,7 @@ class Acts:
         """Somebody deletes a run in Prefect."""
         if (task_id := pick(self.world.tasks_known, task)) is not None:
             self._said("cancel", task_id)
-            self._prefect("DELETE", f"/flow_runs/{task_id}", None)
+            self._prefect("DELETE", f"/flow_runs/{self._flow_run(task_id)}", None)
 
     def suspend_in_prefect(self, task: int) -> None:
         """Somebody suspends a run in Prefect."""
@@ -276,17 +276,24 @@ class Acts:
     def resume_in_prefect(self, task: int) -> None:
         """Somebody resumes a run in Prefect."""
         if (task_id := pick(self.world.tasks_known, task)) is not None:
-            self._prefect("POST", f"/flow_runs/{task_id}/resume", {})
+            self._prefect("POST", f"/flow_runs/{self._flow_run(task_id)}/resume", {})
 
     def _set_state(
         self, task: int, kind: str, state: dict[str, Any], *, force: bool = False, only_final: bool = False
     ) -> None:
-        task_id = pick(self.world.tasks_known, task)
-        run = self.world.stand_in.world.tables.flow_runs.get(str(task_id))
-        if task_id is None or run is None or run.state is None or (only_final and not run.state.is_final):
+        if (task_id := pick(self.world.tasks_known, task)) is None:
+            return
+        flow_run_id = self._flow_run(task_id)
+        run = self.world.stand_in.world.tables.flow_runs.get(str(flow_run_id))
+        if run is None or run.state is None or (only_final and not run.state.is_final):
             return
         self._said(kind, task_id)
-        self._prefect("POST", f"/flow_runs/{task_id}/set_state", {"state": state, "force": force})
+        self._prefect("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": force})
+
+    def _flow_run(self, task_id: UUID) -> UUID:
+        """The run in Prefect: another one than the task where Prefect lost that."""
+        rows = self.world.ledger.rows.values()
+        return next((row["flow_run_id"] for row in rows if row["task_id"] == task_id), None) or task_id
 
     def _said(self, kind: str, task_id: UUID) -> None:
         self.world.ledger.say(kind, task_id).ended = self.world.steps
@@ -306,9 +313,9 @@ class Acts:
         """The runs that failed or were cancelled."""
         rows = self.world.ledger.rows.values()
         return [
-            row["flow_run_id"]
+            row["task_id"]
             for row in rows
-            if row["status"] in ("failed", "cancelled") and row["flow_run_id"]
+            if row["status"] in ("failed", "cancelled") and row["task_id"]
         ]
 
     def _awake(self, processes: Sequence[Any]) -> list[Any]:

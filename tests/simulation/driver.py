@@ -77,6 +77,7 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
                 break
         else:
             world.ledger.violations += Healing(world, acts).heal()
+            world.check()
         return Result(seed, world.steps, len(world.ledger.rows), world.ledger.violations, world.trace)
     finally:
         world.end()
