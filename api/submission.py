@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from api import idempotent_requests
 from api.errors import UnknownOutcomeError
 from api.services import Services
+from flows.config import times
 from flows.credentials import vault
 from flows.graphs.errors import (
     CommitUnknownError,
@@ -37,9 +38,6 @@ from flows.store.models import Execution, Workflow
 from flows.store.transitions import submissions
 
 log = logging.getLogger(__name__)
-
-_PATIENCE = 30.0
-"""Seconds that a run waits for its turn when many come at once."""
 
 _REFUSALS = (NotFoundError, ConflictError, InvalidInputError)
 """How Prefect says that it does not take what NOVA has made up of a request that was good."""
@@ -144,14 +142,22 @@ async def execute(
 async def resubmit(services: Services, execution_id: int) -> UUID:
     """Hand an execution to Prefect that may not have reached it; where it did, it is the same flow run.
 
-    Raises NotFoundError when the execution is gone, PrefectUnavailableError and DatabaseUnavailableError.
+    One that Prefect had lost may be there again, and over: what was lost came back. It is requeued then.
+    Raises NotFoundError when the execution is gone, ConflictError when Prefect refuses for good,
+    PrefectUnavailableError and DatabaseUnavailableError.
     """
 
     def read(session: Session) -> Pending:
         row = executions.get(session, execution_id)
         return Pending.of(row, row.workflow)
 
-    return await _create_flow_run(services, await services.database.run(read))
+    pending = await services.database.run(read)
+    flow_run_id = await _create_flow_run(services, pending)
+    if pending.task_id is not None:
+        state = await services.gateway.runs.find(flow_run_id)
+        if state is not None and state.final:
+            await services.gateway.runs.requeue(flow_run_id, "Prefect has this run again.")
+    return flow_run_id
 
 
 async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
@@ -221,7 +227,7 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
 async def _turn(places: asyncio.Semaphore) -> AsyncIterator[None]:
     """Wait for one of the places; raises PrefectUnavailableError when none becomes free in time."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(times.TURN):
             await places.acquire()
     except TimeoutError:
         raise PrefectUnavailableError("Prefect has more runs to take in than it can.") from None

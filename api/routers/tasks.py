@@ -77,6 +77,8 @@ async def _read(
 
 async def _open(services: Services, task_id: uuid.UUID, row: Poll) -> Response:
     """Answer for a run that is not over as far as the database knows; close it where Prefect knows better."""
+    if row.flow_run_id is None and row.task_id is not None:  # Prefect lost it, and gets it again
+        return JsonResponse(task_status.from_row(task_id, row))
     watch, flow_run_id = services.gateway.watch, row.flow_run_id or task_id
     try:
         state = await watch.state(flow_run_id)

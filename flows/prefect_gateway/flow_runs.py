@@ -139,14 +139,27 @@ class FlowRuns:
             found = await self._client.read_flow_runs(flow_run_filter=wanted, limit=len(flow_run_ids))
         return {flow_run.id: state_of(flow_run) for flow_run in found}
 
-    async def knows_deployment(self, deployment_id: UUID) -> bool:
-        """Whether Prefect has a deployment."""
+    async def last_heard(self, flow_run_id: UUID) -> datetime | None:
+        """When something happened to a flow run last; None where nothing ever did, or not for a week.
+
+        Of a flow run that was deleted Prefect keeps the events, which this is read from.
+        """
+        async with prefect_call(self._timeout, "reading the flow run's events"):
+            response = await self._client.request(
+                "POST",
+                "/events/filter",
+                json={"filter": {"resource": {"id": [f"prefect.flow-run.{flow_run_id}"]}}, "limit": 1},
+            )
+        newest = response.json()["events"]
+        return datetime.fromisoformat(newest[0]["occurred"]) if newest else None
+
+    async def deployed_at(self, deployment_id: UUID) -> datetime | None:
+        """When a deployment was made; None where Prefect does not know it."""
         try:
             async with prefect_call(self._timeout, "reading the deployment"):
-                await self._client.read_deployment(deployment_id)
+                return (await self._client.read_deployment(deployment_id)).created
         except NotFoundError:
-            return False
-        return True
+            return None
 
     async def cancel(self, flow_run_id: UUID) -> None:
         """Ask for a run to stop; one that is over or unknown is no error."""

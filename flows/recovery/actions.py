@@ -121,7 +121,11 @@ class RecoveryActions:
         if self._resubmit is None:
             await self._release(found)
             return
-        flow_run_id = await self._resubmit(found.row.id)
+        try:
+            flow_run_id = await self._resubmit(found.row.id)
+        except ConflictError as error:
+            await self._close_as_failed(found, str(error))
+            return
 
         def note(session: Session) -> None:
             submissions.confirm(session, found.row.id, flow_run_id)
@@ -134,7 +138,10 @@ class RecoveryActions:
     async def _requeue(self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState) -> None:
         """Put a run back in its queue, unless that was done too often or cannot be done."""
         if state.is_over_limit:
-            await self._let_wait(found, flow_run_id)
+            try:
+                await self._let_wait(found, flow_run_id)
+            except ConflictError as error:
+                await self._give_up(found, flow_run_id, f"{FULL} {error}")
             return
         attempt = found.lost_attempt
         given_up = attempt.why_given_up(self._crash_limit) if attempt is not None else None
@@ -188,6 +195,10 @@ class RecoveryActions:
         log.info("Execution %d was retried in Prefect and is open again.", found.row.id)
 
     async def _give_up(self, found: RecoveryLease, flow_run_id: UUID, reason: str) -> None:
+        await self._close_as_failed(found, reason)
+        await self._end(found, flow_run_id, Status.FAILED, reason)
+
+    async def _close_as_failed(self, found: RecoveryLease, reason: str) -> None:
         closure = Closure(Status.FAILED, reason, ErrorKind.CRASHED)
         node = found.row.current_node
         await self._database.run(
@@ -195,7 +206,6 @@ class RecoveryActions:
         )
         self._report.failed += 1
         log.error("Execution %d is given up: %s", found.row.id, reason)
-        await self._end(found, flow_run_id, Status.FAILED, reason)
 
     async def _close(
         self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState | None, closure: Closure

@@ -21,6 +21,7 @@ class Poll:
 
     id: int
     flow_run_id: uuid.UUID | None
+    task_id: uuid.UUID | None
     public_id: uuid.UUID
     status: Status
     error_kind: ErrorKind | None
@@ -126,6 +127,7 @@ def locked(session: Session, which: ColumnElement[bool]) -> Execution | None:
 _POLL = select(
     Execution.id,
     Execution.flow_run_id,
+    Execution.task_id,
     Execution.public_id,
     Execution.status,
     Execution.error_kind,

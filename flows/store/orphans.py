@@ -14,13 +14,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.graphs.lifecycle import LIVE, LostAttempt, RunSnapshot, StepStatus
 from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution, Workflow
 from flows.store.transitions import recoveries, submissions
 
-SECONDS = 30.0
+SECONDS = times.RECOVERY_LEASE
 """How long a lease lasts that was taken to look after a run."""
 
 
@@ -161,17 +162,6 @@ def unsubmitted(session: Session, limit: int) -> Sequence[RunSnapshot]:
         Execution.flow_run_id.is_(None),
         limit=limit,
     )
-
-
-def newest(session: Session, limit: int) -> list[tuple[int, UUID]]:
-    """The newest executions that Prefect has or had, newest first: their ids and their flow runs' ids."""
-    rows = session.execute(
-        select(Execution.id, Execution.flow_run_id)
-        .where(Execution.flow_run_id.is_not(None))
-        .order_by(Execution.id.desc())
-        .limit(limit)
-    )
-    return [(execution_id, flow_run_id) for execution_id, flow_run_id in rows if flow_run_id is not None]
 
 
 def deployment_of(session: Session, execution_id: int) -> UUID | None:

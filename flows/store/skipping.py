@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from uuid import UUID
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import ConflictError, InvalidInputError
@@ -13,7 +13,7 @@ from flows.graphs.graph import Graph, Node, load_graph
 from flows.graphs.lifecycle import StepStatus
 from flows.graphs.traversal import Visit, next_node
 from flows.graphs.validation.inspection import MAX_STEPS
-from flows.store import chain
+from flows.store import chain, values
 from flows.store.models import ChainEntry, Execution, WorkflowVersion
 from flows.store.transitions import interventions
 from flows.store.transitions.interventions import Reopened
@@ -65,8 +65,19 @@ def skip(
 def undo(session: Session, reopened: Reopened) -> None:
     """Close a run again whose retry or skip Prefect refused: all is as it was. Raises LeaseLostError."""
     interventions.undo_reopen(session, reopened)
-    if reopened.skipped is not None:
-        session.execute(delete(ChainEntry).where(ChainEntry.id == reopened.skipped))
+    if reopened.skipped is None:
+        return
+    skipped = delete(ChainEntry).where(ChainEntry.id == reopened.skipped).returning(ChainEntry.changes)
+    given: set[str] = set().union(*(changes.values() for changes in session.scalars(skipped)))
+    # What the person gave may be secret, and is none of this run's any more.
+    values.forget(session, reopened.lease.execution_id, given - _used(session, reopened.lease.execution_id))
+
+
+def _used(session: Session, execution_id: int) -> set[str]:
+    """The digests of all values that a run's context had at one time."""
+    started_with = session.scalar(select(Execution.initial).where(Execution.id == execution_id)) or {}
+    changed = session.scalars(select(ChainEntry.changes).where(ChainEntry.execution_id == execution_id))
+    return set(started_with.values()).union(*(changes.values() for changes in changed))
 
 
 def _next(session: Session, execution: Execution) -> tuple[Graph, int, Node | None]:

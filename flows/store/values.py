@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -70,6 +70,15 @@ def put(session: Session, execution_id: int, stored: Stored) -> dict[str, str]:
     for batch in _batches(execution_id, fresh):
         session.execute(insert(ContextValue).on_conflict_do_nothing(), batch)
     return digests
+
+
+def forget(session: Session, execution_id: int, digests: Collection[str]) -> None:
+    """Delete values of an execution that nothing of it refers to any more."""
+    session.execute(
+        delete(ContextValue).where(
+            ContextValue.execution_id == execution_id, ContextValue.digest.in_(digests)
+        )
+    )
 
 
 def load(session: Session, execution_id: int, digests: Iterable[str]) -> dict[str, Value]:

@@ -38,7 +38,7 @@ class Run:
             assert row is not None
             return begin(
                 session,
-                flow_run_id=self._task_id,
+                flow_run_id=row.flow_run_id or self._task_id,
                 public_id=row.public_id,
                 workflow_id=row.workflow_id,
                 client=None,

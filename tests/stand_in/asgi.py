@@ -85,7 +85,7 @@ class App:
 
         world = self._stand_in.world
         since = (wanted.get("occurred") or {}).get("since")
-        past = [each for each in world.events if wants(each) and _is_since(each, since)]
+        past = [each for each in world.tables.events if wants(each) and _is_since(each, since)]
         world.listeners.append(listen)
         ended = asyncio.ensure_future(socket.ended())
         try:

@@ -52,6 +52,20 @@ def _shown(state: State) -> JSON:
     return shown
 
 
+def read(world: World, body: JSON) -> tuple[int, JSON]:
+    """Answer which events there are of one resource, newest first; they outlast it."""
+    match body:
+        case {"filter": {"resource": {"id": [resource]}, **more}, "limit": limit, **others}:
+            if not more and not others:
+                found = [one for one in world.tables.events if _resource(one) == resource]
+                return 200, {"events": found[: -limit - 1 : -1], "total": len(found), "next_page": None}
+    raise Refusal(501, f"The stand-in does not find events by {body}")
+
+
+def _resource(event: JSON) -> object:
+    return event["resource"]["prefect.resource.id"]
+
+
 def _related(world: World, run: FlowRun) -> list[JSON]:
     tables = world.tables
     flow, deployment = tables.flows.get(run.flow_id), tables.deployments.get(run.deployment_id or "")

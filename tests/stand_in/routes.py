@@ -9,7 +9,7 @@ from uuid import UUID
 import prefect
 from prefect.client.constants import SERVER_API_VERSION
 
-from tests.stand_in import answers, deployments, flow_runs, pools, services, slots, task_runs
+from tests.stand_in import answers, deployments, events, flow_runs, pools, services, slots, task_runs
 from tests.stand_in.records import Flow
 from tests.stand_in.world import Refusal, World, conflict, failure
 
@@ -210,6 +210,8 @@ def _others(server: StandIn, method: str, parts: list[str], body: Any) -> Answer
         case "POST", "logs":
             world.tables.logs += body
             return 201, None
+        case "POST", "events", "filter":
+            return events.read(world, body)
         case "POST", "events":
             for event in body:
                 server.receive(event)

@@ -147,3 +147,26 @@ async def test_odd_subscribers(served: Conversation) -> None:
         await socket.send(json.dumps({"type": "filter", "filter": {"text": {"query": "x"}}}))
         with pytest.raises(websockets.ConnectionClosedError, match="knows no filter 'text'"):
             await socket.recv()
+
+
+async def test_events_outlast_their_run(real: Conversation, served: Conversation) -> None:
+    """Of a run that was deleted there are events; of one that a server never had there are none."""
+
+    async def story(talk: Conversation) -> None:
+        place = await Place(talk).make()
+        run = await place.run()
+        await place.set_state(run, "RUNNING")
+        await talk.ask("DELETE", f"/flow_runs/{run['id']}")
+
+        async def events_of(flow_run_id: str) -> JSON:
+            body = {"filter": {"resource": {"id": [f"prefect.flow-run.{flow_run_id}"]}}, "limit": 1}
+            status, answer = await talk.silently("POST", "/events/filter", body)
+            assert status == 200
+            return dict(answer)
+
+        found = await eventually(lambda: events_of(run["id"]), lambda answer: answer["total"] > 1)
+        [newest] = found["events"]
+        talk.write(f"{found['total']} {newest['event']}")
+        talk.write(str((await events_of(str(uuid4())))["events"]))
+
+    await assert_same(story, real, served)

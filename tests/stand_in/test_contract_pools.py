@@ -235,5 +235,8 @@ async def test_a_servers_own_answers(real: Conversation, stand_in: Conversation)
         await talk.ask("GET", f"/flows/name/{flow['name']}")
         await talk.ask("GET", f"/flows/{uuid4()}")
         await talk.ask("GET", "/flows/name/none")
+        line = {"name": "n", "level": 20, "message": "m", "timestamp": datetime.now(UTC).isoformat()}
+        await talk.ask("POST", "/logs/", [line])
+        await talk.ask("POST", "/events", [])
 
     await assert_same(story, real, stand_in)

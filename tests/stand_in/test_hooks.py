@@ -10,20 +10,18 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import OrchestrationResult
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.context import SyncClientContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.prefect_gateway.workflow_deployments import Deployments, DeploymentSpec
 from tests.stand_in.prefect import StandIn
-from tests.stand_in.transport import API, Transport, client, httpx_settings
+from tests.stand_in.transport import API, Transport, client, connected, httpx_settings
 
 START = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -230,16 +228,18 @@ async def test_what_it_does_not_know(site: Site) -> None:
             await site.prefect._client.post(path, json=body)
 
 
-async def test_synchronous_clients(site: Site) -> None:
-    """Prefect's own contexts take the transport, too: here that of its synchronous client."""
-    run = await site.run()
+async def test_prefects_own_contexts(site: Site) -> None:
+    """What production code asks Prefect for, a client of either kind, can be connected to the stand-in."""
+    first, second = await site.run(), await site.run()
+    transport = Transport(site.stand_in)
 
-    settings = httpx_settings(Transport(site.stand_in))
-    with temporary_settings({PREFECT_API_URL: API}), SyncClientContext(httpx_settings=settings) as context:
-        result: OrchestrationResult[Any] = context.client.set_flow_run_state(run.id, Completed())
+    async with connected(transport), get_client() as prefect:
+        await FlowRuns(prefect, 5).cancel(first.id)
+    with SyncPrefectClient(API, httpx_settings=httpx_settings(transport)) as synchronous:
+        result: OrchestrationResult[Any] = synchronous.set_flow_run_state(second.id, Completed())
 
     assert result.status.value == "ACCEPT"
-    assert await site.state_name(run) == "Completed"
+    assert (await site.state_name(first), await site.state_name(second)) == ("Cancelled", "Completed")
 
 
 async def test_fast(site: Site) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -10,6 +12,8 @@ from urllib.parse import parse_qsl
 import httpx
 import orjson
 from prefect.client.orchestration import PrefectClient
+from prefect.context import AsyncClientContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.stand_in.prefect import StandIn
 
@@ -56,8 +60,18 @@ def client(stand_in: StandIn, transport: httpx.AsyncBaseTransport | None = None)
     return PrefectClient(API, httpx_settings=httpx_settings(transport or Transport(stand_in)))
 
 
+@asynccontextmanager
+async def connected(transport: httpx.AsyncBaseTransport) -> AsyncIterator[PrefectClient]:
+    """Have all that asks Prefect for an asynchronous client in this context get one with this transport."""
+    with temporary_settings({PREFECT_API_URL: API}):
+        context = AsyncClientContext(httpx_settings=httpx_settings(transport))
+        context._httpx_settings = None  # else `get_client()`, which names no settings, passes it by
+        async with context:
+            yield context.client
+
+
 def httpx_settings(transport: httpx.AsyncBaseTransport | httpx.BaseTransport) -> dict[str, Any]:
-    """Settings for clients that production code makes itself, as `AsyncClientContext(httpx_settings=…)`."""
+    """Settings for a client of Prefect's that is made by hand."""
     return {"transport": transport, "verify": _no_certificates()}
 
 

@@ -64,6 +64,7 @@ class Tables:
     """Flow's id and idempotency key → flow run's id."""
     leases: dict[str, Lease] = field(default_factory=dict)
     logs: list[JSON] = field(default_factory=list)
+    events: list[JSON] = field(default_factory=list)
 
 
 class World:
@@ -72,7 +73,6 @@ class World:
     def __init__(self, now: Callable[[], datetime], seed: int) -> None:
         self.tables = Tables()
         self.now = now
-        self.events: list[JSON] = []
         self.listeners: list[Callable[[JSON], None]] = []
         self._random = random.Random(seed)
 
@@ -137,7 +137,7 @@ class World:
 
     def emit(self, event: JSON) -> None:
         """Note an event and tell it to whoever listens."""
-        self.events.append(event)
+        self.tables.events.append(event)
         for listener in list(self.listeners):
             listener(event)
 
