@@ -66,7 +66,7 @@ def cancel_stopped(session: Session, execution_id: int, message: str) -> bool:
 
 
 def close_as_seen(session: Session, seen: RunSnapshot, closure: Closure) -> bool:
-    """Close a run that is over in Prefect, if its row is as it was seen; a process that has its lease loses it.
+    """Close a run that is over in Prefect, if its row is as it was seen; a process with its lease loses it.
 
     From pending, running to failed, cancelled. False when it was closed, begun or retried since.
     """
