@@ -2,8 +2,8 @@
 
 An execution's row says what became of a run; Prefect's flow run says where it stands there. Every process
 that acts on a run asks `decide`, with what it has read of both, and does what the answer says. Nobody else
-decides. `flows/store/transitions.py` changes the row; `TRANSITIONS` lists its functions with the states that
-they lead from and to.
+decides. `flows/store/transitions/` changes the row; `row_states.TRANSITIONS` lists its functions with the
+statuses that they lead from and to.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ class Action(Named):
     REVOKE = "revoke", "Note that the run is cancelled; it is closed when it has stopped."
     CANCEL = "cancel", "Take the lease, cancel the run in Prefect and close the row: nobody runs it."
     STOP = "stop", "Ask Prefect to stop the run, then ask again."
-    REQUEUE = "requeue", "Put the run in its queue again, or fail it where that was done too often."
+    REQUEUE = "requeue", "Requeue the run, or fail it where that was done too often."
     TELL_RETRY = "tell retry", "Put the flow run in its queue: Prefect has not heard of the retry."
-    RESUBMIT = "resubmit", "Hand the run to Prefect again, as a new flow run."
+    RESUBMIT = "resubmit", "Submit the run to Prefect again, as a new flow run."
     END_FLOW_RUN = "end flow run", "End the flow run as the row says."
     ADOPT = "adopt", "Make the row that the run's worker did not come to make."
 
@@ -177,7 +177,7 @@ class RunSnapshot:
 
 @dataclass(frozen=True)
 class Closure:
-    """How a row is closed by another than its flow: status, sentence, kind of error."""
+    """How somebody other than its flow closes a row: status, sentence, kind of error."""
 
     status: Status
     error: str
@@ -185,7 +185,7 @@ class Closure:
 
 
 CANCELLED: Final = "The run was cancelled."
-"""An execution's error where whoever cancelled it did not say more."""
+"""The error of a cancelled execution, where nobody gave a reason."""
 DELETED: Final = "The flow run was deleted in Prefect."
 COMPLETED_BY_HAND: Final = "The flow run was marked as completed in Prefect before it had run to its end."
 

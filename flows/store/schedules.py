@@ -1,6 +1,6 @@
 """Schedules of workflows, as they were set over the API or the command line.
 
-Whether a cron line and a time zone make sense is checked by those who know Prefect, before they come here.
+The gateway checks whether a cron line and a time zone make sense, before they come here.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ def skip(
     branch: str | None = None,
     reopened_from: UUID | None = None,
 ) -> Reopened:
-    """Let a run that stopped at a step go on behind it, as if its node had changed the context so.
+    """Let a run that stopped at a step go on behind it, as if its node had made these changes.
 
-    One that was cancelled too: its node may have been under way, and done what must not be done twice.
+    A cancelled run too: its node may have been under way, and have done what must not be done twice.
     `branch` is the answer of a decision, and only of one. Opens the run as `interventions.reopen` does.
     Raises NotFoundError, InvalidInputError for a branch that is none of the node's, and ConflictError that
     says which step can be skipped when this one cannot.

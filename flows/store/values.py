@@ -26,7 +26,7 @@ _WORTH = 0.95
 _SMALL = 64
 """Bytes below which compression cannot pay."""
 AHEAD = 256
-"""Values that are loaded ahead of their time at most, and only such as have no more than `AHEAD_EACH`."""
+"""The most values that are loaded before they are asked for; none is larger than `AHEAD_EACH`."""
 AHEAD_EACH = 16 * 1024
 """Bytes, as they are stored."""
 _BATCH = 1024 * 1024
