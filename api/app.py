@@ -22,6 +22,7 @@ from api.services import Services
 from api.version import VERSION
 from flows.code_check.checker import GraphChecker
 from flows.code_check.compiler_process import Limits
+from flows.config import times
 from flows.config.logging import setup_logging
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import Cipher
@@ -35,9 +36,6 @@ from flows.store import migrations
 from flows.store.database import Database
 
 log = logging.getLogger(__name__)
-
-_DRAIN = 30.0
-"""Seconds that work which was begun gets at the end."""
 
 _DESCRIPTION = """
 NOVA runs workflows: graphs of small Python programs, on Prefect and E2B.
@@ -125,7 +123,7 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
                 app.state.services = services
                 async with _recovery(services):
                     yield
-                await services.background.drain(_DRAIN)
+                await services.background.drain(times.API_DRAIN)
         finally:
             await asyncio.to_thread(database.close)
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from api import idempotent_requests
 from api.errors import UnknownOutcomeError
 from api.services import Services
+from flows.config import times
 from flows.credentials import vault
 from flows.graphs.errors import (
     CommitUnknownError,
@@ -37,9 +38,6 @@ from flows.store.models import Execution, Workflow
 from flows.store.transitions import submissions
 
 log = logging.getLogger(__name__)
-
-_PATIENCE = 30.0
-"""Seconds that a run waits for its turn when many come at once."""
 
 _REFUSALS = (NotFoundError, ConflictError, InvalidInputError)
 """How Prefect says that it does not take what NOVA has made up of a request that was good."""
@@ -229,7 +227,7 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
 async def _turn(places: asyncio.Semaphore) -> AsyncIterator[None]:
     """Wait for one of the places; raises PrefectUnavailableError when none becomes free in time."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(times.TURN):
             await places.acquire()
     except TimeoutError:
         raise PrefectUnavailableError("Prefect has more runs to take in than it can.") from None

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import shutil
+import signal
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ from typing import Any
 import psycopg2
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
 
 from flows.store.base import Base
 from flows.store.database import Database
 from tests.nova_up import NovaUp
+from tests.scheduling import ByServer, write_groups
 from tests.servers import PrefectServer, database_name, reachable_folder
 from tests.shared import SharedServers
 
@@ -38,12 +41,14 @@ pytest_plugins = ("tests.row_checks", "tests.statement_watch")
 
 _SHARED = pytest.StashKey[SharedServers]()
 _FOLDER = "nova_shared_folder"
+_GROUPS = "groups.json"
 _SLOW_FOLDERS = ("acceptance", "deployments", "worker", "recovery", "prefect_gateway", "flows")
 """Their tests come first: one that begins last holds everybody up."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin a session, or join the one of the process that started this one."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped then, too
     started_by_xdist: dict[str, str] | None = getattr(config, "workerinput", None)
     config.stash[_SHARED] = (
         SharedServers(Path(started_by_xdist[_FOLDER])) if started_by_xdist else SharedServers.begin()
@@ -72,6 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     items.sort(key=lambda item: _rank(item.path))
+    write_groups(config.stash[_SHARED].folder / _GROUPS, items)
 
 
 def _rank(file: Path) -> int:
@@ -79,7 +85,11 @@ def _rank(file: Path) -> int:
     return _SLOW_FOLDERS.index(folder) if folder in _SLOW_FOLDERS else len(_SLOW_FOLDERS)
 
 
-@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServer:
+    """Give each server's tests to one process."""
+    return ByServer(config, log, config.stash[_SHARED].folder / _GROUPS)
+
+
 def pytest_configure_node(node: Any) -> None:
     """Tell a process that xdist starts whose session it belongs to."""
     node.workerinput[_FOLDER] = str(node.config.stash[_SHARED].folder)
@@ -167,7 +177,7 @@ def fork_server(shared: SharedServers) -> Path:
 
 @pytest.fixture(scope="session")
 def up() -> Iterator[NovaUp]:
-    """A running `nova up`, for the tests of the group `nova_up`, which one process runs."""
+    """A running `nova up`, whose tests one process runs."""
     folder = reachable_folder("nova-up-")
     try:
         with NovaUp(folder / "data") as running:
@@ -182,7 +192,7 @@ def logged_server(
 ) -> Iterator[PrefectServer]:
     """A Prefect server that writes a line per request.
 
-    For the tests of the group `counted`, which one process runs: they count requests, or restart it.
+    One process runs its tests: they count requests, or restart it.
     """
     settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
     home = tmp_path_factory.mktemp("prefect-logged")

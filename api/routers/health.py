@@ -15,14 +15,13 @@ from api.errors import RETRY_AFTER
 from api.responses import JsonResponse
 from api.services import Services
 from api.version import VERSION
+from flows.config import times
 from flows.graphs.errors import DatabaseRefusedError, DatabaseUnavailableError, PrefectUnavailableError
 from flows.store import circuit_breaker
 from flows.store.metrics import metrics as read_metrics
 
 router = APIRouter(tags=["health"])
 
-_PATIENCE = 5.0
-"""Seconds that a health check waits for each part."""
 _ERROR_RATE = 50.0
 """Percent of failed runs in the last hour from which the error rate is an issue."""
 
@@ -65,7 +64,7 @@ async def detailed_health(services: ServicesDep) -> JsonResponse:
     circuit: dict[str, Any] | None = None
     if response_time is not None:
         try:
-            figures, circuit = await asyncio.wait_for(_figures(services), _PATIENCE)
+            figures, circuit = await asyncio.wait_for(_figures(services), times.PREFECT_LOOK)
         except (DatabaseUnavailableError, DatabaseRefusedError, TimeoutError):
             response_time = None
     rate = figures.get("error_rate", {}).get("error_rate", 0.0)
@@ -139,7 +138,7 @@ async def _look(services: Services) -> _Look:
 
 async def _database(services: Services) -> float | None:
     try:
-        return round(await asyncio.wait_for(services.database.ping(), _PATIENCE), 2)
+        return round(await asyncio.wait_for(services.database.ping(), times.PREFECT_LOOK), 2)
     except (DatabaseUnavailableError, DatabaseRefusedError, TimeoutError):
         return None
 
@@ -147,7 +146,7 @@ async def _database(services: Services) -> float | None:
 async def _workers(services: Services) -> int | None:
     """How many workers are online, none where Prefect is down; None where it has no work pool."""
     try:
-        return await asyncio.wait_for(services.gateway.workers(), _PATIENCE)
+        return await asyncio.wait_for(services.gateway.workers(), times.PREFECT_LOOK)
     except (PrefectUnavailableError, TimeoutError):
         return 0
 

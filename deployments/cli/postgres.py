@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from deployments.cli.supervisor import Part
+from flows.config import times
 from flows.graphs.errors import ConfigurationError, InfrastructureError
 
 _SYSTEM_USER = "embedded_postgres"
@@ -88,7 +89,7 @@ class EmbeddedPostgres:
             cwd=self.data,
             user=self.user,
             stop_signal=signal.SIGINT,  # its fast shutdown: clients are cut off, nothing is lost
-            grace=15.0,
+            grace=times.POSTGRES_STOP,
             # A client's broken statement is an ERROR here, and that client's business.
             shows_trouble=False,
         )

@@ -39,6 +39,8 @@ def api(
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
     import uvicorn
 
+    from flows.config import times
+
     settings = _settings()
     # By name: deployments do not import the API.
     uvicorn.run(
@@ -49,7 +51,7 @@ def api(
         log_level=settings.log_level.lower(),
         access_log=False,  # the API writes its own, with the request's id
         proxy_headers=True,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=int(times.API_REQUESTS),
         timeout_keep_alive=75,  # longer than clients pause between two polls, which reuse the connection
     )
 

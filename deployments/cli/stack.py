@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from deployments.cli.datadir import DataDir
 from deployments.cli.postgres import EmbeddedPostgres
 from deployments.cli.processes import adopt_orphans, dies_with_parent, family, kill_all, require_local
 from deployments.cli.supervisor import Part, Pauses, Say, Supervisor
+from flows.config import times
 from flows.graphs.errors import ConflictError, InfrastructureError
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ _LOG_SIZE = 20 * 1024 * 1024
 """Bytes after which a log file is put aside at the next start."""
 _PATIENCE = 120.0
 """Seconds that a part may take to be ready."""
-_HANDING_BACK = 15.0
-"""Seconds that the worker has after its grace time, to hand back the runs that go on."""
 _WORKER = "nova-up"
 """Name of our worker: the same at every start, else each would stay in Prefect's list."""
 
@@ -110,7 +109,7 @@ class Stack:
     async def _start(self) -> None:
         await self._start_databases()
         # The slowest comes up while the rest gets ready.
-        await self.supervisor.start(self._python("Prefect server", *self._prefect_arguments()))
+        await self.supervisor.start(self.prefect_part())
         ready = self._answers(f"{self.prefect_url}/api/ready")
         async with asyncio.TaskGroup() as group:
             group.create_task(self._timed("Prefect server", ready))
@@ -147,10 +146,7 @@ class Stack:
 
     async def _start_api(self) -> None:
         await self._timed("tables", self._run_once("migrate"))
-        part = self._python(
-            "API", "-m", "deployments.cli", "api", "--host", "127.0.0.1", "--port", str(self.api_port)
-        )
-        await self.supervisor.start(part)
+        await self.supervisor.start(self.api_part())
         # It loads what it needs while it waits for Prefect's server.
         await self._timed("deployments", self._run_once("deploy", "--wait", f"{_PATIENCE:g}"))
         await self._timed("API", self._answers(f"{self.api_url}/health"))
@@ -163,26 +159,36 @@ class Stack:
             beats = [w["last_heartbeat_time"] for w in response.json() if w["name"] == _WORKER]
             return any(datetime.fromisoformat(beat) >= since for beat in beats)
 
-        limit = str(self.options.limit)
-        part = self._python("worker", "-m", "deployments.cli", "worker", "--name", _WORKER, "--limit", limit)
-        grace = float(self.env["NOVA_WORKER_GRACE"]) + _HANDING_BACK
-        await self.supervisor.start(replace(part, grace=grace))
+        await self.supervisor.start(self.worker_part())
         pool = self.env["NOVA_WORK_POOL"]
         await self._answers(
             f"{self.prefect_url}/api/work_pools/{pool}/workers/filter", is_online, method="POST"
         )
 
-    def _prefect_arguments(self) -> list[str]:
-        port = str(self.prefect_port)
-        return ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+    def prefect_part(self) -> Part:
+        """Prefect's server."""
+        command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+        return self._python("Prefect server", times.PREFECT_STOP, *command, "--port", str(self.prefect_port))
 
-    def _python(self, name: str, *arguments: str) -> Part:
+    def api_part(self) -> Part:
+        """The API."""
+        command = ["-m", "deployments.cli", "api", "--host", "127.0.0.1", "--port", str(self.api_port)]
+        return self._python("API", times.API_STOP, *command)
+
+    def worker_part(self) -> Part:
+        """The worker."""
+        grace = times.worker_stop(float(self.env["NOVA_WORKER_GRACE"]))
+        command = ["-m", "deployments.cli", "worker", "--name", _WORKER, "--limit", str(self.options.limit)]
+        return self._python("worker", grace, *command)
+
+    def _python(self, name: str, grace: float, *arguments: str) -> Part:
         return Part(
             name=name,
             command=[sys.executable, *arguments],
             env=self.env,
             log=self._log(name.lower().replace(" ", "-")),
             cwd=self.data.work,
+            grace=grace,
         )
 
     def _log(self, name: str) -> Path:

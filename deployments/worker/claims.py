@@ -13,6 +13,7 @@ from prefect.client.orchestration import PrefectClient
 
 from deployments.worker import prefect_engine
 from deployments.worker.active_run import Run
+from flows.config import times
 from flows.config.log_once import OutageLog
 from flows.config.settings import get_settings
 from flows.graphs.errors import (
@@ -45,8 +46,6 @@ UNWRITTEN_PAUSE = 10.0
 """Seconds after which a run is tried again whose row PostgreSQL refuses to change: others may be had."""
 FAULT_PAUSE = 10.0
 """Seconds after which a run is tried again at which NOVA itself failed: others need not wait for it."""
-BREAKER_PAUSE = 10.0
-"""Seconds after which the circuit breaker is asked again at the latest: its clock may not be ours."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,8 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
         log.debug("Flow run %s is left alone: %s", run.id, error)
         return Claim(False, HELD_PAUSE)
     except BreakerOpenError as error:
-        left = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else BREAKER_PAUSE
-        pause = min(BREAKER_PAUSE, max(AWAY_PAUSE, left))
+        left = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else times.BREAKER_LOOK
+        pause = min(times.BREAKER_LOOK, max(AWAY_PAUSE, left))
         return Claim(False, pause, for_all=True)
     except DatabaseRefusedError as error:
         log.warning("Flow run %s is left alone: %s", run.id, error)

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 
 from deployments.worker.events import until
+from flows.config import times
 from flows.config.log_once import FaultLog
 
 log = logging.getLogger("prefect.nova.worker")
@@ -26,8 +27,6 @@ log = logging.getLogger("prefect.nova.worker")
 NAMES = ["Cancelling", "Suspended"]
 POLL_WITHOUT_EVENTS = 1.0
 """Seconds between two looks at the runs in hand while the event stream is down."""
-PATIENCE = 5.0
-"""Seconds for one look: Prefect's client would try on for a minute, however short the outage."""
 POLL_WITH_EVENTS = 10.0
 """Seconds between two looks in any case: an event may get lost where several servers share no broker."""
 
@@ -69,7 +68,7 @@ class StopWatch:
             return flow_run_id not in self._held()
 
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(times.PREFECT_LOOK):
                 await until(ask)
         except (httpx.HTTPError, ObjectNotFound, TimeoutError) as error:
             log.warning("Flow run %s could not be looked at: %r; the next poll will.", flow_run_id, error)
@@ -91,7 +90,7 @@ class StopWatch:
                 state=FlowRunFilterState(name=FlowRunFilterStateName(any_=NAMES)),
             )
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(times.PREFECT_LOOK):
                     stopping = await self._client.read_flow_runs(flow_run_filter=wanted)
                 for flow_run in stopping:
                     self._stop(flow_run)

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
+from flows.config import times
 from flows.config.log_once import FaultLog, OutageLog
 
 # Prefect imports this module to see which worker types there are: everything heavy is imported in `setup`.
@@ -33,13 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect.nova.worker")
 
-LOOK_UP = 5.0
-"""Seconds that a look-up may take: Prefect's client would try on for a minute, however short the outage."""
-STOP_TIMEOUT = 10.0
-"""Seconds that runs get to end after they were told to, before they are handed back from outside.
-
-`nova up` (deployments/cli/stack.py) waits longer than this and the grace time before it kills a worker.
-"""
 AGAIN = 5.0
 """Seconds after which a chore begins again that a fault of NOVA's own has ended."""
 WINDOW = 30
@@ -156,13 +150,12 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         for run in self._held.values():
             log.info("Flow run %s is handed back.", run.id)
             self._flows.stop_run(run, Ending.REQUEUED)
-        await self._wait_for_runs(STOP_TIMEOUT)
-        for run in list(self._held.values()):
-            await self._requeue_from_outside(run)
+        await self._wait_for_runs(times.REQUEUE)
+        await asyncio.gather(*(self._requeue_from_outside(run) for run in self._held.values()))
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
-        await asyncio.to_thread(self._flows.stop, 0.0 if self._held else 5.0)
+        await asyncio.to_thread(self._flows.stop, 0.0 if self._held else times.CLOSING / 2)
         await super().teardown(*exc_info)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
@@ -241,7 +234,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         from deployments.worker import prefect_engine
 
         try:
-            async with asyncio.timeout(LOOK_UP):
+            async with asyncio.timeout(times.PREFECT_LOOK):  # its client would try on for a minute
                 found = await prefect_engine.due_runs(
                     self.client, self._pool_name, self._queue_names, self.now(), room
                 )
@@ -327,11 +320,12 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
         log.error("Flow run %s hangs; it is handed back all the same.", run.id)
         try:
-            # One whose row may be closed has an end by now, and the reconciler tells Prefect which.
-            if await run.release_lease() and not run.is_ending:
-                await prefect_engine.requeue(
-                    self.client, run.id, "Its worker was stopped while its flow hung."
-                )
+            async with asyncio.timeout(times.REQUEUE_HUNG):
+                # One whose row may be closed has an end by now, and the reconciler tells Prefect which.
+                if await run.release_lease() and not run.is_ending:
+                    await prefect_engine.requeue(
+                        self.client, run.id, "Its worker was stopped while its flow hung."
+                    )
         except Exception as error:  # noqa: BLE001 - each of the others gets its chance
             log.error("Flow run %s could not be handed back: %r", run.id, error)
 

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flows.config import times
 from flows.graphs.errors import ConfigurationError
 
 
@@ -45,7 +46,9 @@ class Settings(BaseSettings):
 
     prefect_api_url: str = Field(default="http://127.0.0.1:4200/api", validation_alias="PREFECT_API_URL")
     prefect_ui_url: str = Field(default="", validation_alias="PREFECT_UI_URL")
-    prefect_timeout: float = Field(default=10.0, gt=0, validation_alias="NOVA_PREFECT_TIMEOUT")
+    prefect_timeout: float = Field(
+        default=times.PREFECT_ANSWER, gt=0, validation_alias="NOVA_PREFECT_TIMEOUT"
+    )
     """Seconds that the API waits for Prefect before it answers 503."""
     work_pool: str = Field(default="nova", validation_alias="NOVA_WORK_POOL")
 
@@ -60,9 +63,11 @@ class Settings(BaseSettings):
     context_limit: int = Field(default=64 * 1024 * 1024, ge=1024, validation_alias="NOVA_CONTEXT_LIMIT")
     """Bytes that a run's whole context may have, as JSON."""
 
-    lease_seconds: float = Field(default=30.0, gt=0, validation_alias="NOVA_LEASE_SECONDS")
+    lease_seconds: float = Field(default=times.LEASE, gt=0, validation_alias="NOVA_LEASE_SECONDS")
     """Seconds that a lease lasts; renewed every third of that. Once it expires, its worker counts as dead."""
-    recovery_interval: float = Field(default=5.0, gt=0, validation_alias="NOVA_RECOVERY_INTERVAL")
+    recovery_interval: float = Field(
+        default=times.RECOVERY_INTERVAL, gt=0, validation_alias="NOVA_RECOVERY_INTERVAL"
+    )
     """Seconds between two checks for runs whose worker died."""
     crash_limit: int = Field(default=3, ge=1, validation_alias="NOVA_CRASH_LIMIT")
     """Crashes in a row at one step after which the run fails."""

@@ -58,7 +58,7 @@ class StepStatus(Named):
 
 
 class ErrorKind(Named):
-    """Which kind of failure ended a run, or put off its last attempt."""
+    """Which kind of failure ended a run, or its last attempt."""
 
     NODE = "node", "The code of a node failed."
     LIMIT = "limit", "The run passed one of its bounds: steps, seconds, bytes."
@@ -137,7 +137,7 @@ class Action(Named):
     REVOKE = "revoke", "Note that the run is cancelled; it is closed when it has stopped."
     CANCEL = "cancel", "Take the lease, cancel the run in Prefect and close the row: nobody runs it."
     STOP = "stop", "Ask Prefect to stop the run, then ask again."
-    REQUEUE = "requeue", "Put the run back in its queue, or fail it where that was done too often."
+    REQUEUE = "requeue", "Put the run in its queue again, or fail it where that was done too often."
     TELL_RETRY = "tell retry", "Put the flow run in its queue: Prefect has not heard of the retry."
     RESUBMIT = "resubmit", "Hand the run to Prefect again, as a new flow run."
     END_FLOW_RUN = "end flow run", "End the flow run as the row says."
@@ -173,43 +173,6 @@ class RunSnapshot:
     def may_be_reopened(self) -> bool:
         """Whether a person's retry opens it again."""
         return self.status in REOPENABLE and self.error_kind != ErrorKind.NOT_STARTED
-
-
-@dataclass(frozen=True)
-class LostAttempt:
-    """An attempt that nobody ended: its process died, or was stopped from outside."""
-
-    crashes: int
-    """How often in a row the run's process died at `crash_step`, before this attempt."""
-    crash_step: int | None
-    lost_starts: int
-    """How many attempts in a row ended before a node was started, before this one."""
-    stepping: bool
-    """Whether a node of this attempt may have been started."""
-    step: int
-    """The step at which it ended."""
-    node: str | None
-
-    def counters(self) -> dict[str, int | None]:
-        """The row's counters with this attempt counted: a crash at its step, or a start that was lost."""
-        if not self.stepping:
-            return {"lost_starts": self.lost_starts + 1}
-        crashes = self.crashes + 1 if self.crash_step == self.step else 1
-        return {"crashes": crashes, "crash_step": self.step, "lost_starts": 0}
-
-    def why_given_up(self, crash_limit: int) -> str | None:
-        """Say why the run is not tried any more; None while it is."""
-        counted = self.counters()
-        where = f"at step {self.step}" + (f", node {self.node!r}" if self.node else "")
-        if (crashes := counted.get("crashes") or 0) >= crash_limit:
-            return f"The run's worker died {crashes} times in a row {where}."
-        if (starts := counted.get("lost_starts") or 0) >= LOST_STARTS:
-            return f"The run was taken {starts} times in a row and never came to start {where}."
-        return None
-
-
-LOST_STARTS: Final = 10
-"""Attempts in a row that ended before a node was started, from which a run is given up."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.settings import get_current_settings
 
+from flows.config import times
 from flows.config.settings import Settings
 from flows.graphs.errors import NotFoundError, PrefectUnavailableError
 from flows.prefect_gateway.flow_runs import FlowRuns
@@ -53,7 +54,7 @@ class PrefectGateway:
     async def healthy(self) -> bool:
         """Whether Prefect's server answers and has its database."""
         try:
-            async with prefect_call(min(self._timeout, 5.0), "asking for its health"):
+            async with prefect_call(min(self._timeout, times.PREFECT_LOOK), "asking for its health"):
                 response = await self._client.request("GET", "/ready")
                 return response.status_code == 200
         except (PrefectUnavailableError, NotFoundError):

@@ -136,7 +136,7 @@ class RecoveryActions:
         log.warning("Execution %d was missing in Prefect and was handed to it.", found.row.id)
 
     async def _requeue(self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState) -> None:
-        """Put a run back in its queue, unless that was done too often or cannot be done."""
+        """Put a run in its queue again, unless that was done too often or cannot be done."""
         if state.is_over_limit:
             try:
                 await self._let_wait(found, flow_run_id)

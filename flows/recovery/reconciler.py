@@ -16,6 +16,7 @@ from uuid import UUID
 import anyio
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.config.log_once import FaultLog
 from flows.config.settings import Settings
 from flows.graphs.errors import (
@@ -40,12 +41,6 @@ from flows.store.transitions import attempts
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 20.0
-"""Seconds that looking after one execution may take: less than its lease lasts (`orphans.SECONDS`)."""
-UNSUBMITTED = 30.0
-"""Seconds from which a run that was not handed to Prefect counts as forgotten: the API tries as long."""
-STRAY = 30.0
-"""Seconds after which a task run's end, which Prefect writes down late, does not come any more."""
 PROVISIONING = 3600.0
 """Seconds that Prefect's own workers may take from claiming a run to its flow's start."""
 AT_ONCE = 50
@@ -96,7 +91,7 @@ class Reconciler:
                 await self.once([sweep for sweep in SWEEPS if await _is_ours(sweep, locks or {})])
             except (DatabaseUnavailableError, DatabaseRefusedError):
                 # No lease could be renewed meanwhile: give living workers the time for it.
-                self._calm_until = self._clock() + self._settings.lease_seconds / 2
+                self._calm_until = self._clock() + times.calm(self._settings.lease_seconds)
                 raise
 
         await keep_looking(look, self._settings.recovery_interval, "Runs", log)
@@ -242,7 +237,7 @@ class Reconciler:
         if self._resubmit is None:
             return
         for row in await self._database.run(lambda session: orphans.unsubmitted(session, AT_ONCE)):
-            if not self._lasted(row.id, UNSUBMITTED):
+            if not self._lasted(row.id, times.UNSUBMITTED):
                 continue
             found = await self._take(row)
             if found is not None:
@@ -250,7 +245,7 @@ class Reconciler:
 
     async def _end_stray_task_runs(self, report: Report) -> None:
         """End the task runs that stay open in Prefect though their flow run does not run any more."""
-        late = [one for one in await self._runs.stray_task_runs() if self._lasted(one, STRAY)]
+        late = [one for one in await self._runs.stray_task_runs() if self._lasted(one, times.STRAY)]
         await self._runs.crash_task_runs(late, "Its run ended, or goes on, without it.")
         report.task_runs += len(late)
 
@@ -260,7 +255,7 @@ class Reconciler:
         One execution that fails must not stop the others. When two in a row fail, Prefect is at fault.
         """
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(times.LOOK_AFTER_ONE):
                 await work
         except LeaseError as error:
             log.info("%s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from flows.config import times
 from flows.config.settings import Settings
 from flows.store.sweep_lock import SweepLock
 
@@ -21,6 +22,5 @@ class Sweep(enum.Enum):
 
 def sweep_lock(settings: Settings, sweep: Sweep) -> SweepLock:
     """The lock of a sweep, for one process of this installation; close it in the end."""
-    # Longer than two rounds, else a leader would lose its lock between them.
-    seconds = max(15.0, 3 * settings.recovery_interval)
+    seconds = times.sweep_lock(settings.recovery_interval)
     return SweepLock(settings.sqlalchemy_url, settings.work_pool, sweep.value, seconds)

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.config.log_once import FaultLog, OutageLog
 from flows.graphs.errors import (
     BreakerOpenError,
@@ -287,20 +288,20 @@ class LeaseKeeper:
             self._breaker.ended("E2B works again: runs go on.")
 
     def _renew_for_ever(self) -> None:
-        pause = self._seconds / 3
+        pause = times.renewal(self._seconds)
         faults, outage = FaultLog(log), OutageLog(log)
         while not self._closed.wait(pause):
             try:
                 self.renew()
             except DatabaseUnavailableError as error:
                 outage.began("Leases cannot be renewed: %s", error)
-                pause = self._seconds / 10
+                pause = times.renewal_again(self._seconds)
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever it is
                 faults.note(error, "Leases were not renewed.")
-                pause = self._seconds / 10
+                pause = times.renewal_again(self._seconds)
             else:
                 outage.ended("Leases are renewed again.")
-                pause = self._seconds / 3
+                pause = times.renewal(self._seconds)
 
     def renew(self) -> None:
         """Renew all that are held, and take note of those that are lost. Raises DatabaseUnavailableError."""

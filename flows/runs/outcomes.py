@@ -11,6 +11,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.config.settings import Settings
 from flows.graphs.errors import BreakerOpenError, NodeError, NovaError, SandboxError
 from flows.runs import retry_policy
@@ -19,10 +20,6 @@ from flows.store import circuit_breaker
 from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.transitions import attempts
-
-LEAST_PAUSE = 20.0
-"""Seconds that a run waits at least for the circuit breaker: Prefect's own worker looks 10 s ahead, and dies
-when it finds a run whose last process has not ended yet."""
 
 
 def fail(session: Session, lease: Lease, error: NovaError, node: str | None = None) -> None:
@@ -62,6 +59,6 @@ def _breaker_pause(session: Session) -> float | None:
     if state["state"] == "closed":
         return None
     if state["state"] == "half_open":
-        return LEAST_PAUSE
+        return times.LEAST_BREAKER_PAUSE
     left = state["retry_at"] - session.scalars(select(now())).one()
-    return float(max(LEAST_PAUSE, left.total_seconds()))
+    return float(max(times.LEAST_BREAKER_PAUSE, left.total_seconds()))

@@ -15,15 +15,12 @@ from sqlalchemy import and_, case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.store.base import UtcTime
 from flows.store.database import now
 from flows.store.models import CircuitBreaker
 
 NAME: Final = "e2b"
-PROBE_SECONDS: Final = 120.0
-"""How long the one that tries is waited for: it may have died."""
-LOOK_AGAIN_SECONDS: Final = 10.0
-"""How long the others wait at most before they ask what it found."""
 
 _IS_MINE: Final = CircuitBreaker.name == NAME
 
@@ -51,12 +48,12 @@ def admit(session: Session) -> Admission:
                 and_(CircuitBreaker.state == "half_open", CircuitBreaker.probe_until <= now()),
             ),
         )
-        .values(state="half_open", probe_until=now(PROBE_SECONDS))
+        .values(state="half_open", probe_until=now(times.BREAKER_PROBE))
         .returning(CircuitBreaker.name)
     )
     if probe is not None:
         return Admission(True, is_probe=True)
-    soon = func.least(CircuitBreaker.probe_until, now(LOOK_AGAIN_SECONDS), type_=UtcTime)
+    soon = func.least(CircuitBreaker.probe_until, now(times.BREAKER_LOOK), type_=UtcTime)
     waiting = case((CircuitBreaker.state == "half_open", soon), else_=CircuitBreaker.retry_at)
     state, retry_at = session.execute(select(CircuitBreaker.state, waiting).where(_IS_MINE)).one()
     return Admission(True) if state == "closed" else Admission(False, retry_at)

@@ -14,13 +14,15 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
-from flows.graphs.lifecycle import LIVE, LostAttempt, RunSnapshot, StepStatus
+from flows.config import times
+from flows.graphs.lifecycle import LIVE, RunSnapshot, StepStatus
+from flows.graphs.lost_attempts import LostAttempt
 from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution, Workflow
 from flows.store.transitions import recoveries, submissions
 
-SECONDS = 30.0
+SECONDS = times.RECOVERY_LEASE
 """How long a lease lasts that was taken to look after a run."""
 
 

@@ -83,7 +83,7 @@ def delete(session: Session, workflow_id: int, schedule_id: int) -> None:
 
 def _locked(session: Session, workflow_id: int, schedule_id: int) -> Schedule:
     """One schedule, ours to change until the transaction ends: nobody deletes it."""
-    return _one(session, workflow_id, schedule_id, select(Schedule).with_for_update())
+    return _one(session, workflow_id, schedule_id, select(Schedule).with_for_update(key_share=True))
 
 
 def _one(

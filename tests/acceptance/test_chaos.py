@@ -16,10 +16,7 @@ from tests.chaos.stack import Stack
 
 ALWAYS = scenario_kills.worker_killed.__name__
 
-pytestmark = [
-    pytest.mark.timeout(400),  # what a scenario waits for is bounded by itself
-    pytest.mark.xdist_group("chaos"),
-]
+pytestmark = pytest.mark.timeout(400)  # what a scenario waits for is bounded by itself
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pytest
-
 from tests.builders import action, decision, fork
 from tests.nova_up import FINAL, NovaUp
-
-pytestmark = pytest.mark.xdist_group("nova_up")
 
 
 def test_old_client(nova: NovaUp) -> None:

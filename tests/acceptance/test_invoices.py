@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from deployments.cli import clients
 from deployments.cli.remote import Api
 from deployments.demo.invoices import BROKEN_PDF, invoice_mail, invoice_pdf
 from deployments.demo.sample import MAILBOX
 from tests.acceptance.conftest import Idom
-
-pytestmark = pytest.mark.xdist_group("nova_up")
 
 
 def path(idom: Idom, task: dict[str, Any]) -> list[str]:

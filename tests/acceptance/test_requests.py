@@ -11,8 +11,6 @@ from tests.builders import action, line
 from tests.nova_up import NovaUp
 from tests.servers import wait_until
 
-pytestmark = pytest.mark.xdist_group("nova_up")
-
 ALLOWED = 8
 """Requests per run, of all processes together."""
 

@@ -12,8 +12,6 @@ import pytest
 from tests.builders import action, line
 from tests.nova_up import NovaUp
 
-pytestmark = pytest.mark.xdist_group("nova_up")
-
 MEGABYTES = 10
 
 

@@ -17,8 +17,6 @@ from tests.builders import action, decision, fork, line
 from tests.nova_up import NovaUp
 from tests.servers import clean_environment, nap, running, wait_until
 
-pytestmark = pytest.mark.xdist_group("nova_up")
-
 
 @pytest.fixture(scope="module")
 def sums(up: NovaUp) -> dict[str, Any]:

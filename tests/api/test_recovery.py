@@ -8,8 +8,8 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 
+from flows.config import times
 from flows.config.settings import Settings
-from flows.recovery import reconciler
 from flows.store import executions
 from flows.store.database import Database
 from flows.store.models import Execution
@@ -34,7 +34,7 @@ async def test_a_run_that_the_api_died_over_is_handed_to_prefect(
     )
     deployment = await prefect.read_deployment_by_name(f"execute-workflow/{workflow['slug']}")
     await prefect.delete_deployment(deployment.id)
-    monkeypatch.setattr(reconciler, "UNSUBMITTED", 0.0)
+    monkeypatch.setattr(times, "UNSUBMITTED", 0.0)
     quick = settings.model_copy(update={"recovery_interval": 0.05})
 
     async def read() -> Execution:

@@ -14,6 +14,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from sqlalchemy import select
 
+from flows.config import times
 from flows.config.settings import Settings
 from flows.graphs.errors import ExecutionClosedError
 from flows.store.database import Database
@@ -280,7 +281,7 @@ async def test_an_api_that_stops_before_the_database_is_back_promises_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The request that waited is cut off without an answer: its run may start or not."""
-    monkeypatch.setattr("api.app._DRAIN", 0.1)
+    monkeypatch.setattr(times, "API_DRAIN", 0.1)
     nowhere = lonely.prefect_api_url
     async with wire() as (relay, url):
         own = make_settings(url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=3)

@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings
 
 import deployments
 from deployments.cli.main import app
-from deployments.worker.worker import STOP_TIMEOUT
 from deployments.worker.worker_settings import WorkerSettings
+from flows.config import times
 from flows.config.settings import Settings
 
 FOLDER = Path(deployments.__file__).parent
@@ -158,9 +158,25 @@ def test_each_service_comes_back_or_is_waited_for(name: str) -> None:
 
 def test_a_worker_has_time_to_hand_its_runs_back() -> None:
     """It is killed only after any grace that makes sense: a whole run, and the handing back."""
-    longest = Settings.model_fields["run_timeout"].default + STOP_TIMEOUT
+    longest = times.worker_stop(Settings.model_fields["run_timeout"].default)
     assert seconds(SERVICES["worker"]["stop_grace_period"]) > longest
     assert "--with-healthcheck" in SERVICES["worker"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("api", times.API_STOP), ("prefect", times.PREFECT_STOP), ("postgres", times.POSTGRES_STOP)],
+)
+def test_each_part_has_time_to_end(name: str, needed: float) -> None:
+    """Nothing is killed that would have ended by itself, as `nova up` has it."""
+    assert seconds(SERVICES[name]["stop_grace_period"]) >= needed
+
+
+def test_a_check_waits_for_the_answer_about_health() -> None:
+    """The API may need its time to find out that a part is away: that is an answer, and no timeout."""
+    check = SERVICES["api"]["healthcheck"]
+    asked = float(re.search(r"timeout=(\d+)", check["test"][-1]).group(1))  # type: ignore[union-attr]
+    assert times.HEALTH <= asked < seconds(check["timeout"])
 
 
 def test_the_image_runs_as_nobody_special_and_passes_signals_on() -> None:

@@ -54,7 +54,6 @@ def test_what_the_user_sets_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert parts[untouched] == environment.tuned()[untouched]
 
 
-@pytest.mark.xdist_group("counted")
 async def test_a_restarted_server_still_knows_who_holds_a_slot(logged_server: PrefectServer) -> None:
     """A run that cannot renew the lease of its slot is ended by Prefect's engine."""
     async with PrefectClient(logged_server.api_url) as prefect:

@@ -12,8 +12,6 @@ from tests.deployments.conftest import Nova
 from tests.nova_up import NovaUp
 from tests.servers import wait_until
 
-pytestmark = pytest.mark.xdist_group("nova_up")
-
 AWAY = "the mail server is away, and its operator says that nobody knows for how long that is going to last"
 GRAPH = line(
     action("mail", f"raise OSError({AWAY!r})"),

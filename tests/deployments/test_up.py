@@ -19,8 +19,6 @@ from tests.deployments.conftest import Nova
 from tests.nova_up import NovaUp
 from tests.servers import living, wait_until
 
-pytestmark = pytest.mark.xdist_group("nova_up")
-
 
 def graph(code: str = "context['x'] = 1", **extra: Any) -> dict[str, Any]:
     """A graph with one node."""

@@ -11,9 +11,9 @@ from uuid import UUID
 import httpx
 import pytest
 
+from flows.config import times
 from flows.config.settings import Settings
 from flows.prefect_gateway.gateway import PrefectGateway
-from flows.recovery import reconciler as rounds
 from flows.recovery.actions import Resubmit
 from flows.recovery.reconciler import Reconciler
 from flows.recovery.sweeps import Sweep, sweep_lock
@@ -87,7 +87,7 @@ async def test_what_only_an_api_can_do_is_not_kept_from_it(
     scene: Scene, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker looks after the runs; the one that Prefect was never told of is handed over by the API."""
-    monkeypatch.setattr(rounds, "UNSUBMITTED", 0.0)
+    monkeypatch.setattr(times, "UNSUBMITTED", 0.0)
     workflow = await scene.site.workflow(GRAPH)
     row = await scene.database.run(
         lambda session: submissions.create(

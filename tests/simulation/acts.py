@@ -22,14 +22,16 @@ from tests.simulation.world import World
 
 T = TypeVar("T")
 
-MOST_RUNS = 6
+MOST_RUNS = 8
 MOST_WORKERS = 3
 MOST_APIS = 2
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
-NODES_FAIL = 4
+NODES_FAIL = 2
 """One node of so many raises."""
 RANKS = 2
+IDLE = 0.5
+"""Seconds that pass where there is no step to make."""
 KEYS = ("key-1", "key-2")
 
 
@@ -51,27 +53,29 @@ class Acts:
 
     def step(self, which: int, luck: int = 1) -> None:
         """Let the next step of a process happen; where it is the end of a node's code, that may raise."""
-        if (step := pick(self.world.gate.open, which)) is not None:
-            if isinstance(step, Node) and luck % NODES_FAIL == 0:
-                step.fails = True
-                step.label += " and raises"
-            self.world.step(step)
+        step = pick(self.world.gate.open, which)
+        if step is None:
+            self.world.loop.pass_time(IDLE)
+            return
+        if isinstance(step, Node) and luck % NODES_FAIL == 0:
+            step.fails = True
+            step.label += " and raises"
+        self.world.step(step)
 
     def hurry(self, which: int, rank: int) -> None:
         """A part of a process becomes faster or slower than the others."""
         if (part := pick(self.world.gate.parts, which)) is not None:
-            process, name = part
             chosen = rank % (2 * RANKS + 1) - RANKS
-            self.world.note(f"{process or ''} {name}: rank {chosen}")
+            self.world.note(f"{part[0] or ''} {part[1]}: rank {chosen}")
             self.world.gate.rank(part, chosen)
 
     def poll_for_runs(self, which: int) -> None:
-        """A worker looks for runs that are due."""
+        """A worker looks for runs that are due, or all do: an event has told them of one."""
         idle = [one for one in self._awake(self.world.workers) if one.polling is None or one.polling.done()]
-        if (worker := pick(idle, which)) is not None:
+        for worker in idle if which % 2 else idle[which // 2 % (len(idle) or 1) :][:1]:
             self.world.note(f"{worker} looks for runs")
             worker.poll()
-            self.world.loop.settle()
+        self.world.loop.settle()
 
     def reconcile(self, which: int) -> None:
         """A reconciler makes a round."""
@@ -99,6 +103,13 @@ class Acts:
             self.world.start_worker()
         else:
             self.world.start_api()
+
+    def start(self, ranks: int) -> None:
+        """Begin with two workers and an API, some faster than others."""
+        for process in (self.world.start_worker(), self.world.start_worker(), self.world.start_api()):
+            for part in ("run", "reconciler", "api"):
+                ranks, rank = divmod(ranks, 2 * RANKS + 1)
+                self.world.gate.rank((process, part), rank - RANKS)
 
     def pause(self, which: int, sent: int) -> None:
         """A process is paused."""

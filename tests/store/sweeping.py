@@ -12,7 +12,8 @@ async def main(url: str, scope: str, seconds: str) -> None:
     """Ask for the lock all the time, and say each time whether it is ours."""
     lock = SweepLock(url, scope, "runs", float(seconds))
     while True:
-        print(await lock.hold(), flush=True)
+        sys.stdout.write(f"{await lock.hold()}\n")
+        sys.stdout.flush()
         await asyncio.sleep(0.1)
 
 

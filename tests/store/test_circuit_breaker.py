@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from flows.config import times
 from flows.store import circuit_breaker
 from flows.store.circuit_breaker import Admission
 from flows.store.database import Database, now
@@ -102,7 +103,7 @@ def test_who_is_turned_away_learns_when_to_ask_again(database: Database) -> None
     past(database, "retry_at")
     assert admit(database) == Admission(True, is_probe=True)
     waits = seconds_until(database, admit(database).retry_at)
-    assert 0 < waits <= circuit_breaker.LOOK_AGAIN_SECONDS
+    assert 0 < waits <= times.BREAKER_LOOK
 
 
 def test_a_success_leaves_nothing_behind(database: Database) -> None:

@@ -76,7 +76,6 @@ async def test_a_run_whose_deployment_is_gone_fails(site: Site, folder: Path, wa
 
 
 @pytest.mark.parametrize("number", [24, pytest.param(60, marks=pytest.mark.long)])
-@pytest.mark.xdist_group("counted")
 async def test_runs_between_two_workers(site: Site, folder: Path, access_log: AccessLog, number: int) -> None:
     """No normal run starts before a queued high one, none runs twice, none costs more than 8 requests."""
     workflow = await site.workflow(NO_ACTION)

@@ -8,7 +8,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import psutil
-import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Suspended
@@ -166,7 +165,6 @@ async def test_a_worker_that_is_told_to_go_hands_back_what_it_cannot_finish(site
     assert [node for node, _ in visits] == ["start", "first", "sleep", "end"]
 
 
-@pytest.mark.xdist_group("counted")
 async def test_a_suspended_run_leaves_at_its_next_node_and_goes_on_when_resumed(
     site: Site, folder: Path, access_log: AccessLog
 ) -> None:

@@ -166,7 +166,7 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
     """E2B fails longer than is waited for in place: AwaitingRetry under either worker, and no crash."""
     workflow = await site.workflow(ONE_ACTION)
     e2b_server.cloud.refuse_with = (500, "oops")
-    delay = "8" if kind == "nova" else "25"  # see flows.runs.outcomes.LEAST_PAUSE
+    delay = "8" if kind == "nova" else "25"  # see flows.config.times.LEAST_BREAKER_PAUSE
     settings = {"NOVA_NODE_RETRY_DELAY": "0.05", "NOVA_RETRY_DELAY": delay}
     with site.worker(folder, kind=kind, limit=2, **settings, **e2b_server.environment) as worker:
         flow_run_id = await site.submit(workflow)
@@ -181,7 +181,6 @@ async def test_a_run_that_is_put_off_comes_back_at_its_time(
     assert all(place.killed for place in e2b_server.sandboxes)
 
 
-@pytest.mark.xdist_group("counted")
 async def test_while_the_breaker_is_open_runs_wait_in_their_queue(
     site: Site, folder: Path, e2b_server: E2BServer, access_log: AccessLog
 ) -> None:

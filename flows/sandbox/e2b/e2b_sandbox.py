@@ -17,6 +17,7 @@ import e2b
 from e2b.sandbox.commands.command_handle import CommandExitException
 from e2b.sandbox_async.commands.command_handle import AsyncCommandHandle
 
+from flows.config import times
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import Channel, retrieve_exception
 from flows.sandbox.e2b.sdk_errors import reason_of, sandbox_error
@@ -36,7 +37,7 @@ CHUNK = 2 * 1024 * 1024
 """Bytes of stdin that one request sends at most."""
 RETRY_PAUSES = (0.1, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each retry after a broken connection. After the last one the sandbox counts as broken."""
-REQUEST_TIMEOUT = 30.0
+REQUEST_TIMEOUT = times.SANDBOX_REQUEST
 """Seconds that one request may take."""
 NO_RUNNER = 86
 """Exit status that means: the runner's file is missing. Neither Python nor the shell uses it."""

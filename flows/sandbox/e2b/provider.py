@@ -12,6 +12,7 @@ from uuid import UUID
 
 import e2b
 
+from flows.config import times
 from flows.graphs.errors import SandboxError
 from flows.sandbox.channel import GRACE
 from flows.sandbox.e2b import e2b_sandbox
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 60
 """Seconds after the run's limit at which E2B ends the sandbox by itself."""
-CREATION_TIMEOUT = 60.0
+CREATION_TIMEOUT = times.SANDBOX_CREATION
 """Seconds that the request may take that creates and starts a sandbox."""
 UNANSWERED = frozenset({"unreachable", "timeout"})
 """Reasons of a SandboxError after which E2B may or may not have created a sandbox."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from flows.config import times
 from flows.graphs.errors import ConflictError, NotFoundError
 from flows.graphs.lifecycle import LIVE, REOPENABLE, Closure, ErrorKind, RunSnapshot, Status
 from flows.store import leases
@@ -23,9 +24,9 @@ _AS_BEFORE: Final = (
     *("status", "completed_at", "error", "error_kind", "failed_at_node", "reopened_from", "next_attempt_at"),
     *columns.RESET,
 )
-"""What `undo_reopen` puts back."""
+"""The columns that `undo_reopen` restores."""
 
-HOLD_SECONDS: Final = 30.0
+HOLD_SECONDS: Final = times.RECOVERY_LEASE
 """How long a lease lasts that a person's retry holds."""
 
 

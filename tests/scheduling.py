@@ -1,0 +1,40 @@
+"""Which process of a session runs which test: those that share an expensive server run in one.
+
+xdist's own groups (`xdist_group`) do nothing under pytest 9.2: the group was written into an attribute of the
+test's id that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+SERVERS = ("up", "stack", "logged_server")
+"""Fixtures of servers that are not shared by all processes: one process runs all tests that use one."""
+
+
+def write_groups(file: Path, items: Iterable[pytest.Item]) -> None:
+    """Note which test uses which of the servers."""
+    groups = {
+        item.nodeid: name for item in items for name in SERVERS if name in getattr(item, "fixturenames", ())
+    }
+    file.write_text(json.dumps(groups))
+
+
+class ByServer(LoadScopeScheduling):
+    """Gives tests that use the same server to one process, and all others to whoever has time."""
+
+    def __init__(self, config: pytest.Config, log: Producer | None, groups: Path) -> None:
+        super().__init__(config, log)
+        self._file = groups
+        self._groups: dict[str, str] | None = None
+
+    def _split_scope(self, nodeid: str) -> str:
+        if self._groups is None:  # asked for when all processes have collected their tests
+            self._groups = json.loads(self._file.read_text())
+        return self._groups.get(nodeid, nodeid)
