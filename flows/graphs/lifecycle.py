@@ -253,10 +253,12 @@ def is_new_request(row: RunSnapshot | None, request: UUID | None) -> bool:
 def needs_request(row: RunSnapshot | None, state: FlowRunState | None) -> bool:
     """Whether `decide` has to know the person's request, which costs a question to Prefect.
 
-    A run that a worker of Prefect's own has claimed by it is Pending until its flow starts.
+    A run that a worker of Prefect's own has claimed by it is Pending until its flow starts. NOVA's worker has
+    opened the row before that.
     """
-    waits = state is not None and state.kind in (PrefectState.SCHEDULED, PrefectState.PENDING)
-    return waits and row is not None and row.may_be_reopened
+    if row is None or state is None or not row.may_be_reopened:
+        return False
+    return state.kind is PrefectState.SCHEDULED or (state.kind is PrefectState.PENDING and not state.by_nova)
 
 
 _UNKNOWN: Final = (PrefectCase.DELETED, PrefectCase.LOST)

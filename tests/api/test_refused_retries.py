@@ -10,7 +10,6 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.states import Cancelled, Failed
-from sqlalchemy import inspect, select, update
 from sqlalchemy.orm import Session
 
 from api import interventions
@@ -21,31 +20,13 @@ from flows.graphs.lifecycle import ErrorKind, Status
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery.reconciler import Reconciler
 from flows.store import executions
-from flows.store.base import Base
 from flows.store.database import Database
-from flows.store.models import ChainEntry, ContextValue, Execution
 from flows.store.transitions import submissions
 from tests.api.conftest import SetState
 from tests.api.runs import Run
+from tests.store import rows
 
 Start = Callable[..., Any]
-
-
-async def everything(database: Database) -> list[list[dict[str, Any]]]:
-    """All that the database holds of runs, column by column."""
-
-    def read(session: Any) -> list[list[dict[str, Any]]]:
-        tables: list[type[Base]] = [Execution, ChainEntry, ContextValue]
-        return [
-            sorted(
-                ({each.key: getattr(row, each.key) for each in inspect(table).column_attrs} for row in rows),
-                key=str,
-            )
-            for table in tables
-            for rows in [session.scalars(select(table)).all()]
-        ]
-
-    return await database.run(read)
 
 
 @pytest.fixture(params=[Status.FAILED, Status.CANCELLED])
@@ -69,11 +50,11 @@ async def adrift(
     await database.run(write)
     task_id = str(flow_run_id)
     run = Run(database, cipher, task_id)
-    await run.begin()
+    row = await run.begin()
     await run.step("start", "start")
     await run.step("read", status="failed", error_message="no", error_type="OSError")
     story = {"retries": 2, "crashes": 1, "crash_step": 1, "lost_starts": 3, "unrepeatable_step": 1}
-    await database.run(lambda session: session.execute(update(Execution).values(story)))
+    rows.change(database, row, **story)
     await run.finish(request.param, error="OSError: no", kind=ErrorKind.INTERRUPTED, node="read")
     await set_state(task_id, Failed() if request.param is Status.FAILED else Cancelled())
     return task_id, run
@@ -99,7 +80,7 @@ async def test_what_prefect_refuses_is_not_done(
 ) -> None:
     """The run stays closed, unrepeatable node and all, and of the skip there is no trace; each time."""
     task_id, run = adrift
-    before = await everything(database)
+    before = rows.everything(database)
     polled = (await api.get(f"/tasks/{task_id}")).json()
     for _ in range(2):
         if operation == "retry":
@@ -109,7 +90,7 @@ async def test_what_prefect_refuses_is_not_done(
             answer = await api.post(path, json={"context": {"amount": 7, "note": "a new value"}})
         assert answer.status_code == 409
         assert "without an associated deployment" in answer.json()["error"]
-        assert await everything(database) == before
+        assert rows.everything(database) == before
         assert (await api.get(f"/tasks/{task_id}")).json() == polled
     assert (await prefect.read_flow_run(UUID(task_id))).state_name in ("Failed", "Cancelled")
 
