@@ -312,11 +312,7 @@ class Acts:
     def _stopped(self) -> list[UUID]:
         """The runs that failed or were cancelled."""
         rows = self.world.ledger.rows.values()
-        return [
-            row["task_id"]
-            for row in rows
-            if row["status"] in ("failed", "cancelled") and row["task_id"]
-        ]
+        return [row["task_id"] for row in rows if row["status"] in ("failed", "cancelled") and row["task_id"]]
 
     def _awake(self, processes: Sequence[Any]) -> list[Any]:
         return [process for process in processes if not process.is_paused]

@@ -111,7 +111,7 @@ class Ledger:
     # -- what nodes do -------------------------------------------------------------------------------
 
     def started(self, node: Node) -> None:
-        """A node starts: never after it has succeeded, and one that must not be repeated for a person only."""
+        """A node starts: never after it succeeded; an unrepeatable one again only for a person."""
         key = (node.execution_id, node.number)
         done = "SELECT 1 FROM chain_entries WHERE execution_id = %s AND step = %s AND status = 'success'"
         if self._tables.rows(done, *key):

@@ -45,7 +45,6 @@ from tests.simulation.prefect import GatedTransport
 from tests.simulation.sandboxes import Cloud, CloudProvider
 from tests.stand_in.transport import Transport, httpx_settings
 
-
 log = logging.getLogger(__name__)
 
 

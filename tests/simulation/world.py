@@ -59,7 +59,7 @@ class World:
         self.trace.append(f"{self.steps:5d} {self.loop.time() - self.began:8.2f}  {what}")
 
     def check(self) -> None:
-        """Note faults of NOVA's own, and which runs are over everywhere: people said of them what they will."""
+        """Note faults of NOVA's own, and which runs are over everywhere: people are done with them."""
         self.ledger.violations += faults
         faults.clear()
         runs = self.stand_in.world.tables.flow_runs
