@@ -68,7 +68,7 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
         for _ in range(length):
             name = chance.choices(names, weights)[0]
             act: Callable[..., None] = getattr(acts, name)
-            numbers = [chance.getrandbits(BITS) for _ in range(_numbers_of(name))]
+            numbers = [chance.getrandbits(BITS) for _ in range(numbers_of(name))]
             if name == "step" and chance.random() < IN_ORDER:
                 numbers[0] = 0
             act(*numbers)
@@ -83,7 +83,8 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
         world.end()
 
 
-def _numbers_of(name: str) -> int:
+def numbers_of(name: str) -> int:
+    """How many numbers an act is told."""
     code = getattr(Acts, name).__code__
     return int(code.co_argcount) - 1
 
