@@ -38,6 +38,8 @@ BY_HAND = frozenset(
         ("tests/store/test_lifecycle_migration.py", "test_rows_of_every_odd_kind_become_rows_that_may_be"),
         ("tests/store/test_lifecycle_migration.py", "test_a_run_that_was_refused_is_no_failed_one"),
         ("tests/store/test_live_runs.py", "busy"),
+        # A fault that is put into the code to see that the simulation finds it.
+        ("tests/simulation/mutations.py", "steps_without_fence"),
     }
 )
 """The functions of tests that change rows by hand: file and name."""

@@ -101,7 +101,9 @@ def situations() -> tuple[Situation, ...]:
     )
 
 
-def flow_run(kind: PrefectState, message: str = "", state_id: UUID = STATE) -> FlowRunState:
+def flow_run(
+    kind: PrefectState, message: str = "", state_id: UUID = STATE, *, by_nova: bool = False
+) -> FlowRunState:
     """What Prefect says of a flow run in a state of this type."""
     return FlowRunState(
         flow_run_id=UUID(int=9),
@@ -115,6 +117,7 @@ def flow_run(kind: PrefectState, message: str = "", state_id: UUID = STATE) -> F
         next_attempt=None,
         workflow_id=1,
         public_id=None,
+        by_nova=by_nova,
     )
 
 
@@ -184,4 +187,6 @@ def _flow_runs() -> Iterator[tuple[FlowRunState | None, bool]]:
     yield None, True
     for kind in PrefectState:
         yield flow_run(kind), False
+    for kind in (PrefectState.SCHEDULED, PrefectState.PENDING):
+        yield flow_run(kind, by_nova=True), False
     yield flow_run(PrefectState.CANCELLED, CONCURRENCY_LIMIT), False

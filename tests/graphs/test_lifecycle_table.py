@@ -202,7 +202,8 @@ def test_prefects_limit_skips_new_runs_only() -> None:
 
 
 def test_prefect_is_asked_for_a_persons_request_only_where_one_may_matter() -> None:
-    """It costs a question: the row may be reopened, and the flow run waits or was claimed."""
+    """It costs a question: the row may be reopened, and the run waits, or Prefect's own worker has it."""
     for each in situations():
         bad = each.row is not None and each.row.status in REOPENABLE and not each.was_refused
-        assert needs_request(each.row, each.state) == (bad and each.kind in ("scheduled", "pending")), each
+        claimed = each.kind == "pending" and each.state is not None and not each.state.by_nova
+        assert needs_request(each.row, each.state) == (bad and (each.kind == "scheduled" or claimed)), each
