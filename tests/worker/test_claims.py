@@ -158,7 +158,7 @@ async def test_a_run_that_has_begun_waits_beside_another_one(
 ) -> None:
     """One run at a time, others are skipped: that is meant for new ones. It goes on when there is room.
 
-    Prefect cancels all alike. NOVA's worker requeues what has begun; beside Prefect's own the reconciler does.
+    Prefect cancels all alike. NOVA's worker requeues what has begun, or else the reconciler.
     """
     scene = Scene(site)
     workflow = await one_at_a_time(site)
