@@ -78,7 +78,7 @@ def unstarted(task_id: UUID, state: FlowRunState | None) -> dict[str, Any]:
 def from_prefect(task_id: UUID, row: Poll, state: FlowRunState | None) -> dict[str, Any]:
     """The answer for an open row beside what Prefect said of its flow run, a second ago perhaps."""
     if row.status is Status.RUNNING and not row.revoked and state is not None:
-        if state.kind is PrefectState.CRASHED:  # it is about to be requeued
+        if state.kind is PrefectState.CRASHED or state.is_over_limit:  # it is about to be requeued
             return _retry(task_id, row, state.state_message)
         if state.status == "RETRY" and row.next_attempt_at is None:
             return _retry(task_id, row, state.state_message, due=state.next_attempt)

@@ -24,6 +24,7 @@ from flows.graphs.errors import (
     LeaseHeldError,
     NovaError,
 )
+from flows.graphs.flow_run_state import PrefectState
 from flows.graphs.lifecycle import Action, Asker, decide
 from flows.prefect_gateway.flow_runs import FlowRuns
 from flows.prefect_gateway.prefect_errors import is_prefects
@@ -67,6 +68,8 @@ async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Clai
     """
     if has_execution and (refusal := await _take_lease(run, client)) is not None:
         return refusal
+    if has_execution and run.held is None and (left := await _look_before(run, client)) is not None:
+        return left
     try:
         if await prefect_engine.claim(client, run.flow_run):
             return OURS
@@ -77,6 +80,19 @@ async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Clai
     if run.held is not None and run.flow_run.state is not None and run.flow_run.state.is_cancelled():
         await _settle_refusal(run, run.held, client)
     return REFUSED
+
+
+async def _look_before(run: Run, client: PrefectClient) -> Claim | None:
+    """See whether a run still waits that has nothing to do; None: it may be started, and its flow says why.
+
+    Prefect would give it though another worker has had it fail since it was found in its queue.
+    """
+    try:
+        state = await FlowRuns(client, get_settings().prefect_timeout).find(run.id)
+    except InfrastructureError as error:
+        log.warning("Flow run %s could not be looked at: %s", run.id, error)
+        return REFUSED
+    return None if state is not None and state.kind is PrefectState.SCHEDULED else GONE
 
 
 async def _after_silence(run: Run, client: PrefectClient, error: Exception) -> Claim:

@@ -15,6 +15,11 @@ CONCURRENCY_LIMIT = "Deployment concurrency limit reached."
 """Prefect's message of a run that it cancelled because its workflow's `max_concurrent_runs` was reached."""
 
 
+SLOT_LOST = "Deployment concurrency slot lost during provisioning"
+"""How Prefect's message begins of a run that it cancelled because it was minutes from its claim to its start:
+another one has its place by then."""
+
+
 class PrefectState(StrEnum):
     """Prefect's types of state."""
 
@@ -56,7 +61,13 @@ class FlowRunState:
     @property
     def is_over_limit(self) -> bool:
         """Whether Prefect cancelled it because its workflow had as many runs as it may have."""
-        return self.kind is PrefectState.CANCELLED and self.state_message == CONCURRENCY_LIMIT
+        is_refused = self.kind is PrefectState.CANCELLED and self.state_message == CONCURRENCY_LIMIT
+        return is_refused or self.has_lost_slot
+
+    @property
+    def has_lost_slot(self) -> bool:
+        """Whether it is `is_over_limit` though Prefect had given it a place."""
+        return self.kind is PrefectState.CANCELLED and self.state_message.startswith(SLOT_LOST)
 
     @property
     def message(self) -> str:

@@ -119,7 +119,7 @@ class PrefectCase(Named):
     PAUSED = "paused", "A person suspended it."
     CANCELLING = "cancelling", "It is told to stop."
     CRASHED = "crashed", "Its process died."
-    FULL = "full", "Prefect cancelled it, though it had begun, because too many runs of its workflow go on."
+    FULL = "full", "Prefect cancelled it, though it had begun or had its place: its workflow has too many."
     UNHEARD = "unheard", "It ended; a person retried it over the API, and Prefect has not heard of that."
     OVER = "over", "It ended as cancelled or failed."
     COMPLETED = "completed", "It ended as completed."
@@ -238,7 +238,7 @@ def prefect_case(
         return PrefectCase.LOST if lost else PrefectCase.DELETED
     if row is not None and state.final and state.state_id == row.reopened_from:
         return PrefectCase.UNHEARD
-    if row is not None and row.attempt > 0 and state.is_over_limit:
+    if row is not None and state.is_over_limit and (row.attempt > 0 or state.has_lost_slot):
         return PrefectCase.FULL
     if state.kind in _ASKABLE and is_new_request(row, request):
         return PrefectCase.ASKED

@@ -156,6 +156,18 @@ async def test_a_run_that_nobody_leased_is_put_back_after_a_while(
     assert (await scene.row(flow_run_id)).lost_starts == 1
 
 
+async def test_a_run_that_novas_worker_claimed_is_not_given_an_hour(scene: Scene) -> None:
+    """It has the lease before that: without one it is gone. Prefect's own worker may be provisioning."""
+    claimed, provisioned = await scene.submitted(), await scene.submitted()
+    await scene.runs.claim(claimed)
+    await scene.set_state(provisioned, Pending())
+    assert await scene.look_again_after(2 * scene.site.settings.lease_seconds) == Report(requeued=1)
+    assert await scene.state(claimed) == "AwaitingRetry"
+    assert await scene.state(provisioned) == "Pending"
+    row = await scene.row(provisioned)
+    assert (row.status, row.lost_starts, row.lease_owner) == ("pending", 0, None)
+
+
 async def test_a_run_that_was_put_off_keeps_its_time(scene: Scene) -> None:
     """Its worker died between the row, which says when, and Prefect: that was no crash."""
     flow_run_id = await scene.submitted()

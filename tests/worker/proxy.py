@@ -115,6 +115,25 @@ class LostProposals(Proxy):
             raise ConnectionResetError
 
 
+class LostAnswers(Proxy):
+    """Drops the connection of the next proposal of one type of state when Prefect has it, unanswered."""
+
+    def __init__(self, api_url: str, kind: str) -> None:
+        super().__init__(api_url)
+        self._kind = f'"{kind}"'.encode()
+        self.lost = 0
+        """How many answers were lost."""
+
+    async def _forth(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+                if self._kind in data and not self.lost:
+                    self.lost += 1
+                    return
+
+
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
