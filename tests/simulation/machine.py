@@ -71,7 +71,8 @@ def _rule_of(name: str) -> Any:
         self.act(getattr(self.acts, name), *numbers.values())
 
     follow.__name__ = name
-    return rule(**{f"number_{n}": NUMBERS for n in range(numbers_of(name))})(follow)
+    arguments: dict[str, Any] = {f"number_{n}": NUMBERS for n in range(numbers_of(name))}
+    return rule(**arguments)(follow)
 
 
 for _name in ("step", "poll_for_runs", "reconcile", "execute", *AT_TIMES):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,7 +11,6 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.shared import SharedServers
 from tests.simulation.driver import simulate
 from tests.simulation.machine import Machine
-from tests.simulation.mutations import MUTATIONS, mutated
 from tests.simulation.site import Site, site
 
 
@@ -46,4 +45,4 @@ def test_the_machine_finds_nothing(simulated: Site) -> None:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(Machine, settings=short)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Machine, settings=short)
