@@ -72,7 +72,7 @@ def _rule_of(name: str) -> Any:
 
     follow.__name__ = name
     arguments: dict[str, Any] = {f"number_{n}": NUMBERS for n in range(numbers_of(name))}
-    return rule(**arguments)(follow)
+    return rule(**arguments)(follow)  # type: ignore[no-untyped-call]
 
 
 for _name in ("step", "poll_for_runs", "reconcile", "execute", *AT_TIMES):
