@@ -7,7 +7,7 @@ from uuid import UUID
 
 from api.responses import timestamp
 from api.schemas import SUCCEEDED
-from flows.credentials import vault
+from flows.credentials.fields import FIELDS
 from flows.graphs.errors import Fault
 from flows.graphs.lifecycle import Status
 from flows.prefect_gateway.cron_schedules import ScheduleView
@@ -91,7 +91,7 @@ def credential(row: Credential) -> dict[str, Any]:
         "kind": row.kind,
         "label": row.label,
         "primary": row.is_primary,
-        "fields": row.public | {field.name: "***" for field in vault.FIELDS[row.kind] if field.secret},
+        "fields": row.public | {field.name: "***" for field in FIELDS[row.kind] if field.secret},
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
     }

@@ -14,6 +14,7 @@ from api.documentation import documented
 from api.errors import NameTakenError
 from api.responses import JsonResponse
 from flows.credentials import vault
+from flows.credentials.fields import split
 from flows.graphs.errors import ConflictError
 from flows.store import clients
 from flows.store.clients import ClientFields
@@ -67,7 +68,7 @@ async def delete_client(database: DatabaseDep, slug: str) -> JsonResponse:
 @router.post("/{slug}/credentials", **documented(201, schemas.Credential, 404, 413, 415, 422))
 async def put_credential(services: ServicesDep, slug: str, body: requests.CredentialPut) -> JsonResponse:
     """Add credentials, or replace those of the same kind and label."""
-    public, secret = vault.split(body.kind, body.fields)
+    public, secret = split(body.kind, body.fields)
 
     def write(session: Session) -> Credential:
         return clients.put_credential(
