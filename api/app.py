@@ -37,7 +37,7 @@ from flows.store.database import Database
 log = logging.getLogger(__name__)
 
 _DRAIN = 30.0
-"""Seconds that work which was begun gets at the end."""
+"""Seconds that begun work gets to finish when the API stops."""
 
 _DESCRIPTION = """
 NOVA runs workflows: graphs of small Python programs, on Prefect and E2B.
@@ -52,10 +52,10 @@ ignored.
 
 
 class NovaApi(FastAPI):
-    """FastAPI, but a wrong setting is told in a sentence, not a traceback, and examples keep their nulls."""
+    """FastAPI, but a wrong setting is reported in a sentence, and examples keep their nulls."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document; made once."""
+        """Return the OpenAPI document; it is made once."""
         return with_examples(super().openapi())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,10 +80,10 @@ class NovaApi(FastAPI):
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the application; connections are opened when it starts.
+    """Return the application; it opens its connections when it starts.
 
-    It refuses to start, with ConfigurationError's sentence, when a setting is missing or wrong or the
-    database's tables are not up to date.
+    It does not start if a setting is missing or wrong, or if the database's tables are not up to date: the
+    log has ConfigurationError's sentence then.
     """
     app = NovaApi(
         title="NOVA",
@@ -92,7 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(settings),
         default_response_class=JsonResponse,
         generate_unique_id_function=_operation_id,
-        strict_content_type=False,  # api/body.py looks at it, more closely
+        strict_content_type=False,  # api/body.py checks it more closely
     )
     errors.install(app)
     app.add_middleware(BodyLimitMiddleware)
@@ -134,7 +134,7 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
 
 @asynccontextmanager
 async def _recovery(services: Services) -> AsyncIterator[None]:
-    """Look after runs that nobody runs, and deployments that Prefect has lost, beside the requests."""
+    """Look after runs that no worker runs, and deployments that Prefect has lost, until the block ends."""
     settings = services.settings
     locks = {sweep: sweep_lock(settings, sweep) for sweep in (Sweep.RUNS, Sweep.SUBMISSIONS)}
     reconciler = Reconciler(
@@ -165,7 +165,7 @@ async def _recovery(services: Services) -> AsyncIterator[None]:
 
 
 async def _check_tables(url: str) -> None:
-    """Refuse tables that are behind this code; a database that is away for now is no reason not to start."""
+    """Raise ConfigurationError if the tables are older than this code. Without a database, only log that."""
     try:
         await asyncio.to_thread(migrations.check, url)
     except (DatabaseUnavailableError, DatabaseRefusedError) as error:

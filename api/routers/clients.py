@@ -1,4 +1,4 @@
-"""Clients and their credentials. What is secret goes in and never comes out."""
+"""Clients and their credentials. Secrets are stored and never shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/clients", tags=["clients"], route_class=BodyRoute)
 
 @router.post("", **documented(201, schemas.Client, 400, 413, 415, 422))
 async def create_client(database: DatabaseDep, body: requests.ClientCreate) -> JsonResponse:
-    """Make a client, as yet without credentials."""
+    """Make a client without credentials."""
 
     def write(session: Session) -> Client:
         try:
@@ -94,6 +94,6 @@ async def list_credentials(database: DatabaseDep, slug: str) -> JsonResponse:
 
 @router.delete("/{slug}/credentials/{kind}/{label}", **documented(200, schemas.Message, 404, 422))
 async def delete_credential(database: DatabaseDep, slug: str, kind: str, label: str) -> JsonResponse:
-    """Remove credentials; if they were primary, the oldest others of the kind become it."""
+    """Remove credentials; if they were primary, the oldest others of their kind become primary."""
     await database.run(lambda session: clients.remove_credential(session, slug, kind, label))
     return JsonResponse({"message": f"The {kind} credentials {label} of {slug} are removed."})
