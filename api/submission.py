@@ -145,8 +145,8 @@ async def resubmit(services: Services, execution_id: int) -> UUID:
     """Submit an execution that may not have reached Prefect; return the flow run's id.
 
     If it had reached Prefect, this is the same flow run. If Prefect had lost that and has it again, but as
-    over, it is requeued. Raises NotFoundError when the execution is gone, ConflictError when Prefect refuses for
-    good, PrefectUnavailableError and DatabaseUnavailableError.
+    over, it is requeued. Raises NotFoundError when the execution is gone, ConflictError when Prefect refuses
+    for good, PrefectUnavailableError and DatabaseUnavailableError.
     """
 
     def read(session: Session) -> Pending:
@@ -276,8 +276,8 @@ async def _reject(
     """Close the row, if there is one, as never started. If the run has started after all, return it.
 
     If the database is away, this waits until it is back, however long that takes: until the row is closed, a
-    worker may start it or the reconciler may submit it, but a 503 says that it never runs. If the client hangs
-    up or the API stops before that, nothing was promised. Raises UnknownOutcomeError if the database refuses:
+    worker may start it or the reconciler may submit it, but a 503 says that it never runs. If the client
+    hangs up or the API stops before that, nothing was promised. Raises UnknownOutcomeError if the database refuses:
     waiting does not help then.
     """
     reason = (

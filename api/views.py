@@ -110,7 +110,7 @@ def schedule(row: Schedule) -> dict[str, Any]:
 
 
 def prefect_schedule(found: ScheduleView) -> dict[str, Any]:
-    """Return a schedule as Prefect has it, whoever made it."""
+    """Return a schedule as Prefect has it; NOVA or somebody else made it."""
     return {
         "id": found.id,
         "cron": found.cron,

@@ -38,7 +38,7 @@ class ScheduleSpec:
 
 @dataclass(frozen=True)
 class ScheduleView:
-    """One schedule of a deployment as Prefect has it, whoever made it."""
+    """One schedule of a deployment as Prefect has it; NOVA or somebody else made it."""
 
     prefect_id: UUID
     id: int | None
