@@ -277,8 +277,8 @@ async def _reject(
 
     If the database is away, this waits until it is back, however long that takes: until the row is closed, a
     worker may start it or the reconciler may submit it, but a 503 says that it never runs. If the client
-    hangs up or the API stops before that, nothing was promised. Raises UnknownOutcomeError if the database refuses:
-    waiting does not help then.
+    hangs up or the API stops before that, nothing was promised. Raises UnknownOutcomeError if the database
+    refuses: waiting does not help then.
     """
     reason = (
         f"The run was never started: {error}"
