@@ -50,10 +50,10 @@ ignored.
 
 
 class NovaApi(FastAPI):
-    """FastAPI, but a wrong setting is told in a sentence, not a traceback, and examples keep their nulls."""
+    """FastAPI, but a wrong setting is reported in a sentence, and examples keep their nulls."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document; made once."""
+        """Return the OpenAPI document; it is made once."""
         return with_examples(super().openapi())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,10 +78,10 @@ class NovaApi(FastAPI):
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the application; connections are opened when it starts.
+    """Return the application; it opens its connections when it starts.
 
-    It refuses to start, with ConfigurationError's sentence, when a setting is missing or wrong or the
-    database's tables are not up to date.
+    It does not start if a setting is missing or wrong, or if the database's tables are not up to date: the
+    log has ConfigurationError's sentence then.
     """
     app = NovaApi(
         title="NOVA",
@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(settings),
         default_response_class=JsonResponse,
         generate_unique_id_function=_operation_id,
-        strict_content_type=False,  # api/body.py looks at it, more closely
+        strict_content_type=False,  # api/body.py checks it more closely
     )
     errors.install(app)
     app.add_middleware(BodyLimitMiddleware)
@@ -132,7 +132,7 @@ def _lifespan(settings: Settings | None) -> Callable[[FastAPI], AbstractAsyncCon
 
 @asynccontextmanager
 async def _recovery(services: Services) -> AsyncIterator[None]:
-    """Look after runs that nobody runs, and deployments that Prefect has lost, beside the requests."""
+    """Look after runs that no worker runs, and deployments that Prefect has lost, until the block ends."""
     settings = services.settings
     locks = {sweep: sweep_lock(settings, sweep) for sweep in (Sweep.RUNS, Sweep.SUBMISSIONS)}
     reconciler = Reconciler(
@@ -163,7 +163,7 @@ async def _recovery(services: Services) -> AsyncIterator[None]:
 
 
 async def _check_tables(url: str) -> None:
-    """Refuse tables that are behind this code; a database that is away for now is no reason not to start."""
+    """Raise ConfigurationError if the tables are older than this code. Without a database, only log that."""
     try:
         await asyncio.to_thread(migrations.check, url)
     except (DatabaseUnavailableError, DatabaseRefusedError) as error:

@@ -1,6 +1,6 @@
-"""Request bodies: JSON as NOVA carries it, read before FastAPI sees it.
+"""Request bodies: NOVA's JSON, parsed before FastAPI sees it.
 
-FastAPI's own way would take NaN, break on deep nesting, and repeat in its errors what was sent.
+FastAPI's own parser accepts NaN, fails on deep nesting, and repeats in its errors what was sent.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from api.errors import MediaTypeError
 from flows.graphs.json_values import loads
 
 _ENVELOPE = 2
-"""Levels that a body puts around a context's values: the body itself and the context."""
+"""Levels of nesting around a context's values in a body: the body itself and the context."""
 _LARGE = 256 * 1024
-"""Bytes from which on a body is parsed in a thread, so that other requests go on meanwhile."""
+"""Larger bodies, in bytes, are parsed in a thread, so that other requests go on meanwhile."""
 
 
 async def _parse(body: bytes) -> Any:
@@ -28,9 +28,9 @@ async def _parse(body: bytes) -> Any:
 
 
 def _check_type(request: Request) -> None:
-    """Refuse what a web page could send here without asking: forms, text, and blobs without a type.
+    """Raise MediaTypeError for what any web page could send here: forms, text, and blobs without a type.
 
-    No type at all passes outside of a browser, which names its page in `Origin`; old clients may rely on it.
+    Without a type it passes, unless a browser sent it (which sets `Origin`): old clients may rely on that.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not declared and "origin" not in request.headers:
@@ -42,7 +42,7 @@ def _check_type(request: Request) -> None:
 
 
 class _ParsedRequest(Request):
-    """A request whose body was read already."""
+    """A request whose body was read and parsed already."""
 
     def __init__(self, request: Request, body: bytes, data: Any) -> None:
         super().__init__(request.scope, request.receive)
@@ -59,7 +59,7 @@ class BodyRoute(APIRoute):
     """A route whose body, if it takes one, is parsed by `flows.graphs.json_values.loads`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap FastAPI's handler: hand it a request that is parsed already."""
+        """Return FastAPI's handler, called with a request that is parsed already."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle

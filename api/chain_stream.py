@@ -1,7 +1,7 @@
-"""The Chain of Work and contexts as JSON text, written piece by piece.
+"""Writes the Chain of Work and contexts as JSON text, piece by piece.
 
-Stored values are JSON text already: they are joined, never parsed. Rows come page by page and values in
-small groups, each in a transaction of its own, so that a slow client holds neither memory nor a connection.
+Stored values are JSON text already: they are joined, never parsed. Rows are read page by page and values in
+small groups, each in its own transaction, so that a slow client holds neither memory nor a connection.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from flows.store.database import Database
 from flows.store.models import ChainEntry
 
 Contexts = Literal["full", "changes", "none"]
-"""Whole contexts before and after each node, only what a node changed, or neither."""
+"""What entries show: whole contexts before and after each node, only its changes, or neither."""
 
 _PAGE = 20
 """Rows read at once; each may carry two outputs of 64 KB."""
 _CHUNK = 64 * 1024
-"""Bytes that are gathered before they are sent."""
+"""Bytes that are collected before they are sent."""
 _CACHE = 16 * 1024 * 1024
-"""Bytes of values that are kept: most are the same in every context of a run."""
+"""Bytes of values that are kept in memory: most are the same in every context of a run."""
 _GROUP_BYTES = 1024 * 1024
-"""Groups of values grow while they come to less than this."""
+"""Bytes up to which groups of values grow."""
 
 
 class _Values:
@@ -49,7 +49,7 @@ class _Values:
         self._group = 4
 
     async def in_order(self, digests: Sequence[str]) -> AsyncIterator[bytes]:
-        """The values of these digests, one by one."""
+        """Yield the values of these digests, one by one."""
         at_hand: dict[str, bytes] = {}
         for place, digest in enumerate(digests):
             if digest in self._kept:
@@ -61,7 +61,7 @@ class _Values:
             yield at_hand[digest]
 
     def read_ahead(self, session: Session, digests: Iterable[str]) -> None:
-        """Load those that are small and will be asked for soon, in one go."""
+        """Load the small ones of these values together, because they will be needed soon."""
         missing = (digest for digest in dict.fromkeys(digests) if digest not in self._kept)
         for digest, value in values.load_ahead(session, self._execution_id, missing, _GROUP_BYTES).items():
             self._keep(digest, vault.show(value))
@@ -88,7 +88,7 @@ class _Values:
 
 
 class RunText:
-    """What one execution has to show, as JSON text."""
+    """One execution's contexts and chain as JSON text."""
 
     def __init__(self, database: Database, execution_id: int, version_id: int | None) -> None:
         self._database = database
@@ -98,7 +98,7 @@ class RunText:
         self._nodes: dict[str, Node] = {}
 
     async def context(self, digests: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """A context, given as key → digest, as one JSON object."""
+        """Yield a context, given as key → digest, as one JSON object."""
         yield b"{"
         keys = iter(digests)
         comma = b""
@@ -109,7 +109,7 @@ class RunText:
         yield b"}"
 
     def read_page(self, session: Session, skip: int, limit: int, contexts: Contexts) -> list[Frame]:
-        """Rows of the chain, at most a page of them, with the contexts around them if these are shown."""
+        """Return at most one page of the chain's rows, with their contexts if these are shown."""
         self._read_nodes(session)
         page = chain.entries(session, self._id, skip, min(limit, _PAGE))
         if contexts == "full":
@@ -117,27 +117,27 @@ class RunText:
         return self._prepared(session, _bare(page), contexts)
 
     def _read_on(self, session: Session, last: Frame, limit: int, contexts: Contexts) -> list[Frame]:
-        """The page that follows a frame; its contexts go on from there."""
+        """Return the page after a frame, whose contexts it continues."""
         page = chain.entries_after(session, self._id, last.entry, min(limit, _PAGE))
         if contexts == "full":
             return self._prepared(session, list(chain.frames_after(last, page)), contexts)
         return self._prepared(session, _bare(page), contexts)
 
     def _prepared(self, session: Session, page: list[Frame], contexts: Contexts) -> list[Frame]:
-        """The same page, with the values at hand that it shows, as far as they are small."""
+        """Load the small values that a page shows, and return the page."""
         if page and contexts != "none":
             changed = flattened.from_iterable(frame.entry.changes.values() for frame in page)
             self._values.read_ahead(session, [*page[0].before.values(), *changed])
         return page
 
     def _read_nodes(self, session: Session) -> None:
-        """Read the graph of the run, whose nodes have the labels and the code."""
+        """Read the run's graph, for the labels and the code of its nodes."""
         if self._version_id is not None and not self._nodes:
             graph = load_graph(workflows.version(session, self._version_id).graph)
             self._nodes = {node.id: node for node in graph.nodes}
 
     async def entries(self, first: list[Frame], limit: int, contexts: Contexts) -> AsyncIterator[bytes]:
-        """The rows from `first` on, which is the first page, `limit` of them, as the inside of a list."""
+        """Yield `limit` rows, as the inside of a JSON list; `first` is their first page."""
         page, comma = first, b""
         while page:
             for frame in page:
@@ -155,7 +155,7 @@ class RunText:
             )
 
     async def _entry(self, frame: Frame, contexts: Contexts) -> AsyncIterator[bytes]:
-        """One row, the contract's fields first and in its order."""
+        """Yield one row, with the contract's fields first and in the contract's order."""
         entry = frame.entry
         node = self._nodes.get(entry.node_id)
         head = {
@@ -182,7 +182,7 @@ class RunText:
 
 
 def _bare(page: list[ChainEntry]) -> list[Frame]:
-    """Rows whose contexts nobody wants to see."""
+    """Return frames without contexts, for rows that show none."""
     return [Frame(entry, {}, {}) for entry in page]
 
 
@@ -215,7 +215,7 @@ def _tail(entry: ChainEntry, node: Node | None) -> dict[str, object]:
 
 
 async def gathered(texts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same text in pieces that are worth sending."""
+    """Yield the same text in pieces of at least 64 KiB, but for the last."""
     waiting: list[bytes] = []
     size = 0
     async for text in texts:

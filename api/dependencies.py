@@ -1,4 +1,4 @@
-"""What endpoints ask for."""
+"""The dependencies and parameters of endpoints."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _MAX_ID = 2**31 - 1
 
 
 async def services(request: Request) -> Services:
-    """Everything that the API holds."""
+    """Return everything that the API holds while it runs."""
     return services_of(request.app)
 
 
 async def database(request: Request) -> Database:
-    """NOVA's database."""
+    """Return NOVA's database."""
     return services_of(request.app).database
 
 
 async def gateway(request: Request) -> PrefectGateway:
-    """Prefect."""
+    """Return the connection to Prefect."""
     return services_of(request.app).gateway
 
 
 def existing_id(number: int, what: str) -> int:
-    """The id, if a row can have it; else NotFoundError."""
+    """Return the id; raise NotFoundError if no row can have it."""
     if not 0 < number <= _MAX_ID:
         raise NotFoundError(f"There is no such {what}.")
     return number
@@ -42,21 +42,21 @@ def existing_id(number: int, what: str) -> int:
 async def workflow_id(
     workflow_id: Annotated[int, Path(description="Id of a workflow.", examples=[1])],
 ) -> int:
-    """Id of a workflow; NotFoundError for a number that no row can have."""
+    """Return a workflow's id; raise NotFoundError for a number that no row can have."""
     return existing_id(workflow_id, "workflow")
 
 
 async def execution_id(
     execution_id: Annotated[int, Path(description="Id of an execution.", examples=[8])],
 ) -> int:
-    """Id of an execution; NotFoundError for a number that no row can have."""
+    """Return an execution's id; raise NotFoundError for a number that no row can have."""
     return existing_id(execution_id, "execution")
 
 
 async def task_id(
     task_id: Annotated[str, Path(description="What `execute` answered: the flow run's id.", examples=[TASK])],
 ) -> UUID:
-    """Id of a task; NotFoundError for what is none."""
+    """Return a task's id; raise NotFoundError for text that is no UUID."""
     try:
         return UUID(task_id)
     except ValueError:
@@ -66,7 +66,7 @@ async def task_id(
 async def schedule_id(
     schedule_id: Annotated[int, Path(description="Id of a schedule.", examples=[1])],
 ) -> int:
-    """Id of a schedule; NotFoundError for a number that no row can have."""
+    """Return a schedule's id; raise NotFoundError for a number that no row can have."""
     return existing_id(schedule_id, "schedule")
 
 

@@ -1,4 +1,4 @@
-"""What OpenAPI says of an operation beyond its parameters: each answer, with an example."""
+"""The answers of each operation in the OpenAPI document, with examples."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SENTENCES = {
     503: "Prefect's server cannot be reached.",
 }
 ALWAYS = (500, 503)
-"""Errors that any operation may answer with."""
+"""Errors that every operation may answer with."""
 
 
 def documented(
     status: int, model: type[BaseModel], *errors: int, sentences: Mapping[int, str] | None = None
 ) -> dict[str, Any]:
-    """Arguments for a route: its status and answer, and these errors, all with examples.
+    """Return the arguments of a route: its status, its answer and these errors, all with examples.
 
-    `sentences` are those of its own errors, by status, where it has other examples than the rest.
+    `sentences` replaces the usual examples of errors, by status.
     """
     told = _SENTENCES | dict(sentences or {})
     responses: dict[int, dict[str, Any]] = {status: {"content": _content(example(model))}}
@@ -52,7 +52,7 @@ def documented(
 
 
 def example(model: type[BaseModel]) -> dict[str, Any]:
-    """An instance of a model as JSON, from the examples of its fields."""
+    """Return an example of a model as JSON data, made of the examples of its fields."""
     return {name: _field_example(field) for name, field in model.model_fields.items()}
 
 
@@ -70,7 +70,7 @@ def _type_example(kind: Any) -> Any:
         return arguments[0]
     if origin is list:
         return [_type_example(arguments[0])]
-    if hasattr(kind, "__metadata__"):  # Annotated: its own examples, else its type's
+    if hasattr(kind, "__metadata__"):  # Annotated: its own examples, else those of its type
         given = next((m.examples for m in kind.__metadata__ if getattr(m, "examples", None)), None)
         return given[0] if given else _type_example(arguments[0])
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -79,12 +79,12 @@ def _type_example(kind: Any) -> Any:
 
 
 def _content(body: Any) -> dict[str, Any]:
-    # As text, since FastAPI drops every null on its way to the document; see `with_examples`.
+    # As text, because FastAPI drops nulls from the document; see `with_examples`.
     return {"application/json": {"example": dumps(body).decode()}}
 
 
 def with_examples(document: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document with the examples of its answers as JSON, nulls and all. Changes it in place."""
+    """Return the OpenAPI document with its examples as JSON, nulls included. Changes it in place."""
     for operations in document["paths"].values():
         for operation in operations.values():
             for answer in operation["responses"].values():

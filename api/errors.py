@@ -1,4 +1,4 @@
-"""Errors as answers: the one place where NOVA's exceptions get HTTP statuses.
+"""Errors as answers: only here do NOVA's exceptions get HTTP statuses.
 
 Every error has the same body: the old build's `error` and `status_code`, RFC 9457's `type`, `title` and
 `detail`, and `errors`, which names each bad field. No body repeats what was sent: it may hold a secret.
@@ -32,11 +32,11 @@ from flows.graphs.errors import (
 log = logging.getLogger(__name__)
 
 RETRY_AFTER = 5
-"""Seconds after which a client may ask again when the database or Prefect is gone."""
+"""Seconds after which a client may ask again when the database or Prefect does not answer."""
 
 
 class NameTakenError(ConflictError):
-    """A name that must be unique exists; 400, as the old build answered."""
+    """A name that must be unique exists already; 400, as in the old build."""
 
 
 class BodyTooLargeError(InvalidInputError):
@@ -48,7 +48,7 @@ class MediaTypeError(InvalidInputError):
 
 
 class UnknownOutcomeError(NovaError):
-    """What was asked for may yet come to pass, or not: a 503 would promise that it does not."""
+    """It is not known whether the request took effect; a 503 would promise that it did not."""
 
 
 _STATUS: dict[type[NovaError], int] = {
@@ -64,16 +64,16 @@ _STATUS: dict[type[NovaError], int] = {
     ConfigurationError: 500,
     NovaError: 500,
 }
-_TOO_MUCH = ("22", "54")
-"""Classes of SQLSTATEs by which PostgreSQL says that the same would be refused again: values, limits."""
+_PERMANENT = ("22", "54")
+"""Classes of SQLSTATEs after which the same statement would be refused again: bad values, limits."""
 
 
 def status_of(error: NovaError) -> int:
-    """The HTTP status of an error: that of its nearest ancestor in the table.
+    """Return the HTTP status of an error: that of its nearest ancestor in the table.
 
-    What PostgreSQL refuses for want of space or time is 503: somebody will see to that.
+    If PostgreSQL lacks space or time it is 503: that passes. If it would refuse again it is 500.
     """
-    if isinstance(error, DatabaseRefusedError) and error.code.startswith(_TOO_MUCH):
+    if isinstance(error, DatabaseRefusedError) and error.code.startswith(_PERMANENT):
         return 500
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
 
@@ -81,7 +81,7 @@ def status_of(error: NovaError) -> int:
 def body_of(
     status: int, sentence: str, problems: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """The body of an error; `problems` becomes `errors`, each with `field` and `message`."""
+    """Return the body of an error; `problems` becomes `errors`, each with `field` and `message`."""
     body: dict[str, Any] = {
         "error": sentence,
         "status_code": status,
@@ -100,7 +100,7 @@ def answer(
     problems: Sequence[Mapping[str, Any]] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JsonResponse:
-    """An error as a response; every 503 says when to come back, a 413 reads no more of the body."""
+    """Return an error as a response. A 503 says when to ask again; a 413 closes the connection."""
     headers = dict(headers or {})
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.setdefault("Retry-After", str(RETRY_AFTER))
@@ -110,7 +110,7 @@ def answer(
 
 
 def internal_error() -> JsonResponse:
-    """What a client is told of a fault of ours: nothing but the id to look it up by."""
+    """Return the answer for a fault in NOVA's code: it tells only the id by which the log has it."""
     return answer(500, f"Something went wrong in NOVA. The log tells more under request {request_id.get()}.")
 
 
@@ -126,14 +126,14 @@ def _nova_error(_: Request, error: Exception) -> JsonResponse:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         log.warning("%s: %s", type(error).__name__, error)
     if isinstance(error, DatabaseUnavailableError):
-        # Its own words name hosts and users: they are for the log.
+        # The error names hosts and users: only the log may have them.
         return answer(status, f"The database does not answer. Try again in {RETRY_AFTER} seconds.")
     problems = error.problems if isinstance(error, InvalidInputError) else None
     return answer(status, str(error), problems if status == HTTPStatus.UNPROCESSABLE_ENTITY else None)
 
 
 def _refusal(status: int) -> str:
-    """What a client is told of what the database refuses: its own words name files and tables."""
+    """Return what a client is told when the database refuses; the error itself names files and tables."""
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         why = "it is short of space or memory, or took longer than it may"
         return f"The database cannot do this now: {why}. Try again in {RETRY_AFTER} seconds."
@@ -148,10 +148,10 @@ def _invalid_request(_: Request, error: Exception) -> JsonResponse:
 
 
 def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Pydantic's errors as `field` and `message`: what was sent is left out."""
+    """Return Pydantic's errors as `field` and `message`, without what was sent."""
     return [
         {
-            # The first part says where it was: body, query or path.
+            # Without the first part, which is body, query or path.
             "field": ".".join(str(part) for part in e["loc"][1:]) or "body",
             "message": str(e["msg"]).removeprefix("Value error, "),
         }
@@ -160,7 +160,7 @@ def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sentence_of(problems: Sequence[Mapping[str, Any]]) -> str:
-    """All problems as one sentence."""
+    """Return all problems as one sentence."""
     return "The request is not valid: " + "; ".join(f"{p['field']}: {p['message']}" for p in problems)
 
 
@@ -174,7 +174,7 @@ def _http_error(request: Request, error: Exception) -> JsonResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the application answer in this shape; the rest falls to the middleware."""
+    """Make the application answer these errors in this shape; the middleware answers all others."""
     app.add_exception_handler(NovaError, _nova_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)

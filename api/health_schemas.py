@@ -1,4 +1,4 @@
-"""What is answered about NOVA itself, for the documentation; the tests hold every answer against it."""
+"""Schemas of the answers about NOVA itself, for the documentation. Tests check every answer with them."""
 
 from __future__ import annotations
 

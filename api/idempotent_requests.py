@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a client that asks again gets the run that it has, and never a second one."""
+"""`Idempotency-Key`: a client that repeats a request gets the same run, never a second one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 class _LostRaceError(Exception):
-    """Another request with the same key was faster: what this one has written is taken back."""
+    """Another request with the same key was faster; this one's transaction is rolled back."""
 
 
 def run_of(session: Session, key: str, digest: str, make: Callable[[], Execution]) -> Execution:
-    """The execution that a key stands for; `make` makes it where there is none yet.
+    """Return the execution of a key; `make` makes it if there is none yet.
 
-    One that was never started (503) stays closed, since its flow run may still turn up: the key stands for a
-    new one then. Raises ConflictError for another request (`digest`), and InvalidInputError for a key that
-    cannot be kept. Call it by way of `until_won`.
+    An execution that was never started (503) stays closed, because its flow run may still appear: the key
+    gets a new one. Raises ConflictError if the key was given with another request (`digest`), and
+    InvalidInputError for a key that is not ASCII. Call it through `until_won`.
     """
-    if not key.isascii():  # what arrives depends on how the client encodes it
+    if not key.isascii():  # other characters arrive differently, depending on the client
         raise checks.invalid("Idempotency-Key", "must be of ASCII characters")
     known = idempotency.find(session, key)
     if known is None:
@@ -46,7 +46,7 @@ def run_of(session: Session, key: str, digest: str, make: Callable[[], Execution
 
 
 async def until_won(work: Callable[[], Awaitable[T]]) -> T:
-    """Do the work again for as long as another request with the same key comes in between."""
+    """Do the work, and again for as long as another request with the same key interferes."""
     while True:
         try:
             return await work()

@@ -1,9 +1,9 @@
-"""What a person does to a run: stop it, try it again, lead it past a node. `decide` says what that takes.
+"""What a person does to a run: cancel it, retry it, skip a node. `decide` says what each takes.
 
-Prefect is asked first, so that without it nothing is changed. A retry then opens the row before Prefect hears
-of it, and holds its lease until Prefect has answered: a cancellation waits for that, for what arrives late
-would undo it. Where Prefect refuses, the row is closed again as it was. Whoever dies in between, the
-reconciler finds the row and tells Prefect (`Execution.reopened_from`).
+Prefect is asked first, so that nothing changes without it. A retry then reopens the row, and holds its lease
+until Prefect has answered. A cancellation waits for that: else a retry that arrives late would undo it. If
+Prefect refuses the retry, the row is closed again as it was. If the API dies in between, the reconciler finds
+the row and tells Prefect (`Execution.reopened_from`).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ log = logging.getLogger(__name__)
 
 _LOOKS = 20
 _PAUSE = 0.25
-"""Seconds between two looks at a run that is changing hands, or has not come to rest."""
+"""Seconds between two looks at a run that another process is changing or that has not stopped yet."""
 _BY_HAND = Closure(Status.CANCELLED, CANCELLED, ErrorKind.CANCELLED)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What Prefect and the database have of a task at one moment."""
+    """What Prefect and the database said of a task at one moment."""
 
     task_id: UUID
     row: RunSnapshot | None
@@ -68,19 +68,19 @@ class _Seen:
 
     @property
     def flow_run_id(self) -> UUID:
-        """The run in Prefect; another one than the task where Prefect lost that."""
+        """Return the id of the run in Prefect; it is not the task's id if Prefect lost the first run."""
         return (self.row.flow_run_id if self.row is not None else None) or self.task_id
 
     def decide(self, asker: Asker) -> Action:
-        """What is to be done."""
+        """Return what is to be done."""
         return decide(self.row, self.state, asker, request=self.request)
 
 
 async def cancel(services: Services, task_id: UUID) -> int | None:
-    """Cancel a run, and return its execution's id where it has one already.
+    """Cancel a run and return its execution's id, if it has one yet.
 
-    One that waits is over at once. One that somebody runs is told to stop, reads as cancelled from now on,
-    and is closed when it has stopped. Raises NotFoundError, ConflictError when it is over,
+    A waiting run is closed at once. A run that a worker has is told to stop: it reads as cancelled from now
+    on, and is closed when it has stopped. Raises NotFoundError, ConflictError when it is over,
     PrefectUnavailableError and DatabaseUnavailableError.
     """
     for _ in range(_LOOKS):
@@ -97,9 +97,9 @@ async def cancel(services: Services, task_id: UUID) -> int | None:
 
 
 async def retry(services: Services, task_id: UUID) -> int | None:
-    """Try a run that failed or was cancelled again, behind its last node that succeeded.
+    """Retry a run that failed or was cancelled, from the node after its last success.
 
-    Returns its execution's id where it has one. Raises NotFoundError, ConflictError when there is nothing to
+    Returns its execution's id, if it has one. Raises NotFoundError, ConflictError when there is nothing to
     retry or Prefect refuses (then nothing is changed), PrefectUnavailableError and DatabaseUnavailableError.
     """
     seen, action = await _at_rest(services, task_id)
@@ -116,7 +116,7 @@ async def retry(services: Services, task_id: UUID) -> int | None:
 async def skip(
     services: Services, execution_id: int, step: int, context: Mapping[str, Any], branch: str | None
 ) -> UUID:
-    """Let a run that failed or was cancelled at a step go on behind it with this context.
+    """Continue a run that failed or was cancelled at a step after that step, with this context.
 
     Returns its task's id. `branch` is the answer of a decision. Raises NotFoundError,
     InvalidInputError for a branch that the node does not have and for a context that is too large,
@@ -139,14 +139,14 @@ async def skip(
 
 
 async def _look(services: Services, task_id: UUID) -> _Seen:
-    """What Prefect and the database have of a task; raises NotFoundError when neither has it."""
+    """Read a task from Prefect and the database; raises NotFoundError when neither has it."""
     state = await services.gateway.runs.find(task_id)
     runs = {task_id: state.public_id if state else None}
     row = (await services.database.run(lambda session: orphans.match_flow_runs(session, runs))).get(task_id)
     if row is None and (state is None or state.workflow_id is None):
         raise NotFoundError(f"There is no task {task_id}.")
     seen = _Seen(task_id, row, state)
-    if state is None and seen.flow_run_id != task_id:  # Prefect lost the first one, and has another
+    if state is None and seen.flow_run_id != task_id:  # Prefect lost the first run and has another one
         seen = _Seen(task_id, row, await services.gateway.runs.find(seen.flow_run_id))
     if needs_request(seen.row, seen.state):
         request = await services.gateway.runs.request_of_start(seen.flow_run_id)
@@ -165,7 +165,7 @@ def _why_over(seen: _Seen) -> str:
 
 
 async def _stop(services: Services, seen: _Seen) -> bool:
-    """Tell whoever has the run to stop; False when it has changed meanwhile."""
+    """Tell the run's worker to stop; return False if the run has changed meanwhile."""
     row = seen.row
     if row is not None and _is_being_retried(row, seen.state):
         return False
@@ -177,7 +177,7 @@ async def _stop(services: Services, seen: _Seen) -> bool:
     action = decide(row, after, Asker.CANCEL_TOLD)
     if action is Action.REVOKE:
         return await services.database.run(lambda session: interventions.revoke(session, row))
-    if action is Action.CLOSE:  # it was taken, and not yet claimed in Prefect
+    if action is Action.CLOSE:  # its lease was taken, but it was not claimed in Prefect yet
         closure = closure_for(row, after)
         closed = await services.database.run(
             lambda session: interventions.close_as_seen(session, row, closure)
@@ -187,9 +187,9 @@ async def _stop(services: Services, seen: _Seen) -> bool:
 
 
 def _is_being_retried(row: RunSnapshot, state: FlowRunState | None) -> bool:
-    """Whether a retry of a run that somebody has is on its way to Prefect, or was there a moment ago.
+    """Return whether a retry of a leased run is on its way to Prefect, or has just arrived.
 
-    Until Prefect has answered it may be sent again, and would undo what was done between.
+    Until Prefect has answered, the retry may be sent again, and would undo what was done in between.
     """
     if state is None or row.reopened_from is None:
         return False
@@ -199,7 +199,7 @@ def _is_being_retried(row: RunSnapshot, state: FlowRunState | None) -> bool:
 
 
 async def _cancel_waiting(services: Services, seen: _Seen) -> bool:
-    """Close a run that nobody has, and that nobody can take while its lease is ours."""
+    """Cancel a run that no worker has, while we hold its lease; return False if a worker has it by now."""
     row = seen.row
     if row is None:
         return False
@@ -209,7 +209,7 @@ async def _cancel_waiting(services: Services, seen: _Seen) -> bool:
     try:
         after = await _tell(services, seen.flow_run_id)
         if after is not None and _is_at_work(seen.state) and after.kind is PrefectState.CANCELLING:
-            # Prefect's own worker has it, which takes the lease later: it is the one to stop.
+            # Prefect's own worker has it, and takes the lease later: that worker must stop it.
             await services.database.run(lambda session: _revoke_and_release(session, found))
             return True
         if after is not None and after.kind is not PrefectState.CANCELLED:
@@ -225,7 +225,7 @@ async def _cancel_waiting(services: Services, seen: _Seen) -> bool:
 
 
 def _is_at_work(state: FlowRunState | None) -> bool:
-    """Whether a worker may have the run, as Prefect had it before it was told to cancel it."""
+    """Return whether a worker may have the run, by its state before the cancellation."""
     return (
         state is not None
         and not state.final
@@ -239,7 +239,7 @@ def _revoke_and_release(session: Session, found: RecoveryLease) -> None:
 
 
 async def _tell(services: Services, flow_run_id: UUID) -> FlowRunState | None:
-    """Ask Prefect to cancel a run, and what it says of it then."""
+    """Ask Prefect to cancel a run and return the run's state after that."""
     await services.gateway.runs.cancel(flow_run_id)
     return await services.gateway.watch.fresh(flow_run_id)
 
@@ -248,11 +248,11 @@ async def _tell(services: Services, flow_run_id: UUID) -> FlowRunState | None:
 
 
 async def _at_rest(services: Services, task_id: UUID) -> tuple[_Seen, Action]:
-    """A run that can be opened now, and how: `REOPEN` or `RESUBMIT`.
+    """Wait until a run can be reopened; return it, and how to reopen it: `REOPEN` or `RESUBMIT`.
 
-    The row is closed a moment before Prefect hears of it: what was put in the queue before would be ended.
-    So would be what is retried while its worker still has it to tell Prefect of its end. One that is being
-    cancelled will be over soon. Raises ConflictError when the run goes on, or does not stop in time.
+    A worker closes the row a moment before it tells Prefect: a retry in between would be ended by that. A run
+    that is being cancelled will be over soon. Raises ConflictError when the run goes on, or does not stop in
+    time.
     """
     for _ in range(_LOOKS):
         seen = await _look(services, task_id)
@@ -281,7 +281,7 @@ def _why_not_retried(seen: _Seen) -> str:
 async def _go_on(
     services: Services, seen: _Seen, action: Action, open_row: Callable[[Session, UUID | None], Reopened]
 ) -> None:
-    """Open the row, and have Prefect put the run in its queue, or get it anew where Prefect lost it."""
+    """Reopen the row, then have Prefect queue the run, or submit it again if Prefect lost it."""
     origin = seen.request or (seen.state.state_id if seen.state is not None else None)
     reopened = await services.database.run(lambda session: open_row(session, origin))
     if action is Action.RESUBMIT:
@@ -291,7 +291,7 @@ async def _go_on(
 
 
 async def _resubmit(services: Services, reopened: Reopened) -> None:
-    """Hand a run to Prefect again that Prefect does not have any more; its task id stays."""
+    """Submit a run to Prefect again that Prefect has lost; its task id stays."""
     execution_id = reopened.lease.execution_id
     await services.database.run(lambda session: recoveries.resubmit(session, reopened.lease))
     try:
@@ -309,8 +309,8 @@ async def _resubmit(services: Services, reopened: Reopened) -> None:
 async def _put_in_queue(services: Services, seen: _Seen, reopened: Reopened | None) -> None:
     """Tell Prefect of a retry and release the row's lease.
 
-    Where Prefect is away at this moment the reconciler does so later; where the database is, the lease runs
-    out by itself. Raises ConflictError where Prefect refuses: the row is as it was, then.
+    If Prefect is away, the reconciler tells it later. If the database is away, the lease runs out by itself.
+    Raises ConflictError if Prefect refuses: then the row is as it was before.
     """
     runs, state = services.gateway.runs, seen.state
     try:
@@ -329,7 +329,7 @@ async def _put_in_queue(services: Services, seen: _Seen, reopened: Reopened | No
             await _undo(services, reopened)
         raise
     except PrefectUnavailableError as error:
-        log.warning("Task %s waits for Prefect to hear of its retry: %s", seen.task_id, error)
+        log.warning("Prefect could not be told of the retry of task %s yet: %s", seen.task_id, error)
         await _release(services, reopened)
     else:
         await _release(services, reopened)
@@ -338,7 +338,7 @@ async def _put_in_queue(services: Services, seen: _Seen, reopened: Reopened | No
 
 
 async def _undo(services: Services, reopened: Reopened) -> None:
-    """Close a run again whose retry Prefect refused."""
+    """Close a run again, as it was, because Prefect refused its retry."""
     with contextlib.suppress(LeaseLostError):
         await services.database.run(lambda session: skipping.undo(session, reopened))
 

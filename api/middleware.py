@@ -1,4 +1,4 @@
-"""What wraps every request: its id, the bound of its body, and the last net under it."""
+"""What wraps every request: its id, the limit of its body, and the answer to unexpected errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestIdMiddleware:
-    """Gives each request an id, the client's own where it is usable, and puts it on answer and log lines.
+    """Gives each request an id, the client's own if it is usable, which its answer and log lines carry.
 
-    An exception that nobody handled becomes a 500 here, inside of the id's reach, not further out.
+    Unhandled exceptions become a 500 here, where the id is still known.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -53,7 +53,7 @@ class RequestIdMiddleware:
         except Exception:
             log.exception("%s %s failed", scope["method"], ascii(scope["path"]))
             if started:
-                # Half an answer is out: only a broken connection tells the client that it is no whole one.
+                # A part was sent: only a broken connection tells the client that the rest is missing.
                 raise
             await internal_error()(scope, receive, send_with_id)
         finally:
@@ -61,7 +61,7 @@ class RequestIdMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over `max_body` bytes: at once where Content-Length says so, else while reading."""
+    """Refuses bodies of more than `max_body` bytes: at once if Content-Length says so, else while reading."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

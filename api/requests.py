@@ -1,4 +1,4 @@
-"""What clients send. Fields that we don't know are ignored, as the old build did."""
+"""Schemas of what clients send. Unknown fields are ignored, as in the old build."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GRAPH: dict[str, Any] = {
 
 
 def _given(value: object) -> object:
-    """Refuse a null for a field that may be left out but not emptied."""
+    """Return the value; raise ValueError for null, in a field that may only be left out."""
     if value is None:
         raise ValueError("may be left out, but not be null")
     return value
@@ -94,12 +94,12 @@ class Execute(BaseModel):
 
 
 def _branch(value: object) -> object:
-    """`true` and `false` are what graphs may write for the strings."""
+    """Return a boolean as the text that graphs may write for it; any other value stays."""
     return str(value).lower() if isinstance(value, bool) else value
 
 
 class SkipNode(BaseModel):
-    """What a run goes on with behind the node that is skipped."""
+    """What a run goes on with after the skipped node."""
 
     model_config = _example(context={"mail_sent": True})
 

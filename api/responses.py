@@ -1,4 +1,4 @@
-"""The one response class: JSON as NOVA carries it."""
+"""The one response class: NOVA's JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ JSON = "application/json"
 
 
 class JsonResponse(JSONResponse):
-    """An answer as ASCII-escaped JSON without NaN: NUL and lone surrogates survive it.
+    """An answer as ASCII-escaped JSON without NaN; NUL and lone surrogates stay as they are.
 
-    `content` is JSON data, or bytes that are JSON text already.
+    `content` is JSON data, or JSON text as bytes.
     """
 
     def __init__(
@@ -25,10 +25,10 @@ class JsonResponse(JSONResponse):
         super().__init__(content, status_code, headers)
 
     def render(self, content: Any) -> bytes:
-        """Write the body."""
+        """Return the body as bytes."""
         return content if isinstance(content, bytes) else dumps(content)
 
 
 def timestamp(moment: datetime | None) -> str | None:
-    """A time as ISO 8601 in UTC with a `Z`; None stays None."""
+    """Return a time as ISO 8601 in UTC with a `Z`; None stays None."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None

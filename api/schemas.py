@@ -1,6 +1,6 @@
-"""What clients get, for the documentation: answers are written by `api/views.py` and `api/chain.py`.
+"""Schemas of what clients get, for the documentation.
 
-The tests hold every answer against these.
+`api/views.py` and `api/chain_stream.py` write the answers. Tests check every answer with these schemas.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Time = Annotated[
 """ISO 8601 in UTC with a `Z`."""
 ExecutionStatus = Literal[Status.PENDING, Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED]
 SUCCEEDED: Literal["success"] = "success"
-"""The contract's word for what a completed run came to."""
+"""The contract's word for the result of a completed run."""
 MOMENT = "2026-01-31T09:00:00.120000Z"
 TASK = "3f2b8c1e-6f0d-4d8e-9a51-0c7d5e3b2a10"
 
@@ -38,7 +38,7 @@ class Problem(BaseModel):
 
 
 class Error(Answer):
-    """Every error: the first two fields are the old build's, the rest RFC 9457's."""
+    """An error: the first two fields are the old build's, the others RFC 9457's."""
 
     error: str = Field(description="A sentence.")
     status_code: int
@@ -109,7 +109,7 @@ class Queued(Answer):
 
 
 class ExecutionResult(Answer):
-    """What a completed run came to; in lists without the context."""
+    """The result of a completed run; in lists without the context."""
 
     execution_id: int = Field(examples=[8])
     status: Literal["success"]
@@ -207,14 +207,14 @@ class TaskResult(ExecutionResult):
 
 
 class Task(Answer):
-    """The state of a task; which of the optional fields there are depends on `status`."""
+    """The state of a task; `status` says which optional fields it has."""
 
     task_id: UUID = Field(examples=[TASK])
     status: Literal["PENDING", "RUNNING", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
     message: str = Field(examples=["Task completed successfully"])
     meta: TaskMeta | None = Field(None, description="With RUNNING.")
     retries: int | None = Field(
-        None, description="With RETRY: how often the run was put off because infrastructure broke."
+        None, description="With RETRY: how often a retry was scheduled because infrastructure failed."
     )
     next_attempt_at: Time | None = Field(None, description="With RETRY: when it is tried again.")
     execution_id: int | None = Field(None, description="With SUCCESS, FAILURE and REVOKED.")
@@ -224,7 +224,7 @@ class Task(Answer):
 
 
 class Accepted(Answer):
-    """Something that was done to a run; `GET /tasks/{task_id}` tells what comes of it."""
+    """What was done to a run; `GET /tasks/{task_id}` tells the outcome."""
 
     task_id: UUID = Field(examples=[TASK])
     status: Literal["REVOKED", "RETRY"] = Field(description="What the task reads now.")

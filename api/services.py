@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _AT_ONCE = 8
-"""Flow runs created at the same time: Prefect's server only queues more, until our patience with it ends."""
+"""Flow runs created at the same time: Prefect's server only queues more, until our calls time out."""
 
 
 class Background:
-    """Work that must come to its end though the request that began it may not."""
+    """Work that must be finished even if the request that began it is cancelled."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._faults = FaultLog(log)
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work and return its result; where the caller is cancelled it goes on all the same."""
+        """Do the work and return its result; if the caller is cancelled, the work goes on."""
         task = self.start(work)
         try:
             return await asyncio.shield(task)
@@ -42,7 +42,7 @@ class Background:
             raise
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin the work and hold on to it until it has ended."""
+        """Start the work as a task, and keep the task until it has ended."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
@@ -51,13 +51,13 @@ class Background:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen, even where the one who waited is gone
+            task.exception()  # marks it as seen, if nobody waits any more
 
     def _note_unheard(self, task: asyncio.Task[Any]) -> None:
-        """Log a fault of which nobody hears, since whoever waited is gone."""
+        """Log a fault that nobody sees, because the caller was cancelled."""
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, NovaError):
-            self._faults.note(error, "Work did not come to its end whose caller had hung up.")
+            self._faults.note(error, "Work failed after its caller had hung up.")
 
     async def drain(self, timeout: float) -> None:
         """Wait for all work, at most `timeout` seconds, then cancel what is left."""
@@ -65,7 +65,7 @@ class Background:
             return
         _, late = await asyncio.wait(self._tasks, timeout=timeout)
         for task in late:
-            log.warning("Work that did not end in %g s is given up: %s", timeout, task.get_coro())
+            log.warning("Work that did not end in %g s is cancelled: %s", timeout, task.get_coro())
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
@@ -81,7 +81,7 @@ class Services:
     graphs: GraphChecker
     background: Background = field(default_factory=Background)
     submission_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
-    """Places for runs that are being handed to Prefect."""
+    """Slots for runs that are being submitted to Prefect."""
 
 
 def services_of(app: Starlette) -> Services:

@@ -1,4 +1,4 @@
-"""Handing a run to Prefect: never lost, never run twice, and nothing promised that did not happen."""
+"""Submits runs to Prefect: no run is lost or run twice, and an answer never promises what did not happen."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from flows.store.transitions import submissions
 log = logging.getLogger(__name__)
 
 _REFUSALS = (NotFoundError, ConflictError, InvalidInputError)
-"""How Prefect says that it does not take what NOVA has made up of a request that was good."""
+"""Refusals of Prefect that are not the client's fault: its request was valid."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """An execution that has its row and is on its way to Prefect."""
+    """An execution that has its row and is being submitted to Prefect."""
 
     execution_id: int
     public_id: UUID
@@ -56,11 +56,11 @@ class Pending:
     client_slug: str | None
     priority: str
     task_id: UUID | None
-    """The id under which clients were told of the run: that of the flow run that Prefect made first."""
+    """The id that clients have for the run: that of the first flow run that Prefect made."""
 
     @classmethod
     def of(cls, row: Execution, workflow: Workflow) -> Self:
-        """What Prefect has to be told of an execution."""
+        """Return what Prefect must be told of an execution."""
         return cls(
             execution_id=row.id,
             public_id=row.public_id,
@@ -75,12 +75,12 @@ class Pending:
 
     @property
     def name(self) -> str:
-        """What Prefect shows: `invoice-processing-v3 #8 idom`."""
+        """Return the run's name in Prefect: `invoice-processing-v3 #8 idom`."""
         return " ".join(part for part in (self.slug, f"#{self.execution_id}", self.client_slug) if part)
 
     @property
     def tags(self) -> list[str]:
-        """By which runs are found in Prefect."""
+        """Return the run's tags in Prefect."""
         return [f"workflow:{self.slug}", *([f"client:{self.client_slug}"] if self.client_slug else [])]
 
 
@@ -93,15 +93,15 @@ async def execute(
     priority: str | None,
     key: str | None = None,
 ) -> tuple[Pending, UUID]:
-    """Write the execution, have Prefect make its flow run, and return both when Prefect has confirmed it.
+    """Write the execution, have Prefect make its flow run, and return both once Prefect has confirmed it.
 
-    A `key` that stands for a run already gives that run: handed to Prefect once more where it may not have
-    reached it, made anew where it was never started.
+    If `key` was used before, its run is returned. That run is submitted again if it may not have reached
+    Prefect, and replaced by a new one if it was never started.
 
     Raises NotFoundError (workflow; client unknown or not active), InvalidValueError (context), ConflictError
-    (the key stands for another request), and PrefectUnavailableError, DatabaseUnavailableError or
-    DatabaseRefusedError: then the run was not, and will not be, started, unless with the same key. Raises
-    UnknownOutcomeError where that cannot be promised.
+    (the key belongs to another request), and PrefectUnavailableError, DatabaseUnavailableError or
+    DatabaseRefusedError: then the run was not and will not be started, unless with the same key. Raises
+    UnknownOutcomeError if that cannot be promised.
     """
     public_id = uuid4()
 
@@ -128,23 +128,23 @@ async def execute(
     try:
         pending = await idempotent_requests.until_won(lambda: services.database.run(write))
     except CommitUnknownError as error:
-        # A row that stands all the same would be taken for forgotten, and handed to Prefect.
+        # If the row was written after all, the reconciler would submit it to Prefect.
         started = await services.background.finish(_reject(services, workflow_id, public_id, error))
         if started is None:
             raise
         return started
     if pending.task_id is not None:
         return pending, pending.task_id
-    # From here on it comes to an end even if the client hangs up or the server stops.
+    # From here on it is finished even if the client hangs up or the server stops.
     return pending, await services.background.finish(_submit(services, pending, key is not None))
 
 
 async def resubmit(services: Services, execution_id: int) -> UUID:
-    """Hand an execution to Prefect that may not have reached it; where it did, it is the same flow run.
+    """Submit an execution that may not have reached Prefect; return the flow run's id.
 
-    One that Prefect had lost may be there again, and over: what was lost came back. It is requeued then.
-    Raises NotFoundError when the execution is gone, ConflictError when Prefect refuses for good,
-    PrefectUnavailableError and DatabaseUnavailableError.
+    If it had reached Prefect, this is the same flow run. If Prefect had lost that and has it again, but as
+    over, it is requeued. Raises NotFoundError when the execution is gone, ConflictError when Prefect refuses
+    for good, PrefectUnavailableError and DatabaseUnavailableError.
     """
 
     def read(session: Session) -> Pending:
@@ -178,14 +178,14 @@ async def _submit(services: Services, pending: Pending, has_key: bool) -> UUID:
         return submissions.confirm(session, pending.execution_id, flow_run_id)
 
     try:
-        # Until it is noted, another request with the same key may give the run up.
+        # Until that is noted, another request with the same key may reject the run.
         is_ours = await (
             retry_policy.run_until_committed(services.database, confirm)
             if has_key
             else services.database.run(confirm)
         )
     except (DatabaseUnavailableError, DatabaseRefusedError) as error:
-        # Prefect has the run, and its flow will find the row by its public id: to answer 503 would be a lie.
+        # Prefect has the run, and its flow finds the row by its public id: a 503 would be wrong.
         log.warning("Execution %d is confirmed by Prefect but not noted: %s", pending.execution_id, error)
         return flow_run_id
     if not is_ours:
@@ -197,7 +197,7 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
     runs = services.gateway.runs
 
     async def submit(deployment_id: UUID) -> UUID:
-        async with _turn(services.submission_slots):
+        async with _slot(services.submission_slots):
             state = await runs.submit(
                 deployment_id=deployment_id,
                 public_id=pending.public_id,
@@ -212,7 +212,7 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
         try:
             return await submit(pending.deployment_id)
         except _REFUSALS as error:
-            # Deleted there, or its work pool or queue: nothing of that is the caller's doing.
+            # The deployment, or its pool or queue, was deleted in Prefect: that is not the caller's fault.
             log.warning("The deployment of %s is made again: %s", pending.slug, error)
     deployment_id = await deploy(services, pending.workflow_id)
     try:
@@ -224,23 +224,23 @@ async def _create_flow_run(services: Services, pending: Pending) -> UUID:
 
 
 @asynccontextmanager
-async def _turn(places: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Wait for one of the places; raises PrefectUnavailableError when none becomes free in time."""
+async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for a slot; raises PrefectUnavailableError when none becomes free in time."""
     try:
         async with asyncio.timeout(times.TURN):
-            await places.acquire()
+            await slots.acquire()
     except TimeoutError:
         raise PrefectUnavailableError("Prefect has more runs to take in than it can.") from None
     try:
         yield
     finally:
-        places.release()
+        slots.release()
 
 
 async def deploy(services: Services, workflow_id: int) -> UUID:
-    """Make the workflow's deployment equal to its row, and note its id.
+    """Make the workflow's deployment equal to its row, note its id in the row and return it.
 
-    Raises NotFoundError when the workflow is gone (then no deployment is left behind) and
+    Raises NotFoundError when the workflow is gone (then the deployment is removed, too) and
     PrefectUnavailableError.
     """
     spec = await services.database.run(lambda session: deployment_spec(session, workflow_id))
@@ -257,10 +257,10 @@ async def deploy(services: Services, workflow_id: int) -> UUID:
 
 
 async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
-    """Save a deployment; a refusal of Prefect's is nothing that the caller asked for."""
+    """Save a deployment; raise PrefectUnavailableError if Prefect refuses twice."""
     try:
         return await deployments.apply(spec)
-    except _REFUSALS as error:  # somebody else is at the same deployment, say
+    except _REFUSALS as error:  # for example, another process is saving the same deployment
         log.info("The deployment of %s is saved once more: %s", spec.slug, error)
     try:
         return await deployments.apply(spec)
@@ -271,12 +271,12 @@ async def _apply(deployments: Deployments, spec: DeploymentSpec) -> UUID:
 async def _reject(
     services: Services, workflow_id: int, public_id: UUID, error: Exception
 ) -> tuple[Pending, UUID] | None:
-    """Close the row, if there is one, as never started; where it has started all the same, return it.
+    """Close the row, if there is one, as never started. If the run has started after all, return it.
 
-    Where the database is away this waits until it is back, however long that takes: until the row is closed
-    a worker may start it, or the reconciler hand it to Prefect, and a 503 said that it never runs. Whoever
-    waits in vain, because the client's patience or the API's life ends, was promised nothing. Raises
-    UnknownOutcomeError where the database refuses it: that does not pass.
+    If the database is away, this waits until it is back, however long that takes: until the row is closed, a
+    worker may start it or the reconciler may submit it, but a 503 says that it never runs. If the client
+    hangs up or the API stops before that, nothing was promised. Raises UnknownOutcomeError if the database
+    refuses: waiting does not help then.
     """
     reason = (
         f"The run was never started: {error}"
@@ -289,7 +289,7 @@ async def _reject(
         row = executions.by_public_id(session, public_id)
         if row is None or submissions.refuse(session, row.id, reason):
             return None
-        session.expire_all()  # somebody was faster
+        session.expire_all()  # another process was faster
         row = executions.by_public_id(session, public_id)
         if row is None or row.task_id is None or row.error_kind is ErrorKind.NOT_STARTED:
             return None

@@ -1,6 +1,6 @@
-"""What a poll of a task answers, and what it notes in the row where Prefect knows better.
+"""The answers to polls of a task; a poll also notes in the row what only Prefect knows.
 
-A run that was cancelled before its start cannot say so itself.
+For example, a run that was cancelled before its start cannot write that itself.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CANCELLED_TASK = "Task was cancelled"
 
 
 async def note_end(services: Services, task_id: UUID, row: Poll, state: FlowRunState | None) -> bool:
-    """Note in an open row that its run is over in Prefect, or is being cancelled; True: read it again.
+    """Note in an open row that Prefect ended or cancels its run; return whether to read the row again.
 
-    `state` is what the watch told. It may be a second old, and the run retried since: before anything is
-    written Prefect is asked anew. The flow's own word counts where it was faster, and a run that is retried
-    or begins an attempt meanwhile goes on. A run that is being cancelled is noted before anybody is told, for
-    it might come to its end first, and a final state is not taken back. Raises PrefectUnavailableError.
+    `state` comes from the watch. It may be a second old, and the run may have been retried since: so Prefect
+    is asked again before anything is written. If the flow has written its own end first, that end counts. A
+    run that is retried or begins an attempt meanwhile goes on. A cancellation is noted before any client is
+    told of it: else the run might end differently first, and an end is final. Raises PrefectUnavailableError.
     """
     seen = row.snapshot
     if decide(seen, state, Asker.POLL) is Action.LEAVE:
@@ -48,7 +48,7 @@ async def note_end(services: Services, task_id: UUID, row: Poll, state: FlowRunS
 
 
 async def note_end_of(services: Services, flow_run_id: UUID) -> bool:
-    """As `note_end`, of a run that one knows no more of."""
+    """Do the same as `note_end`, given only the flow run's id."""
     state = await services.gateway.watch.state(flow_run_id)
     row = await services.database.look(lambda session: executions.poll(session, flow_run_id))
     return row is None or row.status not in LIVE or await note_end(services, flow_run_id, row, state)
@@ -58,14 +58,15 @@ async def note_end_of(services: Services, flow_run_id: UUID) -> bool:
 
 
 def unstarted(task_id: UUID, state: FlowRunState | None) -> dict[str, Any]:
-    """The answer for a run that has no row: Prefect has it, but its flow did not begin (yet).
+    """Return the answer for a run that has no row: Prefect has it, but its flow has not begun.
 
-    A run that got to its end without a row is not one of ours, or was deleted with its workflow.
+    Raises NotFoundError for a run that succeeded without a row: it is not ours, or was deleted with its
+    workflow.
     """
     if state is None or state.workflow_id is None or state.status == "SUCCESS":
         raise NotFoundError(f"There is no task {task_id}.")
     if state.status == "RUNNING" and state.state_name == "Running":
-        # Its flow makes the row at any moment; until then there is no execution to tell of.
+        # Its flow is about to make the row; until then there is no execution to name.
         return _body(task_id, "PENDING", _QUEUED)
     body = _body(task_id, state.status, state.message)
     if state.status in ("FAILURE", "RETRY", "REVOKED"):
@@ -76,7 +77,7 @@ def unstarted(task_id: UUID, state: FlowRunState | None) -> dict[str, Any]:
 
 
 def from_prefect(task_id: UUID, row: Poll, state: FlowRunState | None) -> dict[str, Any]:
-    """The answer for an open row beside what Prefect said of its flow run, a second ago perhaps."""
+    """Return the answer for an open row and its flow run's state, which may be a second old."""
     if row.status is Status.RUNNING and not row.revoked and state is not None:
         if state.kind is PrefectState.CRASHED or state.is_over_limit:  # it is about to be requeued
             return _retry(task_id, row, state.state_message)
@@ -91,7 +92,7 @@ def from_prefect(task_id: UUID, row: Poll, state: FlowRunState | None) -> dict[s
 
 
 def from_row(task_id: UUID, row: Poll, remark: str = "") -> dict[str, Any]:
-    """The answer for an open row by itself."""
+    """Return the answer for an open row without Prefect's state."""
     if row.revoked:
         body = _body(task_id, "REVOKED", CANCELLED_TASK)
         return body | {"execution_id": row.id, "error": "The run is being cancelled."}
@@ -105,7 +106,7 @@ def from_row(task_id: UUID, row: Poll, remark: str = "") -> dict[str, Any]:
 def _retry(
     task_id: UUID, row: Poll, why: str = "", remark: str = "", due: datetime | None = None
 ) -> dict[str, Any]:
-    """The answer for a run that waits for its next attempt; one that is about to be requeued is due now."""
+    """Return the answer for a run that waits for its next attempt; without a known time, it is due now."""
     return _body(task_id, "RETRY", f"Task failed, retrying ({row.attempt} attempts){remark}") | {
         "error": row.error or why or _FAILED,
         "retries": row.retries,
@@ -114,7 +115,7 @@ def _retry(
 
 
 def closed(task_id: UUID, row: Poll) -> dict[str, Any]:
-    """The answer for a run that failed or was cancelled."""
+    """Return the answer for a run that failed or was cancelled."""
     body = _body(task_id, "FAILURE", _FAILED)
     if row.status is Status.CANCELLED:
         body = _body(task_id, "REVOKED", CANCELLED_TASK)
@@ -126,7 +127,7 @@ def closed(task_id: UUID, row: Poll) -> dict[str, Any]:
 
 
 def succeeded(task_id: UUID, row: Poll) -> dict[str, Any]:
-    """The answer for a run that is completed, but for its result."""
+    """Return the answer for a completed run, without its result."""
     return _body(task_id, "SUCCESS", _SUCCEEDED) | {"execution_id": row.id}
 
 

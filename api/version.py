@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 def _installed() -> str:
     try:
         return version("nova-prefect")
-    except PackageNotFoundError:  # run from a folder that was not installed
+    except PackageNotFoundError:  # it runs from a folder that is not installed
         return "0.0.0"
 
 

@@ -1,4 +1,4 @@
-"""Rows as answers: the contract's fields, and ours behind them."""
+"""Rows as answers: the contract's fields first, then NOVA's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from uuid import UUID
 
 from api.responses import timestamp
 from api.schemas import SUCCEEDED
-from flows.credentials import vault
+from flows.credentials.fields import FIELDS
 from flows.graphs.errors import Fault
 from flows.graphs.lifecycle import Status
 from flows.prefect_gateway.cron_schedules import ScheduleView
@@ -15,12 +15,12 @@ from flows.store.models import Client, Credential, Execution, Schedule, Workflow
 
 
 def workflow(row: Workflow) -> dict[str, Any]:
-    """A workflow with its current graph."""
+    """Return a workflow with its current graph."""
     return workflow_without_graph(row) | {"graph_definition": row.current.graph}
 
 
 def workflow_without_graph(row: Workflow) -> dict[str, Any]:
-    """A workflow whose graph was not read: it is null here."""
+    """Return a workflow without its graph, which is null here."""
     return {
         "id": row.id,
         "name": row.name,
@@ -37,12 +37,12 @@ def workflow_without_graph(row: Workflow) -> dict[str, Any]:
 
 
 def fault(found: Fault) -> dict[str, Any]:
-    """A fault or a warning of a graph: what applies of code, message, node, edge, line and column."""
+    """Return a fault or warning of a graph: its code, message, node, edge, line and column, if any."""
     return {key: value for key, value in vars(found).items() if value is not None}
 
 
 def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
-    """An execution as lists show it: its result without the final context."""
+    """Return an execution as lists show it: its result has no final context."""
     result = None
     if row.status is Status.COMPLETED:
         result = {"execution_id": row.id, "status": SUCCEEDED, "nodes_executed": nodes_executed}
@@ -63,7 +63,7 @@ def execution(row: Execution, nodes_executed: int) -> dict[str, Any]:
 
 
 def accepted(task_id: UUID, execution_id: int | None, status: str, message: str) -> dict[str, Any]:
-    """Something that was done to a run."""
+    """Return the answer to what was done to a run."""
     return {
         "task_id": str(task_id),
         "status": status,
@@ -73,7 +73,7 @@ def accepted(task_id: UUID, execution_id: int | None, status: str, message: str)
 
 
 def client(row: Client) -> dict[str, Any]:
-    """A client with its credentials."""
+    """Return a client with its credentials."""
     return {
         "id": row.id,
         "slug": row.slug,
@@ -86,19 +86,19 @@ def client(row: Client) -> dict[str, Any]:
 
 
 def credential(row: Credential) -> dict[str, Any]:
-    """Credentials without what is secret in them: the ciphertext is not even opened."""
+    """Return credentials with `***` for each secret; the ciphertext is not decrypted."""
     return {
         "kind": row.kind,
         "label": row.label,
         "primary": row.is_primary,
-        "fields": row.public | {field.name: "***" for field in vault.FIELDS[row.kind] if field.secret},
+        "fields": row.public | {field.name: "***" for field in FIELDS[row.kind] if field.secret},
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
     }
 
 
 def schedule(row: Schedule) -> dict[str, Any]:
-    """A schedule of NOVA's."""
+    """Return one of NOVA's schedules."""
     return {
         "id": row.id,
         "cron": row.cron,
@@ -110,7 +110,7 @@ def schedule(row: Schedule) -> dict[str, Any]:
 
 
 def prefect_schedule(found: ScheduleView) -> dict[str, Any]:
-    """A schedule as Prefect has it, whoever made it."""
+    """Return a schedule as Prefect has it; NOVA or somebody else made it."""
     return {
         "id": found.id,
         "cron": found.cron,

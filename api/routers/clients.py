@@ -1,4 +1,4 @@
-"""Clients and their credentials. What is secret goes in and never comes out."""
+"""Clients and their credentials. Secrets are stored and never shown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from api.documentation import documented
 from api.errors import NameTakenError
 from api.responses import JsonResponse
 from flows.credentials import vault
+from flows.credentials.fields import split
 from flows.graphs.errors import ConflictError
 from flows.store import clients
 from flows.store.clients import ClientFields
@@ -24,7 +25,7 @@ router = APIRouter(prefix="/clients", tags=["clients"], route_class=BodyRoute)
 
 @router.post("", **documented(201, schemas.Client, 400, 413, 415, 422))
 async def create_client(database: DatabaseDep, body: requests.ClientCreate) -> JsonResponse:
-    """Make a client, as yet without credentials."""
+    """Make a client without credentials."""
 
     def write(session: Session) -> Client:
         try:
@@ -67,7 +68,7 @@ async def delete_client(database: DatabaseDep, slug: str) -> JsonResponse:
 @router.post("/{slug}/credentials", **documented(201, schemas.Credential, 404, 413, 415, 422))
 async def put_credential(services: ServicesDep, slug: str, body: requests.CredentialPut) -> JsonResponse:
     """Add credentials, or replace those of the same kind and label."""
-    public, secret = vault.split(body.kind, body.fields)
+    public, secret = split(body.kind, body.fields)
 
     def write(session: Session) -> Credential:
         return clients.put_credential(
@@ -93,6 +94,6 @@ async def list_credentials(database: DatabaseDep, slug: str) -> JsonResponse:
 
 @router.delete("/{slug}/credentials/{kind}/{label}", **documented(200, schemas.Message, 404, 422))
 async def delete_credential(database: DatabaseDep, slug: str, kind: str, label: str) -> JsonResponse:
-    """Remove credentials; if they were primary, the oldest others of the kind become it."""
+    """Remove credentials; if they were primary, the oldest others of their kind become primary."""
     await database.run(lambda session: clients.remove_credential(session, slug, kind, label))
     return JsonResponse({"message": f"The {kind} credentials {label} of {slug} are removed."})

@@ -1,4 +1,4 @@
-"""Executions: what became of the runs, and their Chains of Work."""
+"""Executions: the runs with their results, and their Chains of Work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def list_executions(
     skip: Skip = 0,
     limit: Limit = 100,
 ) -> JsonResponse:
-    """List executions, newest first. A `result` is without its final context here."""
+    """List executions, newest first; a `result` has no final context here."""
     if workflow_id is not None and not 0 < workflow_id < 2**31:
         return JsonResponse({"executions": [], "total": 0})
 
@@ -73,7 +73,7 @@ async def get_execution(services: ServicesDep, execution_id: ExecutionId) -> Str
     text = RunText(database, row.id, row.version_id)
 
     async def write() -> AsyncIterator[bytes]:
-        # The result goes last, since it alone may be large.
+        # The result goes last, because only it may be large.
         yield dumps(view)[:-1] + b',"result":'
         if result is None:
             yield b"null}"
@@ -87,7 +87,7 @@ async def get_execution(services: ServicesDep, execution_id: ExecutionId) -> Str
 
 
 async def _close_if_over(services: Services, flow_run_id: UUID | None) -> bool:
-    """Close an open row whose run is over in Prefect; Prefect being away changes nothing."""
+    """Close an open row whose run is over in Prefect; return False if Prefect does not answer."""
     if flow_run_id is None:
         return False
     with contextlib.suppress(PrefectUnavailableError):
@@ -110,7 +110,7 @@ async def skip_node(
     step: Annotated[int, Path(ge=0, lt=2**31, description="The step at which the run stopped.")],
     body: Annotated[requests.SkipNode | None, Body()] = None,
 ) -> JsonResponse:
-    """Let a run that stopped at a node go on behind it, with a context as if the node had left it.
+    """Skip the node at which a run stopped: the run goes on after it, as if the node had made this context.
 
     Secret values in it are encrypted like those of `initial_context`.
     """

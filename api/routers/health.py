@@ -1,4 +1,4 @@
-"""Whether NOVA is well, and how it is doing."""
+"""Whether NOVA is healthy, and its figures."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ async def root() -> JsonResponse:
 @router.head("/health", include_in_schema=False)
 @router.get("/health", **documented(200, schemas.Health))
 async def health(services: ServicesDep) -> JsonResponse:
-    """Whether runs can be taken in and found; 503 with the same body when the database or Prefect is down.
+    """Tell whether runs can be accepted and found; 503 with the same body if the database or Prefect is down.
 
-    So it is while the work pool is missing, which somebody has deleted in Prefect: it is made again soon.
+    It is also 503 while the work pool is missing (deleted in Prefect); it is made again soon.
     """
     look = await _look(services)
     return _answer(
@@ -57,7 +57,7 @@ async def health(services: ServicesDep) -> JsonResponse:
 
 @router.get("/health/detailed", **documented(200, schemas.DetailedHealth))
 async def detailed_health(services: ServicesDep) -> JsonResponse:
-    """Each part by itself, and what is wrong; 503 with the same body where `/health` is 503."""
+    """Tell the state of each part, and what is wrong; 503 with the same body if `/health` is 503."""
     look = await _look(services)
     response_time = look.response_time
     figures: dict[str, Any] = {}
@@ -93,9 +93,9 @@ async def detailed_health(services: ServicesDep) -> JsonResponse:
 
 @router.get("/metrics", **documented(200, schemas.Metrics))
 async def metrics(services: ServicesDep) -> JsonResponse:
-    """Figures of the last day and hour, and the circuit breaker of E2B, which all workers share.
+    """Return figures of the last day and hour, and the circuit breaker of E2B, which all workers share.
 
-    While it is `open` runs wait instead of failing; `half_open`, one of them tries whether E2B works again.
+    While it is `open`, runs wait instead of failing; while it is `half_open`, one run tries E2B.
     """
     response_time = await services.database.ping()
     figures, circuit = await _figures(services)
@@ -112,20 +112,20 @@ async def metrics(services: ServicesDep) -> JsonResponse:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a look at the parts has shown."""
+    """The state of the parts at one moment."""
 
     response_time: float | None
-    """The database's, in milliseconds; None: it is down."""
+    """The database's response time in milliseconds; None if it is down."""
     prefect: bool
-    """Whether it answers."""
+    """Whether Prefect answers."""
     has_pool: bool
-    """Whether the work pool is there, as far as Prefect says so."""
+    """Whether the work pool exists; True if Prefect does not answer."""
     workers: int
-    """How many are online."""
+    """How many workers are online."""
 
     @property
     def well(self) -> bool:
-        """Whether runs can be taken in, and are found by workers."""
+        """Return whether runs can be accepted, and are found by workers."""
         return self.response_time is not None and self.prefect and self.has_pool
 
 
@@ -144,7 +144,7 @@ async def _database(services: Services) -> float | None:
 
 
 async def _workers(services: Services) -> int | None:
-    """How many workers are online, none where Prefect is down; None where it has no work pool."""
+    """Return how many workers are online: 0 if Prefect is down, None if it has no work pool."""
     try:
         return await asyncio.wait_for(services.gateway.workers(), times.PREFECT_LOOK)
     except (PrefectUnavailableError, TimeoutError):
@@ -152,7 +152,7 @@ async def _workers(services: Services) -> int | None:
 
 
 async def _figures(services: Services) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the database knows: the figures, and the circuit breaker."""
+    """Read the figures and the circuit breaker from the database."""
     figures, circuit = await services.database.run(
         lambda session: (read_metrics(session), circuit_breaker.read(session))
     )

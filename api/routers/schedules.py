@@ -1,4 +1,4 @@
-"""Schedules of a workflow: NOVA's own, and beside them those that were made in Prefect."""
+"""Schedules of a workflow: NOVA's own, and those that were made in Prefect."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ router = APIRouter(prefix="/workflows/{workflow_id}/schedules", tags=["schedules
 
 _PARAMETERS = {"client_slug": (str, "a text"), "initial_context": (dict, "an object")}
 _PARAMETERS_LIMIT = 64 * 1024
-"""Bytes; Prefect itself takes 512 KiB, and shows them to everybody."""
+"""Bytes. Prefect itself accepts 512 KiB, and shows them to everybody."""
 
 
 @router.get("", **documented(200, schemas.Schedules, 404, 422))
 async def list_schedules(services: ServicesDep, workflow_id: WorkflowId) -> JsonResponse:
-    """List the schedules of a workflow, those made in Prefect too (`source`)."""
+    """List the schedules of a workflow, also those made in Prefect (`source`)."""
     rows = await services.database.run(lambda session: schedules.list_(session, workflow_id))
     in_prefect = await _in_prefect(services, workflow_id)
     found = {view.id: view for view in in_prefect}
@@ -78,7 +78,7 @@ async def create_schedule(
 async def get_schedule(
     services: ServicesDep, workflow_id: WorkflowId, schedule_id: ScheduleId
 ) -> JsonResponse:
-    """Get one schedule of NOVA's, with what an operator changed of it in Prefect, if that answers."""
+    """Get one of NOVA's schedules, with an operator's changes in Prefect, if Prefect answers."""
     row = await services.database.run(lambda session: schedules.get(session, workflow_id, schedule_id))
     found: dict[int | None, ScheduleView] = {}
     with contextlib.suppress(PrefectUnavailableError):
@@ -90,7 +90,7 @@ async def get_schedule(
 async def update_schedule(
     services: ServicesDep, workflow_id: WorkflowId, schedule_id: ScheduleId, body: requests.ScheduleUpdate
 ) -> JsonResponse:
-    """Change any subset of a schedule's fields. After a 503 it is as it was."""
+    """Change any subset of a schedule's fields. After a 503 it is unchanged."""
     before = await services.database.run(lambda session: schedules.get(session, workflow_id, schedule_id))
     fields = cast(ScheduleFields, body.model_dump(exclude_unset=True))
     validate_cron(fields.get("cron", before.cron), fields.get("timezone", before.timezone))
@@ -124,7 +124,7 @@ async def update_schedule(
 async def delete_schedule(
     services: ServicesDep, workflow_id: WorkflowId, schedule_id: ScheduleId
 ) -> JsonResponse:
-    """Delete one schedule of NOVA's; runs that it has made go on."""
+    """Delete one of NOVA's schedules; runs that it has made go on."""
 
     def read(session: Session) -> UUID | None:
         schedules.get(session, workflow_id, schedule_id)
@@ -148,11 +148,11 @@ async def _in_prefect(services: Services, workflow_id: int) -> list[ScheduleView
     try:
         return await services.gateway.deployments.list_schedules(row.deployment_id)
     except NotFoundError:
-        return []  # the deployment is gone; the next run or `nova deploy` makes it again, schedules and all
+        return []  # the deployment is gone; the next run or `nova deploy` makes it again, with its schedules
 
 
 def _merged(row: Schedule, found: ScheduleView | None) -> dict[str, Any]:
-    """A schedule of ours with what an operator may have changed in Prefect: when it is due, and if at all."""
+    """Return one of NOVA's schedules, with the time and `active` as an operator has set them in Prefect."""
     if found is None:
         return views.schedule(row)
     when = {"cron": found.cron, "timezone": found.timezone} if found.cron else {}
@@ -160,7 +160,7 @@ def _merged(row: Schedule, found: ScheduleView | None) -> dict[str, Any]:
 
 
 async def _put(services: Services, workflow_id: int, row: Schedule, *, keep_active: bool = False) -> None:
-    """Make Prefect's schedule equal to the row; a deployment that is gone is made again."""
+    """Make Prefect's schedule equal to the row; make the deployment again if it is gone."""
     workflow = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     deployments = services.gateway.deployments
     if workflow.deployment_id is not None:
@@ -170,11 +170,11 @@ async def _put(services: Services, workflow_id: int, row: Schedule, *, keep_acti
             return
         except NotFoundError:
             pass
-    await submission.deploy(services, workflow_id)  # makes the schedules that the database has
+    await submission.deploy(services, workflow_id)  # this makes the database's schedules, too
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
-    """Raise InvalidInputError that names what the flow does not take, or Prefect cannot carry."""
+    """Raise InvalidInputError, which names each parameter that the flow or Prefect does not accept."""
     problems = []
     for name, value in parameters.items():
         kind, what = _PARAMETERS.get(name, (None, ""))
@@ -222,7 +222,7 @@ def _scalars(value: Any) -> Iterator[Any]:
 
 
 def _portable(scalar: Any) -> bool:
-    """Whether Prefect's JSON and its database take this."""
+    """Return whether Prefect's JSON and database accept this."""
     if isinstance(scalar, str):
         return "\0" not in scalar and not any("\ud800" <= character <= "\udfff" for character in scalar)
     return not isinstance(scalar, int) or -(2**63) <= scalar < 2**63

@@ -1,4 +1,4 @@
-"""Tasks: the state of a run, by the id that `execute` gave out."""
+"""Tasks: the state of a run, by the id that `execute` returned."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _ALL = 2**62
 
 @router.get("/{task_id}", **documented(200, schemas.Task, 404, 422))
 async def get_task(services: ServicesDep, task_id: TaskId) -> Response:
-    """Poll a task. One that is over is answered from the database alone."""
+    """Poll a task. If it is over, only the database is read."""
     row = await _read(services, task_id)
     if row is None:
         state = await services.gateway.watch.state(task_id)
-        # Its flow may have begun meanwhile, or only its id is not noted yet.
+        # Its flow may have begun meanwhile, or its row may not have the flow run's id yet.
         row = await _read(services, task_id, state.public_id if state else None)
         if row is None:
             return JsonResponse(task_status.unstarted(task_id, state))
@@ -49,7 +49,7 @@ async def get_task(services: ServicesDep, task_id: TaskId) -> Response:
     **documented(202, schemas.Accepted, 404, 409, 422, sentences={409: "Execution 8 is completed already."}),
 )
 async def cancel_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
-    """Cancel a run. One that waits is over at once; one that is running stops, and reads `REVOKED`."""
+    """Cancel a run. A waiting run is over at once; a running one stops, and reads `REVOKED` from now on."""
     execution_id = await services.background.finish(interventions.cancel(services, task_id))
     return JsonResponse(views.accepted(task_id, execution_id, "REVOKED", task_status.CANCELLED_TASK), 202)
 
@@ -64,7 +64,7 @@ async def cancel_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
     ),
 )
 async def retry_task(services: ServicesDep, task_id: TaskId) -> JsonResponse:
-    """Try a run that failed or was cancelled again: it goes on behind its last node that succeeded."""
+    """Retry a run that failed or was cancelled, from the node after its last success."""
     execution_id = await services.background.finish(interventions.retry(services, task_id))
     return JsonResponse(views.accepted(task_id, execution_id, "RETRY", "Task is queued again"), 202)
 
@@ -76,8 +76,8 @@ async def _read(
 
 
 async def _open(services: Services, task_id: uuid.UUID, row: Poll) -> Response:
-    """Answer for a run that is not over as far as the database knows; close it where Prefect knows better."""
-    if row.flow_run_id is None and row.task_id is not None:  # Prefect lost it, and gets it again
+    """Answer for a run with an open row; close the row first if the run is over in Prefect."""
+    if row.flow_run_id is None and row.task_id is not None:  # Prefect lost it and gets it again
         return JsonResponse(task_status.from_row(task_id, row))
     watch, flow_run_id = services.gateway.watch, row.flow_run_id or task_id
     try:
@@ -90,14 +90,14 @@ async def _open(services: Services, task_id: uuid.UUID, row: Poll) -> Response:
                 return await _final(services.database, task_id, again)
             row, state = again, await watch.state(flow_run_id)
     except PrefectUnavailableError:
-        # A poll does not fail because Prefect is away for a moment: the row is the truth, if an old one.
+        # A poll does not fail because Prefect is away for a moment: the row may be old, but it is true.
         remark = " (Prefect does not answer at the moment)"
         return JsonResponse(task_status.from_row(task_id, row, remark))
     return JsonResponse(task_status.from_prefect(task_id, row, state))
 
 
 async def _final(database: Database, task_id: uuid.UUID, row: Poll) -> Response:
-    """The answer for a run that is over: from the database alone."""
+    """Return the answer for a run that is over; only the database is read."""
     if row.status is Status.COMPLETED:
         return await _success(database, task_id, row)
     return JsonResponse(task_status.closed(task_id, row))

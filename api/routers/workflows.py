@@ -30,7 +30,7 @@ STOP_TIMEOUT = 60.0
 
 @router.post("", **documented(201, schemas.SavedWorkflow, 400, 413, 415, 422))
 async def create_workflow(services: ServicesDep, body: requests.WorkflowCreate) -> JsonResponse:
-    """Make a workflow and its Prefect deployment. A graph with faults is refused, all of them named."""
+    """Make a workflow and its Prefect deployment. A graph with faults is refused, and all are named."""
     warnings = await _check_graph(services, body.graph_definition)
 
     def write(session: Session) -> Workflow:
@@ -78,8 +78,8 @@ async def update_workflow(
 ) -> JsonResponse:
     """Change any subset of a workflow's fields, and its Prefect deployment.
 
-    A changed graph becomes a new version; runs that have started stay with theirs. After a 503 the same
-    request may simply be sent again.
+    A changed graph becomes a new version; started runs keep theirs. After a 503 the same request may be sent
+    again.
     """
     fields = _changes(body)
     await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
@@ -103,7 +103,7 @@ async def update_workflow(
 
 @router.delete("/{workflow_id}", **documented(200, schemas.Message, 404, 409, 422))
 async def delete_workflow(services: ServicesDep, workflow_id: WorkflowId) -> JsonResponse:
-    """Delete a workflow with its executions. Live runs are cancelled first, and waited for."""
+    """Delete a workflow with its executions. Live runs are cancelled first; this waits until they stop."""
     row = await services.database.run(lambda session: workflows.without_graph(session, workflow_id))
     await services.background.finish(_delete(services, workflow_id, row.deployment_id))
     return JsonResponse({"message": f"Workflow {workflow_id} is deleted, and its executions with it."})
@@ -133,7 +133,7 @@ async def execute_workflow(
 ) -> JsonResponse:
     """Run a workflow; answers when Prefect has confirmed the run. After a 503 it will never be started.
 
-    With an `Idempotency-Key` a client that got a 503, or no answer, may simply ask again.
+    With an `Idempotency-Key`, a client that got a 503 or no answer may send the same request again.
     """
     wanted = body or requests.Execute()
     pending, task_id = await submission.execute(
@@ -157,7 +157,7 @@ async def execute_workflow(
 
 
 async def _check_graph(services: Services, graph: dict[str, Any]) -> list[Fault]:
-    """The warnings of a graph; raises InvalidGraphError when it has faults."""
+    """Return the warnings of a graph; raises InvalidGraphError when it has faults."""
     validation = await services.graphs.validate(graph)
     if validation.faults:
         raise InvalidGraphError(validation.faults)
@@ -184,7 +184,7 @@ def _name_taken() -> Iterator[None]:
 
 
 async def _deploy_or_undo(services: Services, workflow_id: int) -> None:
-    """Deploy a workflow that was just made; without Prefect it is taken back, so that its name is free."""
+    """Deploy a workflow that was just made; if that fails, delete it, so that its name is free."""
     try:
         await submission.deploy(services, workflow_id)
     except Exception:
@@ -196,7 +196,7 @@ async def _delete(services: Services, workflow_id: int, deployment_id: UUID | No
     deployments = services.gateway.deployments
 
     def live(session: Session) -> list[UUID]:
-        # A deployment of prefect.yaml may run it, too: what the rows say counts beside its own deployment.
+        # A deployment of prefect.yaml may run it, too: so the runs of the rows are stopped as well.
         rows = executions.live(session, workflow_id)
         return [row.flow_run_id for row in rows if row.flow_run_id is not None]
 
@@ -212,6 +212,6 @@ async def _delete(services: Services, workflow_id: int, deployment_id: UUID | No
 
     current = await services.database.run(remove)
     if current is not None and current != deployment_id:
-        # A run that was started meanwhile had the deployment made again.
+        # A run that was started meanwhile has made the deployment again.
         await deployments.stop_runs(current, STOP_TIMEOUT)
         await deployments.remove(current)

@@ -144,7 +144,7 @@ def remove(
 
 
 def _given(fields: dict[str, Any], user: str) -> dict[str, Any]:
-    """The fields that were given; raises InvalidInputError when there are some, but not the user."""
+    """Return the given fields; raises InvalidInputError if there are some, but not the user."""
     given = {key: value for key, value in fields.items() if value is not None}
     if given and user not in given:
         names = ", ".join("--" + key.replace("_", "-") for key in given)
@@ -171,7 +171,7 @@ def put_credential(api: Api, slug: str, kind: str, label: str, primary: bool, fi
 
 
 def password(prompt: str, file: Path | None, variable: str) -> str:
-    """A password from a file, standard input (`-`), an environment variable, or the person at the terminal.
+    """Return a password from a file, standard input (`-`), an environment variable or the terminal.
 
     Raises InvalidInputError when none of them gives one.
     """

@@ -12,7 +12,7 @@ from flows.graphs.errors import ConfigurationError, ConflictError
 
 
 def default_data_dir() -> Path:
-    """`/var/lib/nova` for root, else `nova` in the user's data folder (`XDG_DATA_HOME`)."""
+    """Return `/var/lib/nova` for root, else `nova` in the user's data folder (`XDG_DATA_HOME`)."""
     if os.geteuid() == 0:
         return Path("/var/lib/nova")
     base = os.environ.get("XDG_DATA_HOME", "")
@@ -20,7 +20,7 @@ def default_data_dir() -> Path:
 
 
 def _private_parent(folder: Path) -> Path | None:
-    """The nearest parent that other users may not enter."""
+    """Return the nearest parent that other users may not enter; None if there is none."""
     return next((p for p in folder.parents if p.is_dir() and not p.stat().st_mode & 0o001), None)
 
 
@@ -46,7 +46,7 @@ class DataDir:
 
     @property
     def prefect(self) -> Path:
-        """Prefect's home: no profile of the user's gets in."""
+        """Prefect's home: the profiles of the user are not read."""
         return self.path / "prefect"
 
     @property
@@ -63,16 +63,16 @@ class DataDir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            self._lock.close()  # which gives up the lock
+            self._lock.close()  # this frees the lock
             self._lock = None
 
     def encryption_key(self) -> str:
-        """The key that is kept in this folder; made, readable by its owner only, on the first call."""
+        """Return the key of this folder; the first call makes it, readable by its owner only."""
         from flows.credentials.cipher import generate_key
 
         file = self.path / "encryption.key"
         if not file.exists():
-            # Written aside and linked into place: a key cut short by a crash would lose all credentials.
+            # Written to another file, then renamed: a key cut short by a crash would lose all credentials.
             handle, name = tempfile.mkstemp(dir=self.path, prefix=".key-")  # 0600
             with os.fdopen(handle, "w") as aside:
                 aside.write(generate_key() + "\n")
@@ -98,7 +98,7 @@ class DataDir:
             for folder in (self.path, self.logs, self.prefect, self.work):
                 folder.mkdir(parents=True, exist_ok=True)
             if os.geteuid() == 0:
-                for folder in (self.path, *new):  # whatever the umask: to pass through, not to look around
+                for folder in (self.path, *new):  # whatever the umask: others may enter, not list
                     folder.chmod(folder.stat().st_mode | 0o011)
         except OSError as error:
             raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""What the parts of `nova up` get as their environment.
+"""The environment of the parts of `nova up`.
 
-They are to speak to each other, whatever profile, `.env` or variable of the user's points elsewhere: the
-`.env` of the folder that nova was started in is read here, once, and the parts run in a folder without one.
+The parts must reach each other, even if a profile, `.env` or variable of the user points elsewhere. So the
+`.env` of the folder in which nova was started is read once, here, and the parts run in a folder without one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from pathlib import Path
 from flows.graphs.errors import ConfigurationError
 
 SERVER_SETTINGS = Path(__file__).parents[1] / "prefect-server.env"
-"""How Prefect's server is tuned: compose.yaml hands the same file to its container."""
+"""How Prefect's server is tuned: compose.yaml gives the same file to its container."""
 PREFECT_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 _KEPT = {PREFECT_DATABASE, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"}
-"""Prefect's variables that are the user's to set, beside the tuned ones; those that say where things are
-are ours."""
+"""Prefect's variables that the user may set, besides the tuned ones. NOVA sets addresses and paths."""
 _KEPT_PREFIXES = (
     "PREFECT_LOGGING_",
     "PREFECT_SERVER_LOGGING_",
@@ -29,7 +28,7 @@ _KEPT_PREFIXES = (
 
 @lru_cache(maxsize=1)
 def tuned() -> Mapping[str, str]:
-    """Variables of Prefect's server that differ from Prefect's defaults, each explained in the file."""
+    """Return the server's variables that differ from Prefect's defaults; the file explains each."""
     from dotenv import dotenv_values
 
     found = dotenv_values(SERVER_SETTINGS, encoding="utf-8", interpolate=False)
@@ -37,7 +36,7 @@ def tuned() -> Mapping[str, str]:
 
 
 def with_dotenv() -> dict[str, str]:
-    """This process's environment over the `.env` of the working folder; raises ConfigurationError."""
+    """Return this process's environment over the `.env` of the working folder; raises ConfigurationError."""
     from dotenv import dotenv_values
 
     try:
@@ -48,7 +47,7 @@ def with_dotenv() -> dict[str, str]:
 
 
 def outside() -> dict[str, str]:
-    """What the user has set, without where Prefect's server and profile are."""
+    """Return what the user has set, without the addresses of Prefect's server and profiles."""
     return {
         key: value
         for key, value in with_dotenv().items()
@@ -57,7 +56,7 @@ def outside() -> dict[str, str]:
 
 
 def bare() -> dict[str, str]:
-    """What PostgreSQL needs and no more: no variable of libpq's, no locale."""
+    """Return only what PostgreSQL needs: no variables of libpq and no locale."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
@@ -71,13 +70,13 @@ def parts(
     prefect_port: int,
     prefect_home: Path,
 ) -> dict[str, str]:
-    """The environment of Prefect's server, the API, the worker and `nova deploy`."""
+    """Return the environment of Prefect's server, the API, the worker and `nova deploy`."""
     prefect = f"http://127.0.0.1:{prefect_port}"
     return {
         # Defaults, which the user may have set differently.
         **tuned(),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "NOVA_WORKER_GRACE": "2",  # who presses Ctrl-C does not want to wait for 30 s
+        "NOVA_WORKER_GRACE": "2",  # after Ctrl-C nobody wants to wait for 30 s
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",  # strict priorities: nothing is taken before it is due
         **base,
         "NOVA_WORK_POOL": base.get("NOVA_WORK_POOL") or "nova",

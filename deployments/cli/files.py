@@ -12,13 +12,13 @@ from flows.config.settings import get_settings
 from flows.graphs.errors import InvalidInputError
 
 FIELDS = ("name", "description", "priority", "max_concurrent_runs", "overlap")
-"""What a file says of a workflow beside its graph and schedules."""
+"""Fields of a workflow in a file, besides its graph and schedules."""
 _KNOWN = {*FIELDS, "graph_definition", "schedules"}
 SCHEDULE_FIELDS = {"cron": str, "timezone": str, "parameters": dict, "active": bool}
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a workflow file and look at its outer form; the graph is not looked at.
+    """Return a workflow file's content; its fields are checked, but not its graph.
 
     Raises InvalidInputError that names the file and the fault.
     """
@@ -57,14 +57,14 @@ def check_graph(path: Path, data: dict[str, Any]) -> list[str]:
 
 
 def dump(data: dict[str, Any], as_json: bool) -> str:
-    """A workflow as the text of a file that `load` reads back as the same."""
+    """Return a workflow as the text of a file, from which `load` reads the same workflow."""
     if as_json:
         return json.dumps(data, indent=2) + "\n"
     import yaml
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
-            return True  # anchors are for those who write by hand
+            return True  # anchors are only useful when written by hand
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         # Code as a block; what YAML would fold or drop (other line ends, control characters) in quotes.
@@ -97,13 +97,13 @@ def _parse(path: Path, text: str) -> Any:
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
-    """Estimate how long a value is as JSON; what aliases repeat counts each time, and is looked at once."""
+    """Return about how many bytes a value has as JSON; what aliases repeat counts each time."""
     if isinstance(value, str):
         return len(value)
     if not isinstance(value, (dict, list, tuple)):
         return 1
     if id(value) not in known:
-        known[id(value)] = 0  # for one that holds itself, which is told by who writes it
+        known[id(value)] = 0  # for a value that contains itself: writing it as JSON reports that
         parts = [*value, *value.values()] if isinstance(value, dict) else value
         known[id(value)] = sum(1 + _size(part, known) for part in parts)
     return known[id(value)]

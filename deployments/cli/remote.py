@@ -1,4 +1,4 @@
-"""The command line's way to the API."""
+"""The client of NOVA's API for the command line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Api:
         return self._call("DELETE", path)
 
     def pages(self, path: str, key: str, **params: Any) -> list[dict[str, Any]]:
-        """All items of a list, page by page."""
+        """Return all items of a list, read page by page."""
         found: list[dict[str, Any]] = []
         while True:
             answer = self.get(path, skip=len(found), limit=100, **params)
@@ -109,7 +109,7 @@ def _error(status: int, answer: Any) -> NovaError:
 
 
 def describe_fault(fault: dict[str, Any]) -> str:
-    """One fault of a graph or a field on one line: where it is, then what it is."""
+    """Return a fault of a graph or a field as one line: where it is, then what it is."""
     where = [
         f"{word} {fault[name]}"
         for word, name in (("node", "node"), ("edge", "edge"), ("line", "line"), ("column", "column"))

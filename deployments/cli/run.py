@@ -112,8 +112,8 @@ def demo(
 def until_interrupted(work: Callable[[], Awaitable[int]]) -> int:
     """Run `work` until it returns an exit code, or a signal ends it (130 for Ctrl-C, 0 for SIGTERM).
 
-    A signal cancels the work once; it then cleans up. Further signals are ignored meanwhile: cleaning up
-    is bounded in time.
+    A signal cancels the work once; it then cleans up. Further signals are ignored meanwhile: cleaning
+    up takes a limited time.
     """
     code: int | None = None
 
@@ -142,7 +142,7 @@ def until_interrupted(work: Callable[[], Awaitable[int]]) -> int:
 
     try:
         return asyncio.run(main())
-    except BaseExceptionGroup as group:  # of a TaskGroup: one failure is enough to tell
+    except BaseExceptionGroup as group:  # of a TaskGroup: one failure is reported
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""`nova runs`: what runs do, and what a person does to them."""
+"""`nova runs`: list and show runs; cancel, retry and skip."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ def _find(api: Api, run: str) -> dict[str, Any]:
 
 
 def _moment(time: str) -> str:
-    """A time as the API gives it, to the second and where a narrow table may break it."""
+    """Return a time of the API to the second, with a space at which a narrow table may break it."""
     return time[:19].replace("T", " ")
 
 
 def _short(value: object) -> object:
-    """A cell of a table: one line, of a bearable length."""
+    """Return a table cell: text becomes one line of at most 80 characters."""
     if not isinstance(value, str):
         return value
     line = " ".join(value.split())

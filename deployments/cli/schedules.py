@@ -87,7 +87,7 @@ def remove(workflow: Which, schedule: ScheduleId, api_url: ApiUrl = None) -> Non
 
 
 def find_workflow(api: Api, which: str) -> dict[str, Any]:
-    """A workflow by its id, slug or name, perhaps without its graph; raises NotFoundError."""
+    """Return a workflow by its id, slug or name, perhaps without its graph; raises NotFoundError."""
     if which.isascii() and which.isdecimal():
         try:
             found: dict[str, Any] = api.get(f"/workflows/{which}")
@@ -104,15 +104,15 @@ def find_workflow(api: Api, which: str) -> dict[str, Any]:
 
 
 def of_nova(api: Api, workflow_id: int) -> list[dict[str, Any]]:
-    """The schedules of a workflow that NOVA keeps; those made in Prefect are not among them."""
+    """Return NOVA's schedules of a workflow, without those made in Prefect."""
     listed: list[dict[str, Any]] = api.get(f"/workflows/{workflow_id}/schedules")["schedules"]
     return [schedule for schedule in listed if schedule["source"] == "nova"]
 
 
 def match(api: Api, workflow_id: int, wanted: list[dict[str, Any]]) -> bool:
-    """Make NOVA's schedules of a workflow equal to a file's; returns whether anything was changed.
+    """Make NOVA's schedules of a workflow equal to a file's; return whether anything changed.
 
-    One with the same cron line, time zone and parameters is the same one, whose `active` may change.
+    Schedules with equal cron line, time zone and parameters are the same; only `active` may change.
     """
     left = of_nova(api, workflow_id)
     changed = False

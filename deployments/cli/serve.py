@@ -73,16 +73,16 @@ def worker(
     """Run workflows: take due runs from NOVA's work pool, the high queue first.
 
     Needs DATABASE_URL, NOVA_ENCRYPTION_KEY and PREFECT_API_URL. Start as many workers, on as many machines,
-    as the queues need. SIGTERM lets runs finish for NOVA_WORKER_GRACE seconds (30) and hands the rest back.
+    as the queues need. SIGTERM lets runs finish for NOVA_WORKER_GRACE seconds (30) and requeues the rest.
     """
     settings = _settings()
-    # A `.env` is handed on, since runs have folders of their own and do not see it.
+    # A `.env` is passed on: runs have their own folders and do not see it.
     environment = with_dotenv() | {"PREFECT_API_URL": settings.prefect_api_url}
     environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")  # Prefect's own 10 s are a long wait
     environment.setdefault("PREFECT_WORKER_PREFETCH_SECONDS", "0")
     # A line for every task that ended well says what the run's own lines say.
     environment.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL", "WARNING")
-    # Contexts pass through many threads, and glibc keeps for each what it had of memory: 10 MB a time.
+    # Contexts pass through many threads, and glibc keeps the memory of each: 10 MB a time.
     environment.setdefault("MALLOC_ARENA_MAX", "2")
     command = ["-m", "prefect", "worker", "start", "--pool", settings.work_pool, "--type", type_]
     command += ["--limit", str(limit), "--install-policy", "never", *(["--name", name] if name else [])]
@@ -150,7 +150,7 @@ async def _deploy(settings: Settings, wait: float) -> SyncReport:
 
 
 async def _wait_for(gateway: PrefectGateway, seconds: float) -> None:
-    """Return when Prefect's server is healthy or the time is over: the first call then says what is wrong."""
+    """Wait until Prefect's server is healthy or the time is over: the first call then says what is wrong."""
     deadline = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < deadline:
         if await gateway.healthy():
@@ -180,11 +180,11 @@ def key() -> None:
 
 
 def _settings(key: bool = True) -> Settings:
-    """The settings, with what such a command cannot do without; raises ConfigurationError."""
+    """Return the settings; raises ConfigurationError if one that the command needs is missing."""
     from flows.config.settings import get_settings
 
     settings = get_settings()
-    _ = settings.sqlalchemy_url  # complains where it is missing
+    _ = settings.sqlalchemy_url  # raises if it is missing
     if key and not settings.encryption_key.get_secret_value():
         raise ConfigurationError(
             "NOVA_ENCRYPTION_KEY is not set. Make a key with `nova key`, keep it safe, and give the same one "

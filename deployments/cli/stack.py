@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     import httpx
 
 _LOG_SIZE = 20 * 1024 * 1024
-"""Bytes after which a log file is put aside at the next start."""
+"""Bytes above which a log file is renamed at the next start."""
 _PATIENCE = 120.0
 """Seconds that a part may take to be ready."""
 _WORKER = "nova-up"
-"""Name of our worker: the same at every start, else each would stay in Prefect's list."""
+"""Name of our worker, the same at every start: else Prefect would list one per start."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the person who starts it chooses; a port of 0 is any free one."""
+    """What the user chooses at the start; port 0 is any free one."""
 
     data_dir: Path
     api_port: int = 8000
@@ -50,7 +50,7 @@ class Options:
 class Stack:
     """Starts the parts in order, keeps them running, stops them in the opposite order.
 
-    It takes its process for its own: at the end every descendant of the process is killed.
+    Run it in a process of its own: at the end, every descendant of that process is killed.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Stack:
                 await self._start()
                 yield self
             finally:
-                # Shielded: whatever cancels us must not leave half of it running.
+                # Shielded: a cancellation must not leave some parts running.
                 await asyncio.shield(asyncio.ensure_future(self._stop()))
 
     async def _stop(self) -> None:
         await self.supervisor.stop_all()
-        # What parts that died earlier left behind was adopted by this process.
+        # Children of parts that died earlier were adopted by this process.
         await asyncio.to_thread(kill_all, family(os.getpid()))
 
     async def _start(self) -> None:
@@ -155,7 +155,7 @@ class Stack:
         since = datetime.now(UTC)
 
         def is_online(response: httpx.Response) -> bool:
-            # One of an earlier start counts as online for a while after it has ended.
+            # A worker of an earlier start counts as online for a while after it has ended.
             beats = [w["last_heartbeat_time"] for w in response.json() if w["name"] == _WORKER]
             return any(datetime.fromisoformat(beat) >= since for beat in beats)
 
@@ -198,7 +198,7 @@ class Stack:
         return log
 
     async def _run_once(self, command: str, *arguments: str) -> None:
-        """Run a nova command with the parts' environment; raises InfrastructureError with what it said."""
+        """Run a nova command with the parts' environment; raises InfrastructureError with its output."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "deployments.cli", command, *arguments),
             env=self.env,
@@ -227,7 +227,7 @@ class Stack:
         *,
         method: str = "GET",
     ) -> None:
-        """Wait until `url` answers 200 and, where given, `good` holds of the answer."""
+        """Wait until `url` answers 200 and `good`, if given, accepts the answer."""
         import httpx
 
         deadline = time.monotonic() + _PATIENCE
@@ -253,7 +253,7 @@ class Stack:
 
 
 def _usable_port(port: int, option: str) -> int:
-    """`port` itself, or a free one for 0; raises ConflictError, naming the option, when it is taken."""
+    """Return `port`, or a free one for 0; raises ConflictError, which names the option, when it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

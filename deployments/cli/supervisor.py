@@ -18,7 +18,7 @@ _LINE = 65_536
 """Bytes that a line may have before it is cut in two."""
 
 Say = Callable[[str], None]
-"""Tells the person at the terminal one line."""
+"""Prints one line on the terminal."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Pauses:
     first: float = 1.0
     longest: float = 30.0
     healthy_after: float = 60.0
-    """Seconds that a part must have lived for the next pause to be the first again."""
+    """Seconds after which a part counts as healthy: its next pause is the first again."""
 
     def after(self, deaths: int) -> float:
-        """The pause after so many deaths in a row (1 or more)."""
+        """Return the pause after this many deaths in a row (1 or more)."""
         return min(self.first * 2.0 ** min(deaths - 1, 30), self.longest)
 
 
@@ -93,12 +93,12 @@ class Supervisor:
             running.task.result()
 
     def pid(self, name: str) -> int | None:
-        """Process id of a part; None between a death and the next start."""
+        """Return a part's process id; None between its death and its next start."""
         running = self._running.get(name)
         return running.process.pid if running and running.process else None
 
     def deaths(self, name: str) -> int:
-        """How often in a row a part has died without having lived for long enough in between."""
+        """Return how often in a row a part has died before it counted as healthy."""
         running = self._running.get(name)
         return running.deaths if running else 0
 
@@ -119,11 +119,11 @@ class Supervisor:
     async def stop_all(self) -> None:
         """Stop every part, the last one started first.
 
-        What a part left behind when it died earlier is not found: see `Stack`.
+        Children of parts that died earlier are not found here: see `Stack`.
         """
         for name in reversed(list(self._running)):
             await self.stop(name)
-        if self._readers:  # the last words are read, unless somebody still holds a pipe
+        if self._readers:  # the last output is read, unless a process still holds a pipe
             _, late = await asyncio.wait(self._readers, timeout=1.0)
             for reader in late:
                 reader.cancel()
@@ -144,7 +144,7 @@ class Supervisor:
                 running.started.set()
                 ending = _ending(await process.wait())
                 running.process = None
-            # What it started goes on: a dead worker's runs come to their end.
+            # Its children are not killed: runs of a dead worker can finish.
             lived = loop.time() - since
             running.deaths = 1 if lived >= self._pauses.healthy_after else running.deaths + 1
             pause = self._pauses.after(running.deaths)
@@ -180,7 +180,7 @@ class Supervisor:
         return process
 
     async def _read(self, part: Part, pipe: int) -> None:
-        """Write what comes out of a pipe to the part's log, and what matters to the terminal, to its end."""
+        """Write a pipe's output to the part's log, and warnings and errors to the terminal, until it ends."""
         stream = asyncio.StreamReader(limit=_LINE)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(pipe, "rb", buffering=0)
@@ -213,7 +213,7 @@ class Supervisor:
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:
-    """The next line, or what came of one that is too long; empty at the end."""
+    """Return the next line, or a piece of one that is too long; empty at the end."""
     try:
         return await stream.readuntil()
     except asyncio.IncompleteReadError as error:
@@ -223,7 +223,7 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
 
 
 def _sweep_group(group: int) -> None:
-    """Kill what is left of a process group whose leader is gone."""
+    """Kill the rest of a process group whose leader has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 

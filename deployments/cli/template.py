@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from e2b import LogEntry
 
 _HASH = re.compile(r" \[[0-9a-f]{64}]$")
-"""What E2B writes behind each step."""
+"""The hash that E2B writes after each step."""
 
 app = typer.Typer(no_args_is_help=True, help="Build the E2B template that sandboxes are made from.")
 

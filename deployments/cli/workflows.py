@@ -50,7 +50,7 @@ def apply(files: Files, api_url: ApiUrl = None) -> None:
 
 
 def apply_one(api: Api, data: dict[str, Any], existing: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """Bring one workflow to what its file says; returns "created", "updated" or "unchanged", and it."""
+    """Make one workflow equal to its file; return "created", "updated" or "unchanged", and the workflow."""
     wanted = {key: value for key, value in data.items() if key != "schedules"}
     if existing is None:
         word, workflow = "created", api.post("/workflows", wanted)
@@ -159,10 +159,10 @@ def delete(
 
 
 def find(api: Api, which: str) -> dict[str, Any]:
-    """A workflow by its id, slug or name, perhaps without its graph; raises NotFoundError."""
+    """Return a workflow by its id, slug or name, perhaps without its graph; raises NotFoundError."""
     return schedules.find_workflow(api, which)
 
 
 def _same(left: object, right: object) -> bool:
-    """Whether two values are the same JSON: to Python 1, 1.0 and true are equal."""
+    """Return whether two values are the same JSON: in Python, 1, 1.0 and true are equal."""
     return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Runs that wait in no queue: one worker at a time takes them, beside those that its pool gives it."""
+"""Runs that are in no queue. One worker at a time takes them, besides those of its pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flows.recovery.sweeps import Sweep, sweep_lock
 log = logging.getLogger("prefect.nova.worker")
 
 _AGAIN = 0.5
-"""Seconds until the next look, where some were found: there may be many."""
+"""Seconds until the next look after some were found: there may be more."""
 
 
 async def take_adrift_runs(
@@ -27,9 +27,9 @@ async def take_adrift_runs(
     room: Callable[[], int],
     take: Callable[[list[FlowRun]], Awaitable[int]],
 ) -> None:
-    """Look for such runs until cancelled, and take as many as there is room for.
+    """Look for runs in no queue until cancelled, and take as many as there is room for.
 
-    `take` returns how many of the runs that it is given are this worker's then.
+    `take` claims the runs it is given and returns how many of them this worker got.
     """
     try:
         settings = get_settings().model_copy(update={"work_pool": pool})
@@ -44,9 +44,9 @@ async def take_adrift_runs(
             taken = await take(await runs.due())
             if not taken:
                 return
-            log.warning("%d run(s) were in no queue, since theirs was deleted, and are run here.", taken)
+            log.warning("%d run(s) were in no queue, because it was deleted; they are run here.", taken)
             await asyncio.sleep(_AGAIN)
-        await lock.release()  # another worker may have room for them
+        await lock.release()  # another worker may have room
 
     try:
         interval = settings.recovery_interval

@@ -1,4 +1,4 @@
-"""What is not to be taken for a while: runs that somebody else still has, or every run during an outage."""
+"""Which runs are not claimed for a while: those that another process holds, or all during an outage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deployments.worker.claims import Claim
 
 
 class ClaimBackoff:
-    """Remembers refusals until their time is over, and calls `over` then; belongs to the worker's loop."""
+    """Remembers refused claims until their pause is over, then calls `over`; for the worker's loop only."""
 
     def __init__(self, over: Callable[[], None]) -> None:
         self._over = over
@@ -19,20 +19,20 @@ class ClaimBackoff:
 
     @property
     def number(self) -> int:
-        """How many runs wait by themselves."""
+        """Return how many single runs have a pause."""
         return len(self._runs)
 
     @property
     def all_wait(self) -> bool:
-        """Whether no run at all is to be taken."""
+        """Return whether no run at all may be claimed."""
         return self._outages > 0
 
     def allow(self, flow_run_id: UUID) -> bool:
-        """Whether this run may be tried."""
+        """Return whether this run may be claimed now."""
         return flow_run_id not in self._runs
 
     def note(self, flow_run_id: UUID, claim: Claim) -> None:
-        """Take note of a refusal, if it is one that passes with time."""
+        """Start the pause of a refused claim, if it has one."""
         if claim.pause == 0:
             return
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Making a run ours: first the lease of its execution, then Pending in Prefect."""
+"""Claiming a run: first the lease of its execution, then the state Pending in Prefect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 
 from deployments.worker import prefect_engine
-from deployments.worker.active_run import Run
+from deployments.worker.active_run import ActiveRun
 from flows.config import times
 from flows.config.log_once import OutageLog
 from flows.config.settings import get_settings
@@ -38,20 +38,20 @@ log = logging.getLogger("prefect.nova.worker")
 _outage = OutageLog(log)
 
 HELD_PAUSE = 0.3
-"""Seconds after which a run is tried again whose lease another process has: it may just have handed it on."""
+"""Seconds until a run whose lease another process holds is tried again: it may be released at any moment."""
 REFUSED_PAUSE = 1.0
-"""Seconds after which a run is tried again that Prefect does not give: there may be others behind it."""
+"""Seconds until a run that Prefect refuses is tried again: meanwhile others behind it are tried."""
 AWAY_PAUSE = 1.0
-"""Seconds after which the database, or Prefect, is tried again."""
+"""Seconds until the database or Prefect is tried again after it did not answer."""
 UNWRITTEN_PAUSE = 10.0
-"""Seconds after which a run is tried again whose row PostgreSQL refuses to change: others may be had."""
+"""Seconds until a run whose row PostgreSQL refuses to change is tried again. Other runs do not wait."""
 FAULT_PAUSE = 10.0
-"""Seconds after which a run is tried again at which NOVA itself failed: others need not wait for it."""
+"""Seconds until a run is tried again after a fault in NOVA's own code. Other runs do not wait."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether a run is ours. If not, it is left alone for `pause` seconds; so are all others, `for_all`."""
+    """Whether a run is ours. If not, it waits for `pause` seconds; with `for_all`, so do all others."""
 
     ours: bool
     pause: float = 0.0
@@ -61,10 +61,10 @@ class Claim:
 OURS, GONE, REFUSED = Claim(True), Claim(False), Claim(False, REFUSED_PAUSE)
 
 
-async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Claim:
-    """Make a run ours, if nothing and nobody is against it. Who gets the lease must release it.
+async def claim(run: ActiveRun, client: PrefectClient, *, has_execution: bool) -> Claim:
+    """Claim a run and return whether that worked. The caller must release the run's lease at the end.
 
-    A fault of NOVA's own is raised.
+    Raises only what is a fault in NOVA's own code.
     """
     if has_execution and (refusal := await _take_lease(run, client)) is not None:
         return refusal
@@ -76,16 +76,17 @@ async def claim(run: Run, client: PrefectClient, *, has_execution: bool) -> Clai
     except Exception as error:
         if not (is_prefects(error) or isinstance(error, InfrastructureError)):
             raise
-        return await _after_silence(run, client, error)
+        return await _check_unanswered(run, client, error)
     if run.held is not None and run.flow_run.state is not None and run.flow_run.state.is_cancelled():
-        await _settle_refusal(run, run.held, client)
+        await _requeue_over_limit(run, run.held, client)
     return REFUSED
 
 
-async def _look_before(run: Run, client: PrefectClient) -> Claim | None:
-    """See whether a run still waits that has nothing to do; None: it may be started, and its flow says why.
+async def _look_before(run: ActiveRun, client: PrefectClient) -> Claim | None:
+    """Return GONE for a run that has nothing to do and does not wait any more; None: it may be started.
 
-    Prefect would give it though another worker has had it fail since it was found in its queue.
+    Its flow then says why there is nothing to do. Prefect would give the run though another worker has had it
+    fail since it was found in its queue.
     """
     try:
         state = await FlowRuns(client, get_settings().prefect_timeout).find(run.id)
@@ -95,15 +96,18 @@ async def _look_before(run: Run, client: PrefectClient) -> Claim | None:
     return None if state is not None and state.kind is PrefectState.SCHEDULED else GONE
 
 
-async def _after_silence(run: Run, client: PrefectClient, error: Exception) -> Claim:
-    """See whether Prefect gave us a run whose claim it did not answer; only we may be, with its lease."""
-    log.warning("Flow run %s could not be taken: %r", run.id, error)
+async def _check_unanswered(run: ActiveRun, client: PrefectClient, error: Exception) -> Claim:
+    """Return whether Prefect gave us a run although its answer to the claim was lost.
+
+    Without the lease the run counts as refused: Pending may then be another worker's claim.
+    """
+    log.warning("Flow run %s could not be claimed: %r", run.id, error)
     if run.held is None:
         return REFUSED
     try:
         state = (await client.read_flow_run(run.id)).state
-    except Exception as again:  # noqa: BLE001 - out of reach, still
-        log.debug("Nor could it be looked at: %r", again)
+    except Exception as again:  # noqa: BLE001 - Prefect is still out of reach
+        log.debug("Its state could not be read either: %r", again)
         run.abandon_lease()
         return REFUSED
     if state is not None and state.is_pending():
@@ -112,8 +116,8 @@ async def _after_silence(run: Run, client: PrefectClient, error: Exception) -> C
     return REFUSED
 
 
-async def _settle_refusal(run: Run, held: HeldLease, client: PrefectClient) -> None:
-    """Have a run wait that has begun and that Prefect cancelled since too many of its workflow go on."""
+async def _requeue_over_limit(run: ActiveRun, held: HeldLease, client: PrefectClient) -> None:
+    """Requeue a begun run that Prefect cancelled because too many runs of its workflow are going on."""
     settings = get_settings()
     runs, database = FlowRuns(client, settings.prefect_timeout), process(settings).database
     try:
@@ -122,18 +126,21 @@ async def _settle_refusal(run: Run, held: HeldLease, client: PrefectClient) -> N
             return
         rows = await database.run(lambda session: orphans.match_flow_runs(session, {run.id: None}))
         row = rows.get(run.id)
-        # The lease is ours: to decide is up to us as it is to the reconciler.
+        # We hold the lease, so we may decide as the reconciler does.
         if row is None or decide(replace(row, leased=False), state, Asker.RECONCILER) is not Action.REQUEUE:
             return
         due = datetime.now(UTC) + timedelta(seconds=FULL_SECONDS)
         await held.confirm()
         await runs.requeue(run.id, FULL, due)
     except NovaError as error:  # the reconciler does it later
-        log.warning("Flow run %s could not be put back in its queue yet: %s", run.id, error)
+        log.warning("Flow run %s could not be requeued yet: %s", run.id, error)
 
 
-async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
-    """Take the lease of a run; None: it may be started, and where it has no lease the flow says why."""
+async def _take_lease(run: ActiveRun, client: PrefectClient) -> Claim | None:
+    """Take the lease of a run. Return None if the run may be started, else the refusal.
+
+    A run that is started without a lease fails in its flow, which says why.
+    """
     request = _request(run.id, run.flow_run.parameters)
     if request is None:
         return None
@@ -164,7 +171,7 @@ async def _take_lease(run: Run, client: PrefectClient) -> Claim | None:
 
 
 def _request(flow_run_id: UUID, parameters: Mapping[str, Any]) -> RunRequest | None:
-    """What a run asks for, as far as its lease needs it; None where the parameters make no sense."""
+    """Return what the lease needs to know of a run; None if the parameters are not valid."""
     workflow_id, execution = parameters.get("workflow_id"), parameters.get("execution")
     try:
         return RunRequest(flow_run_id, UUID(str(execution)) if execution else None, int(str(workflow_id)))

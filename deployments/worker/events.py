@@ -1,4 +1,4 @@
-"""When to look for runs: Prefect's event stream, and when to look again."""
+"""When to look for due runs: Prefect's event stream, and the signal that it gives."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from flows.config.log_once import FaultLog, OutageLog
 log = logging.getLogger("prefect.nova.worker")
 
 DUE = frozenset(f"prefect.flow-run.{name}" for name in ("Scheduled", "AwaitingRetry", "Resuming"))
-"""Events of a run that may be taken."""
+"""Events of a run that may have become due."""
 STOP = frozenset(f"prefect.flow-run.{name}" for name in ("Cancelling", "Suspended"))
 """Events of a run that is to stop."""
 
 LOOK_AGAIN = (0.0, 0.05, 0.2, 0.5)
-"""Seconds after an event: it comes before the server has committed what it tells of."""
+"""When to look, in seconds after an event: events come before the server has committed the change."""
 
 _BACKOFF = (0.2, 0.5, 1.0, 2.0)
-_LOOK_AT_POOL = 1.0
-"""Seconds between two looks whether the pool is another one, as the worker's heartbeat has it."""
+_POOL_CHECK = 1.0
+"""Seconds between two checks whether the worker's heartbeat has found another pool."""
 
 
 class WakeupSignal:
-    """Rings when there may be something to take; owns no connection.
+    """Wakes the worker when a run may be due; owns no connection.
 
-    A run that was announced rings several times, until a look-up has shown it.
+    An announced run rings several times (LOOK_AGAIN), until a look-up has found it.
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class WakeupSignal:
         self._unseen: dict[UUID, list[asyncio.TimerHandle]] = {}
 
     def ring(self) -> None:
-        """Have it looked up now."""
+        """Wake the worker now."""
         self._rung.set()
 
     def announce(self, flow_run_id: UUID) -> None:
-        """Ring now and again for a run that an event told of."""
+        """Ring at the times of LOOK_AGAIN for a run that an event named."""
         self.seen([flow_run_id])
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(delay, self.ring) for delay in LOOK_AGAIN]
@@ -53,44 +53,44 @@ class WakeupSignal:
         self._unseen[flow_run_id] = timers
 
     def seen(self, flow_run_ids: Iterable[UUID]) -> None:
-        """Do not ring any more for these."""
+        """Stop ringing for these runs."""
         for flow_run_id in flow_run_ids:
             for timer in self._unseen.pop(flow_run_id, ()):
                 timer.cancel()
 
     async def wait(self) -> None:
-        """Return at the next ring; rings that came meanwhile count as one."""
+        """Wait until the next ring. Rings since the last call count as one."""
         await self._rung.wait()
         self._rung.clear()
 
 
-class Stream:
-    """A subscription to the events of one work pool that outlives every outage of the server."""
+class EventStream:
+    """Subscribes to the events of one work pool, again and again if the server goes away."""
 
     def __init__(
         self, pool_id: Callable[[], UUID], handle: Callable[[Event, UUID], None], opened: Callable[[], None]
     ) -> None:
-        self._pool_id = pool_id  # may raise RuntimeError until Prefect was reached
+        self._pool_id = pool_id  # may raise RuntimeError before Prefect was reached
         self._handle = handle
         self._opened = opened
         self._faults = FaultLog(log)
         self.connected = False
-        """Whether events come in at the moment; if not, polls alone tell of anything."""
+        """Whether events come in now; if not, only polls find runs."""
 
     async def listen(self) -> None:
-        """Listen until cancelled. Each new connection replays the last minute."""
+        """Listen until cancelled. Each new connection replays the last minute of events."""
         failures, outage = 0, OutageLog(log)
         while True:
             try:
                 pool_id = self._pool_id()
-                # Attempts of its own would hide from us that nothing comes in.
+                # Without its own reconnections: they would hide from us that no events come in.
                 subscriber = get_events_subscriber(filter=_filter(pool_id), reconnection_attempts=0)
                 async with subscriber:
                     self.connected, failures = True, 0
                     outage.ended("Prefect's event stream is back.")
                     self._opened()
                     await _first(self._receive(subscriber), self._moved(pool_id))
-            except Exception as error:  # noqa: BLE001 - the server's every way to be away
+            except Exception as error:  # noqa: BLE001 - a server that is away shows in many ways
                 outage.began("Prefect's event stream is gone (%r); polling meanwhile.", error)
             finally:
                 self.connected = False
@@ -103,15 +103,15 @@ class Stream:
                 continue
             try:
                 self._handle(event, flow_run_id)
-            except Exception as error:  # noqa: BLE001 - the stream is well
-                self._faults.note(error, "An event of flow run %s was not answered.", flow_run_id)
+            except Exception as error:  # noqa: BLE001 - the stream itself works
+                self._faults.note(error, "An event of flow run %s was not handled.", flow_run_id)
 
     async def _moved(self, pool_id: UUID) -> None:
-        """Return when the work pool is another one: it was deleted in Prefect and made again."""
+        """Wait until the work pool is another one: it was deleted in Prefect and made again."""
         while True:
-            await asyncio.sleep(_LOOK_AT_POOL)
+            await asyncio.sleep(_POOL_CHECK)
             if self._pool_id() != pool_id:
-                log.warning("The work pool was made again in Prefect: the new one's events are listened to.")
+                log.warning("The work pool was made again in Prefect: listening to the new one's events.")
                 return
 
 
@@ -123,7 +123,7 @@ def _filter(pool_id: UUID) -> EventFilter:
 
 
 async def _first(*works: Coroutine[Any, Any, None]) -> None:
-    """Do these at the same time until one has ended; raises what that raised."""
+    """Run these together until one has ended, cancel the others, and raise what that one raised."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +142,7 @@ def _flow_run_id(event: Event) -> UUID | None:
 
 
 async def until(ask: Callable[[], Awaitable[bool]]) -> bool:
-    """Ask at the times of LOOK_AGAIN until the answer is yes."""
+    """Ask at the times of LOOK_AGAIN until the answer is yes; return the last answer."""
     waited = 0.0
     for at in LOOK_AGAIN:
         await asyncio.sleep(at - waited)

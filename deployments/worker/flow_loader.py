@@ -1,4 +1,4 @@
-"""Which flow a run is of, without asking Prefect twice."""
+"""Finds a run's flow, without asking Prefect twice."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 NOVA_ENTRYPOINT = "flows.execute_workflow.execute_workflow"
 
 _NO_RESULTS = Path(tempfile.gettempdir()) / "nova-results"
-"""Where results of flows that persist none would go: named so that Prefect is not asked for its default."""
+"""The result storage of flows that persist no results: if none is given, Prefect is asked for its default."""
 
 
 class FlowNotLoadedError(Exception):
-    """The flow of a run cannot be run by this worker; the message says why."""
+    """This worker cannot run the flow; the message says why."""
 
 
-class Catalog:
-    """Knows the flows that were run before, by their ids and entry points."""
+class FlowLoader:
+    """Loads flows by their entry points and keeps them."""
 
     def __init__(self) -> None:
         self._by_flow_id: dict[UUID, Flow[..., Any]] = {}
         self._by_entrypoint: dict[str, Flow[..., Any]] = {}
 
     def warm_up(self) -> None:
-        """Import NOVA's own flow, so that the first run does not wait for it."""
+        """Import NOVA's own flow, so that the first run does not wait for the import."""
         self._load(NOVA_ENTRYPOINT)
 
     async def find(self, flow_run: FlowRun, client: PrefectClient) -> Flow[..., Any]:
         """Return the flow of a run; raises FlowNotLoadedError.
 
-        NOVA's own flow has thousands of deployments, all with the same entry point: its flow id says
-        enough. Of any other flow each run's deployment is read, since their entry points may differ.
+        NOVA's own flow has thousands of deployments, all with the same entry point: it is known by its flow
+        id. For any other flow the run's deployment is read each time, since entry points may differ.
         """
         if (known := self._by_flow_id.get(flow_run.flow_id)) is not None:
             return known
@@ -48,7 +48,7 @@ class Catalog:
         return flow
 
     def knows_as_nova(self, flow_run: FlowRun) -> bool:
-        """Whether a run is of NOVA's own flow, as far as that is known without asking Prefect."""
+        """Return whether a run is of NOVA's own flow. Call `find` first: this does not ask Prefect."""
         return flow_run.flow_id in self._by_flow_id
 
     def _load(self, entrypoint: str) -> Flow[..., Any]:

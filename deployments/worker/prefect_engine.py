@@ -1,20 +1,20 @@
-"""All that NOVA's worker uses of Prefect beside its promised interface, in one place, with the reason why.
+"""All private parts of Prefect that NOVA's worker uses, in one place, each with the reason.
 
-Prefect's own way to run a flow is a process per run that makes some thirty calls to the API and starts two
-threads. Nearly all of that can go when the process is warm and knows its runs. `tests/worker/
-test_private.py` checks that every name used here is still what it was in Prefect 3.8.8.
+Prefect itself starts a process per run, which makes some thirty calls to the API and starts two threads. A
+warm process that knows its runs needs almost none of that. `tests/worker/test_private.py` checks that every
+name used here is still what it was in Prefect 3.8.8.
 
 - `prefect.flow_engine.AsyncFlowRunEngine` with `client`, `handle_crash`, `set_state`, `call_hooks`,
-  `setup_flow_run_suspension_request`, `_client`, `_is_started`, `_raised`: calling a flow makes a new run,
-  only the engine runs one that exists, and only an override ends a stopped run as Cancelled or
-  AwaitingRetry where Prefect's says Crashed.
-- `prefect._flow_run_suspension`: the stock observer opens a thread and a websocket per run (130 ms); here one
-  subscription feeds all runs.
-- `AsyncClientContext`, `SyncClientContext`: one client per process, not one per run and task.
+  `setup_flow_run_suspension_request`, `_client`, `_is_started`, `_raised`: calling a flow makes a new
+  run, so only the engine can run one that exists; and only an override can end a stopped run as Cancelled or
+  AwaitingRetry, where Prefect says Crashed.
+- `prefect._flow_run_suspension`: Prefect's observer opens a thread and a websocket per run (130 ms); here one
+  subscription serves all runs.
+- `AsyncClientContext`, `SyncClientContext`: one client per process instead of one per run and task.
 - `prefect.utilities.engine.propose_state`: fails a run that cannot be started, as Prefect's own workers do.
-- `prefect.utilities.callables`: a flow run's parameters as its function's arguments, as the engine does it.
-- `PrefectClient.__dict__` with `_context_stack`: a client for one run on the connections of the process.
-- `PrefectClient.request`: the look-up of due runs with a `limit`, which the public method lacks.
+- `prefect.utilities.callables`: turns a flow run's parameters into arguments, as the engine does.
+- `PrefectClient.__dict__` with `_context_stack`: a client for one run that shares the process's connections.
+- `PrefectClient.request`: looks up due runs with a `limit`, which the public method lacks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Failed
 from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
 from prefect.utilities.engine import propose_state
 
-from deployments.worker.active_run import Run
+from deployments.worker.active_run import ActiveRun
 from flows.config.log_once import FaultLog
 from flows.config.settings import get_settings
 from flows.graphs.errors import ConflictError, LeaseLostError, NotFoundError
@@ -58,13 +58,13 @@ _faults = FaultLog(log)
 SETTLE_TRIES = 120
 """How often a run's last state is sent again while Prefect does not answer."""
 SETTLE_PAUSE = 5.0
-"""Seconds between two such attempts; the client makes some of its own in each."""
+"""Seconds between two such attempts; in each, Prefect's client tries several times itself."""
 DEPLOYMENT_GONE = "Its deployment was deleted in Prefect. Start its workflow anew."
 
 
 @asynccontextmanager
 async def shared_clients() -> AsyncIterator[PrefectClient]:
-    """Open the one client of each kind that all flows and tasks below this context use."""
+    """Open the two clients, async and sync, that all flows and tasks in this context share."""
     async with AsyncClientContext() as context:
         with SyncClientContext():
             yield context.client
@@ -73,7 +73,7 @@ async def shared_clients() -> AsyncIterator[PrefectClient]:
 async def due_runs(
     client: PrefectClient, pool: str, queues: Sequence[str], before: datetime, limit: int
 ) -> list[FlowRun]:
-    """Ask for the runs that are due, highest priority first, oldest first; at most `limit` of them.
+    """Return at most `limit` due runs: highest priority first, then oldest first.
 
     Raises httpx.HTTPError.
     """
@@ -87,14 +87,14 @@ async def due_runs(
 
 
 async def claim(client: PrefectClient, flow_run: FlowRun) -> bool:
-    """Make a run ours by moving it to Pending, which works for one worker only.
+    """Move a run to Pending, which works for one worker only; return whether it was this one.
 
-    One whose deployment is gone is closed as Failed: Prefect would show it for ever, and let nobody have it.
+    A run whose deployment is gone is set to Failed: Prefect would show it for ever, but refuse each claim.
     """
     state = await FlowRuns(client, get_settings().prefect_timeout).claim(flow_run.id)
     if state is None:
-        log.debug("Prefect does not give flow run %s.", flow_run.id)
-        if await _is_adrift(client, flow_run):
+        log.debug("Prefect refuses the claim of flow run %s.", flow_run.id)
+        if await _has_lost_deployment(client, flow_run):
             log.error("Flow run %s is closed: %s", flow_run.id, DEPLOYMENT_GONE)
             await refuse(client, flow_run, DEPLOYMENT_GONE)
         return False
@@ -102,8 +102,8 @@ async def claim(client: PrefectClient, flow_run: FlowRun) -> bool:
     return state.is_pending()
 
 
-async def _is_adrift(client: PrefectClient, flow_run: FlowRun) -> bool:
-    """Whether its deployment was deleted."""
+async def _has_lost_deployment(client: PrefectClient, flow_run: FlowRun) -> bool:
+    """Return whether the run's deployment was deleted."""
     try:
         if flow_run.deployment_id is not None:
             await client.read_deployment(flow_run.deployment_id)
@@ -113,15 +113,15 @@ async def _is_adrift(client: PrefectClient, flow_run: FlowRun) -> bool:
 
 
 async def refuse(client: PrefectClient, flow_run: FlowRun, reason: str) -> None:
-    """Close a run that cannot be started at all as Failed."""
+    """Set a run that cannot be started to Failed."""
     try:
         await propose_state(client, Failed(message=reason), flow_run_id=flow_run.id)
     except (Abort, Pause) as refusal:
-        log.debug("Flow run %s could not be failed: %s", flow_run.id, refusal)
+        log.debug("Flow run %s could not be set to Failed: %s", flow_run.id, refusal)
 
 
 async def requeue(client: PrefectClient, flow_run_id: UUID, message: str) -> None:
-    """Put a run that cannot be stopped back into its queue, from outside."""
+    """Requeue a run from outside, because its flow cannot be stopped."""
     try:
         await FlowRuns(client, get_settings().prefect_timeout).requeue(flow_run_id, message)
     except (ConflictError, NotFoundError) as refusal:
@@ -129,19 +129,19 @@ async def requeue(client: PrefectClient, flow_run_id: UUID, message: str) -> Non
 
 
 def suspend(flow_run_id: UUID, state: State[Any]) -> None:
-    """Have a run of this process leave at its next task boundary, as Prefect's own observer would."""
+    """Suspend a run of this process at its next task, as Prefect's own observer would."""
     mark_flow_run_suspension_requested(flow_run_id, state)
 
 
-async def execute(run: Run, flow: Flow[..., Any], client: PrefectClient) -> None:
-    """Run a claimed run to its end; its failures are its own and never raised.
+async def execute(run: ActiveRun, flow: Flow[..., Any], client: PrefectClient) -> None:
+    """Run a claimed run to its end. Failures of the run are not raised.
 
-    When the task is cancelled `run.ending` says how the run ends in Prefect.
+    If the task is cancelled, `run.ending` says how the run ends in Prefect.
     """
     try:
         args, kwargs = parameters_to_args_kwargs(flow.fn, run.flow_run.parameters)
         parameters = get_call_parameters(flow.fn, args, kwargs)
-    except Exception as error:  # noqa: BLE001 - whatever a caller wrote into the parameters
+    except Exception as error:  # noqa: BLE001 - callers may write anything into the parameters
         await refuse(client, run.flow_run, f"The parameters do not fit the flow: {error}")
         return
     engine = WarmEngine(flow=flow, parameters=parameters, flow_run=run.flow_run)
@@ -149,22 +149,22 @@ async def execute(run: Run, flow: Flow[..., Any], client: PrefectClient) -> None
     try:
         await _execute(engine, client)
     except (Abort, Pause) as stop:
-        log.debug("Flow run %s left: %s %s", run.flow_run.id, type(stop).__name__, stop)
-    except Exception as error:  # noqa: BLE001 - a flow's own errors do not get here
+        log.debug("Flow run %s was left: %s %s", run.flow_run.id, type(stop).__name__, stop)
+    except Exception as error:  # noqa: BLE001 - the engine keeps the flow's own errors
         if is_prefects(error):
             log.warning("Flow run %s lost Prefect: %r", run.flow_run.id, error)
         else:
-            _faults.note(error, "Flow run %s broke off.", run.flow_run.id)
+            _faults.note(error, "Flow run %s was interrupted.", run.flow_run.id)
         await engine.settle(client, error)
     except BaseException as error:  # noqa: BLE001 - SystemExit and the like end the run, not the worker
         log.error("Flow run %s crashed: %r", run.flow_run.id, error)
 
 
 async def _execute(engine: WarmEngine, client: PrefectClient) -> None:
-    """Run it, and tell Prefect how it ended; raises what Prefect's engine does."""
+    """Run the flow and tell Prefect how it ended; raises what Prefect's engine raises."""
     run = engine.run
     try:
-        if run.ending is None:  # else it was told to stop before it had begun
+        if run.ending is None:  # else it was stopped before it began
             async with engine.start():
                 while engine.is_running():
                     async with engine.run_context():
@@ -173,7 +173,7 @@ async def _execute(engine: WarmEngine, client: PrefectClient) -> None:
         if run.ending is None:
             log.warning("Flow run %s was cancelled by its own code.", run.flow_run.id)
             return
-    if engine.state.is_cancelling():  # asked for in the moment in which the flow began or ended
+    if engine.state.is_cancelling():  # it was cancelled at the moment when the flow began or ended
         await engine.end_cancelled(client)
     elif run.ending is not None and not (engine.state.is_final() or engine.state.is_scheduled()):
         await engine.end_unstarted(client)
@@ -182,15 +182,15 @@ async def _execute(engine: WarmEngine, client: PrefectClient) -> None:
 class WarmEngine(AsyncFlowRunEngine[Any, Any]):
     """Prefect's engine without the calls that a warm worker does not need."""
 
-    run: Run
+    run: ActiveRun
 
     _intended: State[Any] | None = None
-    """The last state that was proposed, whether or not Prefect took it."""
+    """The last state that was proposed, whether Prefect accepted it or not."""
     _memory: RunClient | None = None
 
     @property
     def client(self) -> PrefectClient:
-        """The shared client, except that what the engine knows of its own run is not asked for."""
+        """Return the shared client, which answers from memory what the engine knows of its own run."""
         shared = super().client
         if self._memory is None:
             self._memory = RunClient(shared, self)
@@ -198,20 +198,20 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
     @contextmanager
     def setup_flow_run_suspension_request(self) -> Iterator[FlowRunSuspensionRequest]:
-        """Register for suspension without an observer: the worker's subscription feeds it."""
+        """Register for suspension without an observer: the worker's subscription reports it."""
         request = self._get_flow_run_suspension_request()
         with register_flow_run_suspension_request(self.run.flow_run.id, request):
             request.raise_if_requested()
             yield request
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
-        """Propose a state; remembers it for `settle`, and counts the start that the re-read would show.
+        """Propose a state and return the run's state; remember the proposal for `settle`.
 
-        A proposal is never interrupted: half sent, it could overtake the state that ends the run. A stop
-        that comes meanwhile takes effect after it; after the last state there is nothing left to stop. Had
-        Prefect been asked to cancel the run before that, it answers Cancelling.
+        No stop interrupts a proposal: half sent, it could arrive after the state that ends the run. A stop
+        that comes meanwhile takes effect afterwards. After a final state there is nothing to stop; if
+        Prefect was asked to cancel the run before, it answers Cancelling.
 
-        Prefect does not fence: a run whose lease is lost proposes nothing any more.
+        A run that has lost its lease proposes nothing (raises Abort): Prefect would accept it.
         """
         if self.run.held is not None:
             try:
@@ -222,12 +222,13 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         with self.run.uninterrupted(to_the_end=state.is_final()):
             accepted = await super().set_state(state, force=force)
         if accepted is state and state.is_running():
+            # Prefect counts this start, and the run is not read again.
             self.run.flow_run.run_count += 1
         return accepted
 
     async def handle_crash(self, exc: BaseException) -> None:
-        """End a run that the worker stopped as it was asked for, and all others as Crashed."""
-        self.run.let_end()
+        """End a stopped run as `run.ending` says, and any other as Crashed."""
+        self.run.forbid_interruption()
         if self.run.ending is None:
             await super().handle_crash(exc)
             return
@@ -236,18 +237,18 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
             await self._end()
 
     async def end_unstarted(self, client: PrefectClient) -> None:
-        """End a run that was claimed and not begun."""
+        """End a run that was claimed but not begun."""
         self._take_over(client)
         await self._end()
 
     async def end_cancelled(self, client: PrefectClient) -> None:
-        """Close a run that Prefect wants cancelled."""
+        """End a run as Cancelled."""
         self._take_over(client)
         await self._close_cancelled()
 
     def _take_over(self, client: PrefectClient) -> None:
-        """Speak for a run that the engine has left or not begun; nothing interrupts that any more."""
-        self.run.let_end()
+        """Prepare to end a run that the engine has left or not begun, without interruption."""
+        self.run.forbid_interruption()
         self._client, self._is_started = client, True
 
     async def _end(self) -> None:
@@ -257,7 +258,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         if self.run.held is not None:
             try:
                 await self.run.held.look()
-            except LeaseLostError as lost:  # what its row says now is not ours to undo
+            except LeaseLostError as lost:  # another process owns the row now
                 raise Abort(str(lost)) from None
         runs = FlowRuns(super().client, get_settings().prefect_timeout)
         try:
@@ -274,7 +275,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
             await self._close_cancelled()
 
     def _know(self, state: State[Any]) -> None:
-        """Take note of the state that the run has in Prefect."""
+        """Note the state that the run has in Prefect."""
         if self.flow_run is not None:
             self.flow_run.state, self.flow_run.state_type = state, state.type
             self.flow_run.state_name = state.name
@@ -286,12 +287,12 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         await self.set_state(Cancelled(message=CANCELLED))
 
     async def settle(self, client: PrefectClient, error: Exception) -> None:
-        """Bring a run whose state Prefect did not take to its end: the state it had, or Crashed.
+        """Send the end of a run again until Prefect accepts it: its intended final state, or Crashed.
 
-        Nobody waits for that: who finds the run meanwhile does with it what its row says, and is not undone.
+        The lease is released before. If somebody else changes the run's state meanwhile, this stops.
         """
         self._take_over(client)
-        await self.run.release_lease()  # the flow does not run any more
+        await self.run.release_lease()  # the flow has ended
         wanted, known = self._intended, self.state.id
         for _ in range(SETTLE_TRIES):
             await asyncio.sleep(SETTLE_PAUSE)
@@ -307,35 +308,37 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
                     await super().handle_crash(error)
             except (Abort, Pause, ObjectNotFound):
                 return
-            except Exception as again:  # noqa: BLE001 - it is tried once more
+            except Exception as again:  # noqa: BLE001 - the loop tries again
                 if is_prefects(again):
-                    log.debug("Prefect still does not take the end of %s: %r", self.run.flow_run.id, again)
+                    log.debug("Prefect still does not accept the end of %s: %r", self.run.flow_run.id, again)
                 else:
                     _faults.note(
-                        again, "The end of flow run %s was not told to Prefect.", self.run.flow_run.id
+                        again, "Prefect was not told of the end of flow run %s.", self.run.flow_run.id
                     )
             else:
                 return
-        log.error("Flow run %s keeps a state in Prefect that is not true.", self.run.flow_run.id)
+        log.error(
+            "Flow run %s keeps a wrong state in Prefect: its end was not accepted.", self.run.flow_run.id
+        )
 
 
 class RunClient(PrefectClient):
-    """The process's client as one run's engine sees it: of that run it answers from memory."""
+    """The shared client as one run's engine uses it: reads of that run are answered from memory."""
 
     def __init__(self, shared: PrefectClient, engine: WarmEngine) -> None:
-        # The same connections: never opened here, and never closed, since the count of its users is copied.
+        # It shares the connections, and the count of their users: so it never opens or closes them.
         self.__dict__.update(shared.__dict__)
         self._engine = engine
 
     async def read_flow_run(self, flow_run_id: UUID) -> FlowRun:
-        """Return the run as the engine knows it; it is the only one that changes its state."""
+        """Return the run as the engine knows it: only the engine changes its state."""
         known = self._engine.flow_run
         if known is not None and known.id == flow_run_id:
             return known
         return await super().read_flow_run(flow_run_id)
 
     async def update_flow_run(self, flow_run_id: UUID, *args: Any, **changes: Any) -> Any:
-        """Leave out what the engine writes at a start: without retries of Prefect's it says nothing new."""
+        """Update a run; skip what the engine writes at a start, unless Prefect's retries need it."""
         if (
             not args
             and set(changes) == {"flow_version", "empirical_policy"}
@@ -346,5 +349,5 @@ class RunClient(PrefectClient):
 
 
 def suspended_state(state_id: UUID, occurred: datetime) -> State[Any]:
-    """Rebuild the Suspended state that an event tells of; its id is the event's."""
+    """Return the Suspended state that an event reports; its id is the event's."""
     return State(id=state_id, type=StateType.PAUSED, name="Suspended", timestamp=occurred)

@@ -1,4 +1,4 @@
-"""The worker's share in looking after runs that nobody goes on with; the API has the other."""
+"""The worker's reconciler, which looks after runs that no worker runs; the API has one, too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("prefect.nova.worker")
 
 
 async def look_after_runs(client: PrefectClient, pool: str) -> None:
-    """Look after the runs of a pool until cancelled, whenever no other process does."""
+    """Look after the runs of a pool until cancelled, while no other process does."""
     try:
         settings = get_settings().model_copy(update={"work_pool": pool})
         database = process(get_settings()).database

@@ -1,4 +1,4 @@
-"""Runs that are to stop: cancelled or suspended in Prefect while this worker has them."""
+"""Runs that are to stop: they were cancelled or suspended in Prefect while this worker runs them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ log = logging.getLogger("prefect.nova.worker")
 
 NAMES = ["Cancelling", "Suspended"]
 POLL_WITHOUT_EVENTS = 1.0
-"""Seconds between two looks at the runs in hand while the event stream is down."""
+"""Seconds between two looks at this worker's runs while the event stream is down."""
 POLL_WITH_EVENTS = 10.0
-"""Seconds between two looks in any case: an event may get lost where several servers share no broker."""
+"""Seconds between two looks while events come in: one may get lost if several servers share no broker."""
 
 
-class StopWatch:
-    """Finds which of the worker's runs are to stop, and tells it; stops none itself.
+class StopRequests:
+    """Finds which of the worker's runs are to stop, and calls `stop` with each.
 
     An event alone is no proof: a new subscription replays the last minute, and the run may have been
-    retried since. So the run's state is read, once per such event.
+    retried since. So the run's state is read after each event.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StopWatch:
         self._faults = FaultLog(log)
 
     def heard(self, flow_run_id: UUID) -> None:
-        """Look at a run that an event told of, if it is one of ours."""
+        """Read the state of a run that an event named, if this worker runs it."""
         if flow_run_id in self._held():
             task = asyncio.get_running_loop().create_task(self._check(flow_run_id))
             self._checks.add(task)
@@ -71,12 +71,16 @@ class StopWatch:
             async with asyncio.timeout(times.PREFECT_LOOK):
                 await until(ask)
         except (httpx.HTTPError, ObjectNotFound, TimeoutError) as error:
-            log.warning("Flow run %s could not be looked at: %r; the next poll will.", flow_run_id, error)
-        except Exception as error:  # noqa: BLE001 - nobody waits for this look
-            self._faults.note(error, "Flow run %s was not looked at; the next poll will.", flow_run_id)
+            log.warning(
+                "Flow run %s could not be read: %r; the next poll tries again.",
+                flow_run_id,
+                error,
+            )
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task
+            self._faults.note(error, "Flow run %s was not read; the next poll tries again.", flow_run_id)
 
     async def poll(self) -> None:
-        """Look at all runs in hand now and then, until cancelled."""
+        """Look at all runs of this worker again and again, until cancelled."""
         since = 0.0
         while True:
             await asyncio.sleep(POLL_WITHOUT_EVENTS)
@@ -95,4 +99,4 @@ class StopWatch:
                 for flow_run in stopping:
                     self._stop(flow_run)
             except (httpx.HTTPError, TimeoutError) as error:
-                log.debug("Runs in hand could not be looked at: %r", error)
+                log.debug("The states of this worker's runs could not be read: %r", error)

@@ -1,4 +1,4 @@
-"""The worker type `nova`: takes due runs of its pool and runs them in its own, warm process."""
+"""The worker type `nova`: claims due runs of its pool and runs them in one warm process."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker
 from flows.config import times
 from flows.config.log_once import FaultLog, OutageLog
 
-# Prefect imports this module to see which worker types there are: everything heavy is imported in `setup`.
+# Prefect imports this module only to list worker types, so everything heavy is imported later.
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskStatus
     from prefect.events import Event
 
-    from deployments.worker.active_run import Run
+    from deployments.worker.active_run import ActiveRun
     from deployments.worker.claim_backoff import ClaimBackoff
     from deployments.worker.claims import Claim
-    from deployments.worker.events import Stream, WakeupSignal
+    from deployments.worker.events import EventStream, WakeupSignal
     from deployments.worker.flow_thread import FlowThread
-    from deployments.worker.stop_requests import StopWatch
+    from deployments.worker.stop_requests import StopRequests
 
 log = logging.getLogger("prefect.nova.worker")
 
-AGAIN = 5.0
-"""Seconds after which a chore begins again that a fault of NOVA's own has ended."""
-WINDOW = 30
-"""A worker is unhealthy when it did not poll for so many poll intervals, as Prefect's own."""
+RESTART_PAUSE = 5.0
+"""Seconds until a chore begins again that a fault in NOVA's own code has ended."""
+HEALTHY_INTERVALS = 30
+"""A worker that has not polled for this many poll intervals is unhealthy, as with Prefect's own."""
 
 
 class NovaWorkerResult(BaseWorkerResult):
-    """What `run` would return; runs are not handed out one by one here."""
+    """The result type that Prefect's base class asks for; `run` never returns one."""
 
 
 class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResult]):
     """Runs flows as asyncio tasks of one process.
 
-    Made for NOVA's own flow, whose untrusted code runs in sandboxes; any other deployment whose entry point
-    is the module path of an async flow runs as well. Job variables have no effect: there is one environment.
-    Work is looked for when Prefect's event stream tells of it, when a run ends, and at every poll
-    (`PREFECT_WORKER_QUERY_SECONDS`). Nothing is fetched ahead of its time: priorities would not hold.
+    It is made for NOVA's own flow, whose untrusted code runs in sandboxes. It also runs any other deployment
+    whose entry point is the module path of an async flow. Job variables have no effect: there is one
+    environment. It looks for due runs after each event of Prefect's stream, after each run, and at every poll
+    (`PREFECT_WORKER_QUERY_SECONDS`). Runs are not fetched before they are due: priorities would not hold.
     """
 
     type = "nova"
@@ -76,7 +76,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._grace = settings.grace
         self._pool_name = work_pool_name
         self._queue_names = list(work_queues or [])
-        self._held: dict[UUID, Run] = {}
+        self._held: dict[UUID, ActiveRun] = {}
         self._taking = asyncio.Lock()
         self._empty = asyncio.Event()
         self._stopping = False
@@ -87,36 +87,36 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._outage = OutageLog(log)
         self._wakeup: WakeupSignal
         self._flows: FlowThread
-        self._stream: Stream | None = None
-        self._stops: StopWatch
+        self._stream: EventStream | None = None
+        self._stops: StopRequests
         self._waits: ClaimBackoff
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
-        """Return a template without a single variable: none would have an effect.
+        """Return a template without variables: none would have an effect.
 
-        Not quite empty: Prefect refuses that, and workers of type process run from it, too.
+        It is not quite empty: Prefect refuses that, and workers of type process use it, too.
         """
         return {"job_configuration": {"env": {}}, "variables": {"type": "object", "properties": {}}}
 
     async def setup(self) -> None:
-        """Reach Prefect, start the flows' thread and listen."""
+        """Connect to Prefect, start the flows' thread and the chores."""
         from deployments.worker.adrift import take_adrift_runs
         from deployments.worker.claim_backoff import ClaimBackoff
         from deployments.worker.events import WakeupSignal
         from deployments.worker.flow_thread import FlowThread
         from deployments.worker.reconciling import look_after_runs
-        from deployments.worker.stop_requests import StopWatch
+        from deployments.worker.stop_requests import StopRequests
 
         self._catch_signals()
-        # Prefect shows of other loggers than its own no more than warnings.
+        # Prefect shows only warnings of loggers that are not its own.
         logging.getLogger("flows").setLevel(log.getEffectiveLevel())
         await super().setup()
         self._wakeup = WakeupSignal()
         self._waits = ClaimBackoff(over=self._wakeup.ring)
         self._flows = FlowThread(asyncio.get_running_loop(), opened=self._wakeup.ring)
         self._flows.start()
-        self._stops = StopWatch(
+        self._stops = StopRequests(
             self.client,
             held=lambda: self._held.keys(),
             connected=lambda: self._stream is not None and self._stream.connected,
@@ -124,7 +124,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         )
         chores: dict[str, Callable[[], Awaitable[None]]] = {
             "Listening to events": self._listen,
-            "Answering them": self._answer_wakeups,
+            "Answering events": self._answer_wakeups,
             "Looking for runs that are to stop": self._stops.poll,
             "Looking after runs": lambda: look_after_runs(self.client, self._pool_name),
             "Looking for runs in no queue": lambda: take_adrift_runs(
@@ -134,9 +134,9 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._chores = [asyncio.create_task(self._keep_up(*chore)) for chore in chores.items()]
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Take no more and let runs finish; hand back those that cannot in their grace time.
+        """Claim no more runs, let runs finish in the grace time, and requeue the rest.
 
-        In its second half they leave before their next node, and only at its end in the middle of one.
+        In the second half of the grace time runs are requeued before their next node; at its end, at once.
         """
         from flows.graphs.lifecycle import Ending
 
@@ -159,19 +159,19 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         await super().teardown(*exc_info)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        """Poll once; an outage of Prefect is logged and waited out, however long it lasts."""
+        """Poll once and return the claimed runs; errors are logged, and the next poll tries again."""
         self._flows.beat()
         try:
             return await self._take()
-        except Exception as error:  # noqa: BLE001 - Prefect's worker would end with it
-            self._faults.note(error, "No runs were taken; the next poll tries again.")
+        except Exception as error:  # noqa: BLE001 - it would end Prefect's worker
+            self._faults.note(error, "No runs were claimed; the next poll tries again.")
             return []
 
     def is_worker_still_polling(self, query_interval_seconds: float) -> bool:
-        """Whether polls succeed and the thread of the flows answers: the healthcheck's question."""
+        """Return whether polls succeed and the flows' thread answers; Prefect's health check asks this."""
         latest = min(self._polled, self._flows.answered if self._chores else self._polled)
         quiet = time.monotonic() - latest
-        if quiet <= query_interval_seconds * WINDOW:
+        if quiet <= query_interval_seconds * HEALTHY_INTERVALS:
             return True
         log.error("No poll succeeded, or the flows' thread hangs, for %.0f s: restart this worker.", quiet)
         return False
@@ -182,41 +182,41 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         configuration: BaseJobConfiguration,
         task_status: TaskStatus[int] | None = None,
     ) -> NovaWorkerResult:
-        """Refuse: only ad-hoc submissions get here, which bring code along instead of a deployment."""
+        """Raise RuntimeError: only ad-hoc submissions get here, which bring code instead of a deployment."""
         raise RuntimeError("Worker type nova runs deployments only.")
 
     def now(self) -> datetime:
-        """The time by which a run is due."""
+        """Return the time until which runs count as due."""
         return datetime.now(UTC)
 
     async def _take(self) -> list[FlowRun]:
-        """Take what is due while there is room; one at a time, so that pool and queue limits are true."""
+        """Claim due runs while there is room. One call at a time, so that pool and queue limits hold."""
         async with self._taking:
             taken: list[FlowRun] = []
             while self._may_take():
                 room = self._room()
                 if room <= 0:
-                    self._polled = time.monotonic()  # there is nothing to ask for, and that is well
+                    self._polled = time.monotonic()  # a full worker is healthy
                     break
-                # Those that wait may stand before others, and are shown each time.
+                # Prefect shows paused runs again each time, perhaps before others.
                 shown = room + self._waits.number
                 found = await self._look_up(shown)
                 self._wakeup.seen(flow_run.id for flow_run in found)
                 claims = await self._claim(found)
                 taken += [flow_run for flow_run in found if flow_run.id in self._held]
-                # Some that were shown went to another worker: there may be more behind them.
+                # Other workers got some of these, so there may be more due runs behind them.
                 if not claims or len(found) < shown or all(claim.ours for claim in claims):
                     break
             return taken
 
     async def _take_these(self, found: list[FlowRun]) -> int:
-        """Take runs that the pool does not show, while there is room; how many are ours then."""
+        """Claim runs that the pool does not show, while there is room; return how many are ours."""
         async with self._taking:
             claims = await self._claim(found) if self._may_take() else []
             return sum(claim.ours for claim in claims)
 
     async def _claim(self, found: list[FlowRun]) -> list[Claim]:
-        """Claim those that may be tried, as many as there is room for."""
+        """Claim those of these runs that have no pause, as many as there is room for."""
         due = [each for each in found if each.id not in self._held and self._waits.allow(each.id)]
         claims = await asyncio.gather(*(self._submit(flow_run) for flow_run in due[: self._room()]))
         for flow_run, claim in zip(due, claims, strict=False):
@@ -224,7 +224,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         return claims
 
     def _room(self) -> int:
-        """How many more runs may be taken."""
+        """Return how many more runs may be claimed."""
         return int(self.limiter.available_tokens)
 
     def _may_take(self) -> bool:
@@ -239,7 +239,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
                     self.client, self._pool_name, self._queue_names, self.now(), room
                 )
         except ObjectNotFound:
-            return []  # the pool was deleted: the next heartbeat makes it, or says why not
+            return []  # the pool was deleted; the next heartbeat makes it again, or says why not
         except (httpx.HTTPError, TimeoutError) as error:
             self._outage.began("Prefect does not tell what is due: %r", error)
             return []
@@ -248,9 +248,9 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         return found
 
     def _submit(self, flow_run: FlowRun) -> asyncio.Future[Claim]:
-        from deployments.worker.active_run import Run
+        from deployments.worker.active_run import ActiveRun
 
-        run = self._held[flow_run.id] = Run(flow_run)
+        run = self._held[flow_run.id] = ActiveRun(flow_run)
         self._empty.clear()
         self.limiter.acquire_on_behalf_of_nowait(flow_run.id)
         return self._flows.submit(run, ended=lambda: self._ended(flow_run.id))
@@ -263,7 +263,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
         self._wakeup.ring()
 
     def _stop(self, flow_run: FlowRun) -> None:
-        """Stop a run that Prefect wants stopped."""
+        """Stop a run that was cancelled or suspended in Prefect."""
         from deployments.worker import prefect_engine
         from flows.graphs.lifecycle import Ending
 
@@ -276,9 +276,9 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             prefect_engine.suspend(flow_run.id, flow_run.state)
 
     async def _listen(self) -> None:
-        from deployments.worker.events import Stream
+        from deployments.worker.events import EventStream
 
-        self._stream = Stream(lambda: self.work_pool.id, self._heard, opened=self._wakeup.ring)
+        self._stream = EventStream(lambda: self.work_pool.id, self._heard, opened=self._wakeup.ring)
         await self._stream.listen()
 
     def _heard(self, event: Event, flow_run_id: UUID) -> None:
@@ -286,7 +286,7 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
 
         if event.event not in DUE:
             self._stops.heard(flow_run_id)
-        elif self.limiter.available_tokens > 0:  # with no room the next run that ends rings
+        elif self.limiter.available_tokens > 0:  # without room, the next run that ends rings
             self._wakeup.announce(flow_run_id)
 
     async def _answer_wakeups(self) -> None:
@@ -295,15 +295,15 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             await self.get_and_submit_flow_runs()
 
     async def _keep_up(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:
-        """Do a chore until cancelled, whatever fault of NOVA's own it ends with."""
+        """Run a chore until cancelled, and again after each fault in NOVA's own code."""
         while True:
             try:
                 await chore()
-            except Exception as error:  # noqa: BLE001 - unseen, it would be missed only when it is needed
+            except Exception as error:  # noqa: BLE001 - else nobody would see that it ended
                 self._faults.note(error, "%s ended; it begins again.", name)
             else:
                 return
-            await asyncio.sleep(AGAIN)
+            await asyncio.sleep(RESTART_PAUSE)
 
     async def _wait_for_runs(self, seconds: float, unless: asyncio.Event | None = None) -> None:
         waits = [asyncio.ensure_future(event.wait()) for event in (self._empty, unless) if event]
@@ -314,20 +314,20 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             for wait in waits:
                 wait.cancel()
 
-    async def _requeue_from_outside(self, run: Run) -> None:
-        """Hand a run back whose flow does not return; the process ends right after, and the flow with it."""
+    async def _requeue_from_outside(self, run: ActiveRun) -> None:
+        """Requeue a run whose flow does not return. The process, and the flow with it, ends right after."""
         from deployments.worker import prefect_engine
 
-        log.error("Flow run %s hangs; it is handed back all the same.", run.id)
+        log.error("Flow run %s hangs; it is requeued all the same.", run.id)
         try:
             async with asyncio.timeout(times.REQUEUE_HUNG):
-                # One whose row may be closed has an end by now, and the reconciler tells Prefect which.
+                # If its end may be written to the row, the reconciler tells Prefect of it.
                 if await run.release_lease() and not run.is_ending:
                     await prefect_engine.requeue(
                         self.client, run.id, "Its worker was stopped while its flow hung."
                     )
-        except Exception as error:  # noqa: BLE001 - each of the others gets its chance
-            log.error("Flow run %s could not be handed back: %r", run.id, error)
+        except Exception as error:  # noqa: BLE001 - the other runs are requeued, too
+            log.error("Flow run %s could not be requeued: %r", run.id, error)
 
     def _catch_signals(self) -> None:
         """End on SIGTERM and SIGINT; a second one ends the grace time.
@@ -349,4 +349,4 @@ class NovaWorker(BaseWorker[BaseJobConfiguration, BaseVariables, NovaWorkerResul
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, end)
         except (NotImplementedError, RuntimeError, ValueError):
-            log.debug("Signals stay as Prefect has set them: this is not the main thread.")
+            log.debug("The signal handlers stay Prefect's: this is not the main thread.")

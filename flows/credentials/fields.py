@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.graphs.errors import InvalidInputError
-from flows.store.checks import KINDS as KINDS
+from flows.store.checks import KINDS
 
 _ABSENT = object()
 

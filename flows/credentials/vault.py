@@ -10,19 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flows.credentials.cipher import Cipher
-from flows.credentials.fields import DATABASE_FIELDS as DATABASE_FIELDS
-from flows.credentials.fields import EMAIL_FIELDS as EMAIL_FIELDS
-from flows.credentials.fields import FIELDS as FIELDS
-from flows.credentials.fields import SECRET_NAMES as SECRET_NAMES
-from flows.credentials.fields import split as split
-from flows.credentials.overlay import Overlay as Overlay
-from flows.store.checks import KINDS as KINDS
+from flows.credentials.fields import SECRET_NAMES
+from flows.credentials.overlay import Overlay
 from flows.store.models import Client
 from flows.store.values import SHOWN_SEALED, Stored, Value
 
 
 def seal_credential(cipher: Cipher, secret: Mapping[str, str]) -> bytes:
-    """Return the ciphertext of a credential's secret fields (from `split`), for `clients.put_credential`."""
+    """Return the ciphertext of a credential's secret fields (see `split`), for `clients.put_credential`."""
     return cipher.encrypt(json.dumps(dict(secret)).encode("ascii"))
 
 

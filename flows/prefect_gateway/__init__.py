@@ -1,1 +1,1 @@
-"""All that speaks to Prefect's API."""
+"""Everything that calls Prefect's API."""

@@ -1,6 +1,6 @@
-"""Runs that are due and wait in no queue, since theirs was deleted in Prefect.
+"""Due runs that are in no queue, because it was deleted in Prefect.
 
-Prefect never gives such a run to a worker, and has no way to put it into another queue.
+Prefect never gives such a run to a worker, and cannot move it to another queue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OURS = FlowFilter(name=FlowFilterName(any_=[FLOW_NAME, CLEANUP_FLOW]))
 
 
 class AdriftRuns:
-    """Looks through the runs of NOVA's flows that are due, a page at a time."""
+    """Looks for runs in no queue among the due runs of NOVA's flows, one page at a time."""
 
     def __init__(self, client: PrefectClient, pool: str, timeout: float) -> None:
         self._client = client
@@ -40,10 +40,10 @@ class AdriftRuns:
         self._offset = 0
 
     async def due(self) -> list[FlowRun]:
-        """Those of the next page that are in no queue and whose deployment is in the pool, oldest first.
+        """Return the runs of the next page that are in no queue, oldest first.
 
-        Whose deployment is in none, or in another, is not ours to run. One request where no run is adrift.
-        Raises PrefectUnavailableError.
+        Runs whose deployment is in no pool, or in another one, are left out: they are not ours to run. Costs
+        one request if no run is in no queue. Raises PrefectUnavailableError.
         """
         wanted = FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
@@ -63,7 +63,7 @@ class AdriftRuns:
         return [run for run in adrift if run.deployment_id in ours]
 
     async def _in_pool(self, deployment_ids: set[UUID]) -> set[UUID]:
-        """Those of these deployments that are in the pool."""
+        """Return those of these deployments that are in the pool."""
         if not deployment_ids:
             return set()
         wanted = DeploymentFilter(id=DeploymentFilterId(any_=list(deployment_ids)))

@@ -1,4 +1,4 @@
-"""The deployment of the flow that tidies up, on its schedule."""
+"""The deployment of the cleanup flow, with its schedule."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ENTRYPOINT = "flows.cleanup.cleanup"
 
 
 async def ensure_cleanup(client: PrefectClient, pool: str, timeout: float) -> None:
-    """Make the pool's deployment `cleanup/<pool>` where it is missing, every five minutes.
+    """Create the pool's deployment `cleanup/<pool>`, which runs every five minutes, or update it.
 
-    One that exists keeps its schedules: an operator may have changed or paused them in the UI. Raises
+    An existing one keeps its schedules: an operator may have changed or paused them in the UI. Raises
     NotFoundError when there is no such pool, and PrefectUnavailableError.
     """
     fields: dict[str, Any] = {
         "description": "Ends the sandboxes of runs that are over, and forgets old idempotency keys.",
         "tags": ["nova"],
         "work_pool_name": pool,
-        "work_queue_name": "high",  # it is short, and other runs would make it wait for ever
+        "work_queue_name": "high",  # it is short, and behind other runs it could wait for ever
         "entrypoint": ENTRYPOINT,
         "path": None,
         "pull_steps": [],
         "concurrency_limit": 1,
-        # What piled up while there was no worker need not be run one after the other.
+        # Runs that were due while no worker ran need not all be made up for.
         "concurrency_options": ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
     }
     async with prefect_call(timeout, "saving the deployment of the cleanup"):

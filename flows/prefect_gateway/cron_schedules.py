@@ -1,7 +1,7 @@
-"""Cron schedules, as NOVA keeps them and as Prefect does.
+"""Cron schedules, as NOVA and as Prefect keep them.
 
-A schedule that was set over the API or the CLI carries the slug `nova-<id>` in Prefect; every other
-schedule of a deployment was made in Prefect's UI or CLI and is left alone.
+A schedule that was made with NOVA's API or CLI has the slug `nova-<id>` in Prefect. Every other schedule of a
+deployment was made in Prefect's UI or CLI; NOVA does not change it.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ class ScheduleSpec:
 
     @property
     def slug(self) -> str:
-        """Its name in Prefect."""
+        """Return the schedule's name in Prefect."""
         return f"{_SLUG_PREFIX}{self.id}"
 
 
 @dataclass(frozen=True)
 class ScheduleView:
-    """One schedule of a deployment as Prefect has it, whoever made it."""
+    """One schedule of a deployment as Prefect has it; NOVA or somebody else made it."""
 
     prefect_id: UUID
     id: int | None
-    """NOVA's id; None where it was made in Prefect."""
+    """NOVA's id; None if it was made in Prefect."""
     cron: str | None
-    """None for a schedule that is not a cron one (the UI makes intervals and RRules as well)."""
+    """None if it is not a cron schedule (the UI makes intervals and RRules, too)."""
     timezone: str | None
     rule: dict[str, Any]
-    """The whole schedule as Prefect writes it."""
+    """The whole schedule as Prefect's JSON."""
     parameters: dict[str, Any]
     active: bool
 
 
 def validate_cron(cron: str, timezone: str) -> None:
-    """Raise InvalidInputError, naming the field, where Prefect could not run this schedule."""
+    """Raise InvalidInputError, which names the field, if Prefect could not run this schedule."""
     try:
         CronSchedule(cron=cron, timezone=timezone)
     except ValidationError as error:
@@ -67,7 +67,7 @@ def validate_cron(cron: str, timezone: str) -> None:
 
 
 def to_create(spec: ScheduleSpec) -> DeploymentScheduleCreate:
-    """What Prefect's API wants to make this schedule."""
+    """Return the schedule as Prefect's API takes it."""
     return DeploymentScheduleCreate(
         schedule=CronSchedule(cron=spec.cron, timezone=spec.timezone),
         active=spec.active,
@@ -77,7 +77,7 @@ def to_create(spec: ScheduleSpec) -> DeploymentScheduleCreate:
 
 
 def view(schedule: DeploymentSchedule) -> ScheduleView:
-    """Prefect's schedule in NOVA's terms."""
+    """Return Prefect's schedule in NOVA's terms."""
     rule = schedule.schedule
     return ScheduleView(
         prefect_id=schedule.id,
@@ -91,6 +91,6 @@ def view(schedule: DeploymentSchedule) -> ScheduleView:
 
 
 def nova_id(schedule: DeploymentSchedule) -> int | None:
-    """The id that a schedule has in NOVA's database; None where it was made in Prefect."""
+    """Return a schedule's id in NOVA's database; None if it was made in Prefect."""
     number = (schedule.slug or "").removeprefix(_SLUG_PREFIX)
     return int(number) if number != schedule.slug and number.isdecimal() else None

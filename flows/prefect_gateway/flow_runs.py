@@ -1,4 +1,4 @@
-"""Flow runs: submitting them, asking after them, and telling Prefect how they stand."""
+"""Flow runs: create them, read them, and set their states in Prefect."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from flows.prefect_gateway.text import printable
 from flows.prefect_gateway.workflow_deployments import FLOW_NAME
 
 PAGE = 200
-"""The most flow runs that Prefect's server gives at once."""
+"""The most flow runs that Prefect's server returns at once."""
 
 MOST = 5 * PAGE
-"""How many active runs are looked at in one go."""
+"""The most active runs that `active` returns."""
 
 MESSAGE_LIMIT = 2000
-"""Characters of a state's message."""
+"""The most characters of a state's message."""
 
 _BY_NOVA = {"by": "nova"}
-"""The data of the states by which NOVA itself claims a run, or puts it in its queue."""
+"""Marks the states by which NOVA itself claims or requeues a run; it is their `data`."""
 _BY_PREFECT = frozenset({"AwaitingConcurrencySlot", "Late", "Resuming"})
 """Names of the states by which Prefect lets a run wait on, or go on after a pause: they are no retries."""
 
@@ -70,7 +70,7 @@ _STATUS_OF_TYPE: dict[StateType, TaskStatus] = {
 
 
 def state_of(flow_run: FlowRun) -> FlowRunState:
-    """Translate Prefect's flow run."""
+    """Return the state of Prefect's flow run in NOVA's terms."""
     state = flow_run.state
     kind = state.type if state else StateType.PENDING
     name = (state.name if state else None) or kind.value.title()
@@ -100,7 +100,7 @@ def _uuid(text: object) -> UUID | None:
 
 
 class FlowRuns:
-    """Flow runs of NOVA's deployments. Every method raises PrefectUnavailableError."""
+    """Calls for the flow runs of NOVA's deployments. Every method raises PrefectUnavailableError."""
 
     def __init__(self, client: PrefectClient, timeout: float) -> None:
         self._client = client
@@ -109,7 +109,7 @@ class FlowRuns:
     async def submit(
         self, *, deployment_id: UUID, public_id: UUID, name: str, tags: list[str], priority: str
     ) -> FlowRunState:
-        """Create the flow run of an execution; the same `public_id` gives the same run.
+        """Create the flow run of an execution and return its state; the same `public_id` gives the same run.
 
         Raises NotFoundError when the deployment is gone.
         """
@@ -125,7 +125,7 @@ class FlowRuns:
         return state_of(flow_run)
 
     async def find(self, flow_run_id: UUID) -> FlowRunState | None:
-        """What Prefect says of a flow run; None when it knows none of that id."""
+        """Return the state of a flow run; None if Prefect has no such run."""
         try:
             async with prefect_call(self._timeout, "reading the flow run"):
                 return state_of(await self._client.read_flow_run(flow_run_id))
@@ -133,16 +133,16 @@ class FlowRuns:
             return None
 
     async def find_all(self, flow_run_ids: list[UUID]) -> dict[UUID, FlowRunState]:
-        """What Prefect says of at most `PAGE` flow runs, by their ids; one it does not know is left out."""
+        """Return the states of at most `PAGE` flow runs by id; unknown ones are left out."""
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=flow_run_ids))
         async with prefect_call(self._timeout, "reading flow runs"):
             found = await self._client.read_flow_runs(flow_run_filter=wanted, limit=len(flow_run_ids))
         return {flow_run.id: state_of(flow_run) for flow_run in found}
 
     async def last_heard(self, flow_run_id: UUID) -> datetime | None:
-        """When something happened to a flow run last; None where nothing ever did, or not for a week.
+        """Return the time of a flow run's last event; None if it had none, or none for a week.
 
-        Of a flow run that was deleted Prefect keeps the events, which this is read from.
+        Prefect keeps the events of a flow run that was deleted.
         """
         async with prefect_call(self._timeout, "reading the flow run's events"):
             response = await self._client.request(
@@ -154,7 +154,7 @@ class FlowRuns:
         return datetime.fromisoformat(newest[0]["occurred"]) if newest else None
 
     async def deployed_at(self, deployment_id: UUID) -> datetime | None:
-        """When a deployment was made; None where Prefect does not know it."""
+        """Return when a deployment was made; None if Prefect does not know it."""
         try:
             async with prefect_call(self._timeout, "reading the deployment"):
                 return (await self._client.read_deployment(deployment_id)).created
@@ -162,7 +162,7 @@ class FlowRuns:
             return None
 
     async def cancel(self, flow_run_id: UUID) -> None:
-        """Ask for a run to stop; one that is over or unknown is no error."""
+        """Ask Prefect to cancel a run; a run that is over or unknown is no error."""
         try:
             async with prefect_call(self._timeout, "cancelling the flow run"):
                 await self._client.set_flow_run_state(flow_run_id, Cancelling())
@@ -170,42 +170,42 @@ class FlowRuns:
             return
 
     async def label(self, flow_run_id: UUID, *, name: str, tags: list[str]) -> None:
-        """Name and tag a flow run that was not made by the API (the UI, the CLI, a schedule)."""
+        """Name and tag a flow run that NOVA's API did not make (but Prefect's UI or CLI, or a schedule)."""
         async with prefect_call(self._timeout, "naming the flow run"):
             await self._client.update_flow_run(flow_run_id, name=name, tags=tags)
 
     async def requeue(self, flow_run_id: UUID, message: str, at: datetime | None = None) -> bool:
-        """Put a run back in its queue, due at `at` or now, and free its slots.
+        """Requeue a run, due at `at` or now, and free its slots; return whether it waits in its queue now.
 
-        False when Prefect keeps the state that it has: the run is being cancelled, say. One that waits for a
-        retry already is well: an answer that was lost has the client ask twice. Raises NotFoundError, and
-        ConflictError when the run can never be put back, as one whose deployment is gone.
+        Prefect refuses if the run is being cancelled, say. A run that already waits for a retry counts as
+        requeued: the client may ask twice, if an answer was lost. Raises NotFoundError, and ConflictError
+        when the run can never be requeued, for example because its deployment is gone.
         """
         state: State[Any] = AwaitingRetry(scheduled_time=at, message=_message(message))
-        result = await self._propose(flow_run_id, state, "putting the flow run back")
+        result = await self._propose(flow_run_id, state, "requeueing the flow run")
         if result.status == SetStateStatus.ABORT:
             reason = getattr(result.details, "reason", None) or "it does not say why"
-            raise ConflictError(f"Prefect refuses to put the flow run back: {reason}")
+            raise ConflictError(f"Prefect refuses to requeue the flow run: {reason}")
         waits = result.state is not None and result.state.name == "AwaitingRetry"
         return result.status == SetStateStatus.ACCEPT or waits
 
     async def claim(self, flow_run_id: UUID) -> State[Any] | None:
-        """Move a run that waits to Pending, which works for one worker only; return its state then.
+        """Move a waiting run to Pending, which works for one worker only; return the run's state.
 
-        None when Prefect refuses and keeps the state that the run has. Raises NotFoundError.
+        Returns None if Prefect refuses and keeps the run's state. Raises NotFoundError.
         """
         result = await self._propose(flow_run_id, Pending(), "claiming the flow run")
         accepted = result.status in (SetStateStatus.ACCEPT, SetStateStatus.REJECT)
         return result.state if accepted else None
 
     async def _propose(self, flow_run_id: UUID, state: State[Any], what: str) -> OrchestrationResult[Any]:
-        """Propose a state that carries NOVA's mark."""
+        """Propose a state that is marked as NOVA's (`_BY_NOVA`)."""
         proposed = to_state_create(state)
-        # As Prefect's client does: where an answer is lost and it asks again, the server knows it.
+        # As Prefect's client does: if it asks again after a lost answer, the server knows the request.
         proposed.state_details.transition_id = uuid4()
         body = proposed.model_dump(mode="json", exclude_unset=True) | {"data": _BY_NOVA}
         async with prefect_call(self._timeout, what):
-            # Not by `set_flow_run_state`, which leaves out the data of a state that is no result.
+            # Not with `set_flow_run_state`: it leaves out the data of a state that is no result.
             response = await self._client.request(
                 "POST",
                 "/flow_runs/{id}/set_state",
@@ -215,43 +215,42 @@ class FlowRuns:
         return OrchestrationResult[Any].model_validate(response.json())
 
     async def retry_request(self, flow_run_id: UUID) -> UUID | None:
-        """Return the state by which a person asks in Prefect for an ended run to go on; None: nobody does.
+        """Return the id of the state by which a person retried an ended run in Prefect; None if nobody did.
 
-        The run waits in its queue by that state now. Prefect does not fence: what a process of NOVA's sends
-        late may reach a run that is over by then, and must not have it go on. And how a run first came into
-        its queue is no request.
+        The run must still wait in its queue by that state. A state that NOVA set does not count: it may have
+        arrived late, when the run was over. The state by which a run was first queued does not count either.
         """
         states = await self._states(flow_run_id)
         return _request_of(states) if states and states[-1].is_scheduled() else None
 
     async def request_of_start(self, flow_run_id: UUID) -> UUID | None:
-        """As `retry_request`, of a run that Prefect's own worker may have claimed or started since."""
+        """Return the same as `retry_request`, also if a worker has claimed or started the run since."""
         return _request_of(await self._states(flow_run_id))
 
     async def _states(self, flow_run_id: UUID) -> list[State[Any]]:
-        """The states of a flow run, oldest first."""
+        """Return the states of a flow run, oldest first."""
         async with prefect_call(self._timeout, "reading the flow run's states"):
             states = await self._client.read_flow_run_states(flow_run_id)
         return sorted(states, key=lambda state: state.timestamp)
 
     async def set_final(self, flow_run_id: UUID, status: Status, message: str | None) -> None:
-        """Set a run to what its execution's closed row says; one that is gone is no error."""
+        """Set a run to the final status of its execution's row; a run that is gone is no error."""
         ends = {Status.COMPLETED: Completed, Status.FAILED: Failed, Status.CANCELLED: Cancelled}
         state: State[Any] = ends[status](message=_message(message or ""))
         try:
             async with prefect_call(self._timeout, "ending the flow run"):
-                # By force, since from Cancelling Prefect lets nothing through but Cancelled.
+                # Forced, because after Cancelling Prefect accepts only Cancelled.
                 await self._client.set_flow_run_state(flow_run_id, state, force=True)
         except NotFoundError:
             return
 
     async def active(self, pool: str) -> list[FlowRunState]:
-        """NOVA's runs in a pool that somebody should be at, and those that are to be tried again.
+        """Return NOVA's runs in a pool that a process should be running, or that wait for a retry.
 
-        At most `MOST` of them, those first that were due first.
+        Returns at most `MOST` of them, by the time at which they were due.
         """
         wanted = FlowRunFilter(
-            # Validated, since to mypy it has no `operator`.
+            # `model_validate`, because mypy sees no `operator` in it.
             state=FlowRunFilterState.model_validate(
                 {
                     "operator": "or_",
@@ -277,17 +276,17 @@ class FlowRuns:
         return [state_of(flow_run) for flow_run in found]
 
     async def open_task_runs(self, flow_run_id: UUID) -> list[UUID]:
-        """The task runs of a flow run that Prefect takes for pending or running."""
+        """Return the task runs of a flow run that are Pending or Running in Prefect."""
         return await self._task_runs(FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
 
     async def stray_task_runs(self) -> list[UUID]:
-        """Task runs that Prefect takes for pending or running though their flow run does not run."""
+        """Return task runs that are Pending or Running in Prefect although their flow run does not run."""
         kinds = [StateType.SCHEDULED, *TERMINAL_STATES]
         state = FlowRunFilterState(type=FlowRunFilterStateType(any_=kinds))
         return await self._task_runs(FlowRunFilter(state=state))
 
     async def crash_task_runs(self, task_run_ids: list[UUID], message: str) -> None:
-        """Set task runs to Crashed, but for those that have ended meanwhile."""
+        """Set task runs to Crashed; those that have ended meanwhile stay as they are."""
         for task_run_id in task_run_ids:
             async with prefect_call(self._timeout, "ending a task run"):
                 await self._client.set_task_run_state(task_run_id, Crashed(message=_message(message)))

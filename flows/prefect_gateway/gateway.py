@@ -22,9 +22,9 @@ from flows.prefect_gateway.workflow_deployments import Deployments
 
 
 class PrefectGateway:
-    """One long-lived Prefect client and what NOVA does with it; use it as an async context manager.
+    """One long-lived Prefect client, and what NOVA does with it; use it as an async context manager.
 
-    The client is made by the settings where none is given; `clock` counts seconds.
+    Without `client`, one is made from the settings. `clock` returns seconds.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PrefectGateway:
         await self._client.__aexit__(kind, error, trace)
 
     async def healthy(self) -> bool:
-        """Whether Prefect's server answers and has its database."""
+        """Return whether Prefect's server answers and reaches its database."""
         try:
             async with prefect_call(min(self._timeout, times.PREFECT_LOOK), "asking for its health"):
                 response = await self._client.request("GET", "/ready")
@@ -61,7 +61,10 @@ class PrefectGateway:
             return False
 
     async def workers(self) -> int | None:
-        """How many workers of the pool are online; None: there is no pool. Raises PrefectUnavailableError."""
+        """Return how many workers of the pool are online; None if there is no pool.
+
+        Raises PrefectUnavailableError.
+        """
         online = WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE]))
         try:
             async with prefect_call(self._timeout, "counting the workers"):
@@ -71,7 +74,7 @@ class PrefectGateway:
 
 
 def _client(settings: Settings) -> PrefectClient:
-    # Built by hand: `get_client()` would start a server of its own where PREFECT_API_URL is not set.
+    # Not `get_client()`: without PREFECT_API_URL it would start a server of its own.
     api = get_current_settings().api
     return PrefectClient(
         settings.prefect_api_url,

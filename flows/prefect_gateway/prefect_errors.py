@@ -1,4 +1,4 @@
-"""What Prefect's failures mean to NOVA, said in one place."""
+"""Turns errors of Prefect's client into NOVA's errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flows.graphs.errors import ConflictError, InvalidInputError, NotFoundError,
 
 @asynccontextmanager
 async def prefect_call(timeout: float, what: str) -> AsyncIterator[None]:
-    """Bound calls of Prefect's client to `timeout` seconds and raise NOVA's errors.
+    """Limit calls of Prefect's client to `timeout` seconds and raise NOVA's errors.
 
-    `what` is what is being done, for the message: "creating the flow run". Prefect's client tries again on
-    its own for minutes; a caller that must answer cannot wait for it, hence the bound.
+    `what` says what is being done, for the message: "creating the flow run". The limit is needed because
+    Prefect's client tries again by itself for minutes, and a caller that must answer cannot wait so long.
 
-    Raises NotFoundError (404), ConflictError (409), InvalidInputError (any other 4xx but a refused login)
+    Raises NotFoundError (404), ConflictError (409), InvalidInputError (any other 4xx except a refused login)
     and PrefectUnavailableError for the rest.
     """
     try:
@@ -40,9 +40,9 @@ async def prefect_call(timeout: float, what: str) -> AsyncIterator[None]:
 
 
 def is_prefects(error: BaseException) -> bool:
-    """Whether an exception of Prefect's client speaks of its server, and not of a fault in NOVA's code.
+    """Return whether an exception comes from Prefect or its server, and not from a fault in NOVA's code.
 
-    Where the server cannot be reached at all the client raises a RuntimeError that has the cause behind it.
+    If the server cannot be reached, the client raises a RuntimeError with the connection error as its cause.
     """
     if isinstance(error, (httpx.HTTPError, PrefectException, TimeoutError, OSError)):
         return True

@@ -1,4 +1,4 @@
-"""One look at Prefect for all who ask: what it costs does not grow with the clients that poll."""
+"""Reads run states from Prefect once for all clients that poll, so more clients cost no more requests."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from flows.prefect_gateway.flow_runs import PAGE, FlowRuns
 log = logging.getLogger(__name__)
 
 PACE = 1.0
-"""Seconds between two rounds of look-ups; so long Prefect's silence is passed on, too."""
+"""Seconds between two rounds of look-ups. A failed look-up is also repeated to callers for so long."""
 PATIENCE = 2.0
-"""Seconds that an asker waits for Prefect: as long as clients pause between two polls."""
-_SLOWER = 2
-"""How much longer than a round took it is till the next, where Prefect is slow or the runs are many."""
-_HOLDS = 1.5
-"""Paces that an answer is passed on: longer than one, for nobody to wait while the next is under way."""
+"""Seconds that a caller waits for Prefect: as long as clients pause between two polls."""
+_REST_FACTOR = 2
+"""The next round starts after this many times the last round's duration, if that is more than PACE."""
+_VALID_PACES = 1.5
+"""Paces for which an answer is used: more than one, so that nobody waits while the next is read."""
 _GATHERING = 0.02
-"""Seconds that the first asker waits for others to join it."""
+"""Seconds that the first caller waits for others to join it."""
 _WATCHED = 30.0
-"""Seconds that an open run is read along with the others after somebody asked for it."""
+"""Seconds for which an open run is read in each round after somebody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class _Answer:
 
 
 class RunWatch:
-    """Keeps the states of the flow runs that are asked for; Prefect is asked for all of them at once.
+    """Keeps the states of the flow runs that clients ask for, and reads all of them from Prefect at once.
 
-    One look-up is under way at a time, and one a second, the round, reads every run that is watched. Only who
-    asks for a run that is not watched yet has a look-up before that, for the new ones alone. A run is
-    forgotten when nobody asks for it any more. An answer may be nearly two seconds old: good enough to tell a
-    client, not to act on. For that there is `fresh`. `clock` counts seconds.
+    One look-up runs at a time. Once a second a look-up, the round, reads every watched run. A run that is not
+    watched yet is read at once, together with other new ones. A run is forgotten when nobody asks for it any
+    more. An answer may be nearly two seconds old: good enough to tell a client, but not to act on; for that
+    there is `fresh`. `clock` returns seconds.
     """
 
     def __init__(self, runs: FlowRuns, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,35 +58,38 @@ class RunWatch:
         self._next_round = self._silent_until = 0.0
 
     async def state(self, flow_run_id: UUID) -> FlowRunState | None:
-        """What Prefect says of a flow run; None when it knows none. Raises PrefectUnavailableError."""
+        """Return a flow run's state, None if Prefect has no such run; raises PrefectUnavailableError."""
         self._wanted[flow_run_id] = self._clock()
         if not self._is_younger(flow_run_id, self._pace):
             self._join()
-        async with _patience():
-            while not self._is_younger(flow_run_id, _HOLDS * self._pace):
+        async with _bounded():
+            while not self._is_valid(flow_run_id):
                 await asyncio.shield(self._join())
         return self._answers[flow_run_id].state
 
     async def fresh(self, flow_run_id: UUID) -> FlowRunState | None:
-        """Ask Prefect itself, now: for who is about to act on the answer. Raises PrefectUnavailableError."""
+        """Read the state from Prefect now, to act on it; returns and raises as `state` does."""
         asked_at = self._clock()
-        async with _patience():
+        async with _bounded():
             state = await self._runs.find(flow_run_id)
         self._note(flow_run_id, state, asked_at)
         return state
 
     def expect(self, state: FlowRunState) -> None:
-        """Take note of what Prefect has just said of a run that will be asked for."""
+        """Note a state that Prefect has just returned, of a run that clients will ask for."""
         now = self._clock()
         self._forget(now)
         self._wanted[state.flow_run_id] = now
         self._note(state.flow_run_id, state, now)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel the look-up that is under way."""
         if self._look_up is not None:
             self._look_up.cancel()
             await asyncio.gather(self._look_up, return_exceptions=True)
+
+    def _is_valid(self, flow_run_id: UUID) -> bool:
+        return self._is_younger(flow_run_id, _VALID_PACES * self._pace)
 
     def _is_younger(self, flow_run_id: UUID, age: float) -> bool:
         answer = self._answers.get(flow_run_id)
@@ -98,10 +101,10 @@ class RunWatch:
             self._answers[flow_run_id] = _Answer(state, asked_at, self._clock())
 
     def _join(self) -> asyncio.Task[None]:
-        """The look-up that is under way, or the next one; for a moment also one that has failed."""
+        """Return the look-up that is under way, or start one; return a failed one for PACE seconds."""
         if self._look_up is None or (self._look_up.done() and self._clock() >= self._silent_until):
             self._look_up = asyncio.create_task(self._ask())
-            # Where nobody waits for it a failure is seen by the next who asks.
+            # Marks a failure as seen, if nobody waits: the next caller gets it.
             self._look_up.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._look_up
 
@@ -111,7 +114,7 @@ class RunWatch:
         is_round = began >= self._next_round
         if is_round:
             self._forget(began)
-        asked = [one for one in self._wanted if is_round or not self._is_younger(one, _HOLDS * self._pace)]
+        asked = [one for one in self._wanted if is_round or not self._is_valid(one)]
         try:
             for start in range(0, len(asked), PAGE):
                 await self._read(asked[start : start + PAGE])
@@ -122,18 +125,18 @@ class RunWatch:
             raise
         if is_round:
             now = self._clock()
-            self._pace = max(PACE, _SLOWER * (now - began))
+            self._pace = max(PACE, _REST_FACTOR * (now - began))
             self._next_round = now + self._pace
 
     async def _read(self, page: list[UUID]) -> None:
         asked_at = self._clock()
-        async with _patience():
+        async with _bounded():
             found = await self._runs.find_all(page)
         for flow_run_id in page:
             self._note(flow_run_id, found.get(flow_run_id), asked_at)
 
     def _forget(self, now: float) -> None:
-        """Drop the runs that nobody asks for any more; those that are over, or unknown, the sooner."""
+        """Forget runs that nobody asks for any more; those that are over or unknown sooner than open ones."""
         for flow_run_id, wanted_at in list(self._wanted.items()):
             answer = self._answers.get(flow_run_id)
             goes_on = answer is not None and answer.state is not None and not answer.state.final
@@ -143,7 +146,7 @@ class RunWatch:
 
 
 @asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
+async def _bounded() -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(PATIENCE):
             yield

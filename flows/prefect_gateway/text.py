@@ -1,6 +1,6 @@
-"""Text as Prefect's database takes it."""
+"""Text that Prefect's database accepts."""
 
 
 def printable(text: str) -> str:
-    """Replace NUL and lone surrogates, which PostgreSQL refuses in text."""
+    """Return the text with NUL and lone surrogates replaced, which PostgreSQL refuses in text."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -13,12 +13,12 @@ from flows.graphs.errors import NotFoundError
 from flows.prefect_gateway.prefect_errors import prefect_call
 
 QUEUES = {"high": 1, "normal": 2, "low": 3}
-"""Queue → Prefect's priority: workers empty 1 before they look at 2."""
+"""Queue → Prefect's priority: workers take all runs of 1 before any of 2."""
 
 DEFAULT_QUEUE = "normal"
 
 WORKER_TYPE = "nova"
-"""Runs flows in one warm process (`deployments/worker/`); workers of Prefect's type process serve it too."""
+"""Runs flows in one warm process (`deployments/worker/`); Prefect's type process can serve it, too."""
 
 JOB_TEMPLATE: dict[str, Any] = {
     "job_configuration": {"env": {}},
@@ -28,22 +28,22 @@ JOB_TEMPLATE: dict[str, Any] = {
 
 
 async def ensure_pool(client: PrefectClient, name: str, timeout: float) -> None:
-    """Make the pool and its queues where they are missing and set the queues' priorities.
+    """Make the pool and its queues if they are missing, and set the queues' priorities.
 
-    A pool that exists keeps its type, limits and job template: they are the operator's. Others may do the
-    same at the same time. Raises PrefectUnavailableError.
+    A pool that exists keeps its type, limits and job template: they are the operator's. Several processes may
+    do this at the same time. Raises PrefectUnavailableError.
     """
     async with prefect_call(timeout, "setting up the work pool"):
         try:
             await _ensure_queues(client, await _read_or_create(client, name))
-        except (ObjectAlreadyExists, ObjectNotFound):  # another was faster: now they are there
+        except (ObjectAlreadyExists, ObjectNotFound):  # another process made them first
             await _ensure_queues(client, await _read_or_create(client, name))
 
 
 async def is_whole(client: PrefectClient, name: str, timeout: float) -> bool:
-    """Whether the pool has its three queues, in the order of their priorities: one request.
+    """Return whether the pool has its three queues in the order of their priorities. Costs one request.
 
-    An operator may have put queues of their own between them. Raises PrefectUnavailableError.
+    An operator may have put other queues between them. Raises PrefectUnavailableError.
     """
     try:
         async with prefect_call(timeout, "looking at the work pool"):
@@ -56,7 +56,7 @@ async def is_whole(client: PrefectClient, name: str, timeout: float) -> bool:
 
 async def _ensure_queues(client: PrefectClient, pool: WorkPool) -> None:
     queues = {queue.name: queue for queue in await client.read_work_queues(work_pool_name=pool.name)}
-    # Prefect gives every pool a queue that cannot be deleted; renamed, it is one of the three.
+    # Prefect gives every pool a queue that cannot be deleted: it is renamed to one of the three.
     default = next((q for q in queues.values() if q.id == pool.default_queue_id), None)
     if default is not None and DEFAULT_QUEUE not in queues:
         await client.update_work_queue(default.id, name=DEFAULT_QUEUE)

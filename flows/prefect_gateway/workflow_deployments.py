@@ -1,4 +1,4 @@
-"""Deployments: one per workflow, kept equal to the database."""
+"""Prefect's deployments: one per workflow, kept equal to the database."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 FLOW_NAME = "execute-workflow"
 ENTRYPOINT = "flows.execute_workflow.execute_workflow"
-"""A module path: with a file path Prefect puts `flows/` first on `sys.path`, in the way of `e2b`."""
+"""A module path: for a file path Prefect puts `flows/` first on `sys.path`, which hides the package `e2b`."""
 
 WORKFLOW_TAG = "nova-workflow"
-"""Marks the deployments that `sync` may delete; all others are not NOVA's to touch."""
+"""Marks the deployments that `sync` may delete; NOVA leaves all others alone."""
 
 _IDS = 1000
-"""Ids in one request."""
+"""The most ids in one request."""
 
 _LIVE = [
     StateType.SCHEDULED,
@@ -58,7 +58,7 @@ _LIVE = [
 
 @dataclass(frozen=True)
 class DeploymentSpec:
-    """A workflow as its deployment shows it."""
+    """What a workflow's deployment consists of."""
 
     workflow_id: int
     name: str
@@ -83,7 +83,7 @@ class SyncReport:
 
 
 def parameter_schema(workflow_id: int) -> dict[str, Any]:
-    """The form that the UI shows for Run, as JSON schema; it mirrors the flow's parameters."""
+    """Return the JSON schema of the flow's parameters; Prefect's UI makes the form for Run from it."""
     return {
         "type": "object",
         "title": "Parameters",
@@ -118,7 +118,7 @@ def parameter_schema(workflow_id: int) -> dict[str, Any]:
 
 
 def _fields(spec: DeploymentSpec, pool: str) -> dict[str, Any]:
-    """What creating and updating a deployment have in common; schedules are not among it."""
+    """Return the fields for creating and for updating a deployment; these are all but the schedules."""
     strategy = (
         ConcurrencyLimitStrategy.CANCEL_NEW if spec.overlap == "skip" else ConcurrencyLimitStrategy.ENQUEUE
     )
@@ -141,7 +141,7 @@ def _fields(spec: DeploymentSpec, pool: str) -> dict[str, Any]:
 
 
 class Deployments:
-    """The deployments of all workflows. Every method raises PrefectUnavailableError."""
+    """Calls for the deployments of all workflows. Every method raises PrefectUnavailableError."""
 
     def __init__(self, client: PrefectClient, pool: str, timeout: float) -> None:
         self._client = client
@@ -149,23 +149,23 @@ class Deployments:
         self._timeout = timeout
 
     async def ensure_pool(self) -> None:
-        """Make the work pool and its three queues where they are missing."""
+        """Make the work pool and its three queues if they are missing."""
         await ensure_pool(self._client, self._pool, self._timeout)
 
     async def has_whole_pool(self) -> bool:
-        """Whether the work pool is there with its three queues in their order."""
+        """Return whether the work pool exists, with its three queues in their order."""
         return await is_whole(self._client, self._pool, self._timeout)
 
     async def ensure_cleanup(self) -> None:
-        """Make the deployment of the flow that tidies up where it is missing; its schedule stays as it is."""
+        """Create or update the deployment of the cleanup flow; an existing one keeps its schedules."""
         await ensure_cleanup(self._client, self._pool, self._timeout)
 
     async def apply(self, spec: DeploymentSpec) -> UUID:
         """Create or update the deployment of a workflow and return its id.
 
-        The work pool and its queues are made first where the deployment is not in it: they may be gone. Of
-        its schedules, those of NOVA's that are missing are made and those that NOVA has no more are
-        removed. The others stay untouched: an operator may have paused one in the UI.
+        If the deployment is not in the work pool, the pool and its queues are made first: they may be gone.
+        Missing schedules of NOVA's are made, and those that NOVA no longer has are removed. All others stay
+        as they are: an operator may have paused one in the UI.
         """
         found = await self._find(spec)
         if found is None or found.work_pool_name != self._pool:
@@ -178,14 +178,14 @@ class Deployments:
                     flow_id=flow_id, name=spec.slug, **_fields(spec, self._pool)
                 )
             else:
-                # Never a second create: used as an upsert it wipes the schedules.
+                # Not a second create: it would delete the schedules.
                 update = DeploymentUpdate.model_validate(_fields(spec, self._pool))
                 await self._client.update_deployment(deployment_id, update)
         await self._match_schedules(deployment_id, spec.schedules)
         return deployment_id
 
     async def remove(self, deployment_id: UUID) -> None:
-        """Delete a deployment and its schedules; one that is gone is no error."""
+        """Delete a deployment and its schedules; a deployment that is gone is no error."""
         try:
             async with prefect_call(self._timeout, "deleting the deployment"):
                 await self._client.delete_deployment(deployment_id)
@@ -195,10 +195,10 @@ class Deployments:
     async def stop_runs(
         self, deployment_id: UUID, timeout: float, others: Collection[UUID] = frozenset()
     ) -> None:
-        """Cancel all live runs of a deployment, and those of `others`, and wait until they have stopped.
+        """Cancel all live runs of a deployment and those of `others`, and wait until they have stopped.
 
-        Its schedules are paused first, so that no new run comes. Raises ConflictError when some still
-        run after `timeout` seconds; the schedules then go on.
+        The deployment's schedules are paused first, so that no new run starts. Raises ConflictError if runs
+        still go on after `timeout` seconds; the schedules are resumed then.
         """
         paused = await self._pause(deployment_id)
         try:
@@ -210,7 +210,7 @@ class Deployments:
             raise
 
     async def _pause(self, deployment_id: UUID) -> bool:
-        """Stop the schedules; False where somebody had, or there is no such deployment."""
+        """Pause the schedules; return False if they were paused before or the deployment is gone."""
         try:
             async with prefect_call(self._timeout, "pausing the deployment"):
                 if (await self._client.read_deployment(deployment_id)).paused:
@@ -245,9 +245,9 @@ class Deployments:
             await asyncio.sleep(0.25)
 
     async def of_workflows(self) -> dict[UUID, str]:
-        """Return the pool's deployments that carry NOVA's tag: id → name. No other is NOVA's to touch.
+        """Return the pool's deployments that have NOVA's tag: id → name.
 
-        Those of another pool are of another installation that shares Prefect's server.
+        NOVA leaves all others alone: those in another pool belong to another installation on this server.
         """
         ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[WORKFLOW_TAG]))
         async with prefect_call(self._timeout, "reading the deployments"):
@@ -259,7 +259,7 @@ class Deployments:
             }
 
     async def count(self, deployment_ids: Collection[UUID]) -> int:
-        """How many of these deployments are in the work pool: one small request for each thousand."""
+        """Return how many of these deployments are in the work pool. Costs one small request per thousand."""
         ids, found = [str(each) for each in deployment_ids], 0
         for start in range(0, len(ids), _IDS):
             wanted = {
@@ -274,9 +274,9 @@ class Deployments:
     async def sync(self, specs: AsyncIterable[DeploymentSpec], before: Mapping[UUID, str]) -> SyncReport:
         """Make the deployments equal to the workflows: create, update, delete.
 
-        `specs` should read each workflow when it is asked for. `before` is what `of_workflows` gave before
-        the first was read, and only these are ever deleted: a workflow that is made meanwhile has its
-        deployment already and no spec here. Raises ConflictError for a name that another pool has.
+        `specs` should read each workflow only when it is asked for. `before` is what `of_workflows` returned
+        before the first was read. Only these are ever deleted: a workflow that is made meanwhile has a
+        deployment, but no spec here. Raises ConflictError for a name that another pool has.
         """
         report = SyncReport()
         async for spec in specs:
@@ -291,9 +291,9 @@ class Deployments:
     async def put_schedule(
         self, deployment_id: UUID, spec: ScheduleSpec, *, keep_active: bool = False
     ) -> None:
-        """Create or change one of NOVA's schedules; raises NotFoundError when the deployment is gone.
+        """Create or update one of NOVA's schedules; raises NotFoundError when the deployment is gone.
 
-        `keep_active` leaves one that an operator paused in the UI as it is.
+        With `keep_active`, a schedule that an operator paused in the UI stays paused.
         """
         async with prefect_call(self._timeout, "saving the schedule"):
             for schedule in await self._client.read_deployment_schedules(deployment_id):
@@ -319,14 +319,14 @@ class Deployments:
             return
 
     async def list_schedules(self, deployment_id: UUID) -> list[ScheduleView]:
-        """All schedules of a deployment, those made in Prefect too; raises NotFoundError."""
+        """Return all schedules of a deployment, also those made in Prefect; raises NotFoundError."""
         async with prefect_call(self._timeout, "reading the schedules"):
             return [sched.view(s) for s in await self._client.read_deployment_schedules(deployment_id)]
 
     async def _find(self, spec: DeploymentSpec) -> DeploymentResponse | None:
-        """The workflow's deployment, by its id or else by its name; None where there is none.
+        """Return the workflow's deployment, found by its id or else by its name; None if there is none.
 
-        Raises ConflictError where the name is taken by another installation.
+        Raises ConflictError if another installation has the name.
         """
         if spec.deployment_id is not None:
             try:
@@ -377,7 +377,7 @@ class Deployments:
 async def _pages(
     client: PrefectClient, wanted: DeploymentFilter, size: int = 200
 ) -> AsyncIterator[list[DeploymentResponse]]:
-    """All deployments of a filter, page by page."""
+    """Yield all deployments that match a filter, page by page."""
     offset = 0
     while page := await client.read_deployments(deployment_filter=wanted, limit=size, offset=offset):
         yield page

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from flows.config.settings import Settings
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
+from flows.credentials.overlay import Overlay
 from flows.graphs import json_values
 from flows.graphs.errors import InvalidInputError, LimitError
 from flows.graphs.graph import Graph, load_graph
@@ -59,7 +60,7 @@ class LoadedRun:
     """The steps that succeeded in earlier attempts, in order."""
     context: dict[str, bytes]
     """The context after those steps as fragments, opened: it goes to the sandbox, and then is emptied."""
-    overlay: vault.Overlay
+    overlay: Overlay
     context_limit: int
     """Bytes that the context may have."""
 
@@ -154,7 +155,7 @@ def _fragments(initial_context: Mapping[str, Any]) -> dict[str, bytes]:
     return json_values.to_fragments(initial_context)
 
 
-def _store_overlay(session: Session, row: Execution, overlay: vault.Overlay) -> None:
+def _store_overlay(session: Session, row: Execution, overlay: Overlay) -> None:
     """Add the public fields of the client's credentials to the stored initial context: nodes see them."""
     shown = {key: values.Value(data) for key, data in json_values.to_fragments(overlay.public).items()}
     initial = {key: digest for key, digest in row.initial.items() if key not in overlay.keys}

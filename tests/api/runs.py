@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher
+from flows.credentials.overlay import Overlay
 from flows.graphs.json_values import to_fragments
 from flows.graphs.lifecycle import ErrorKind, Status
 from flows.store import chain, executions
@@ -59,7 +60,7 @@ class Run:
         **extra: Any,
     ) -> None:
         """Write the row of a step; one that failed is followed by another attempt of the same step."""
-        overlay = vault.Overlay({}, {}, secrets)
+        overlay = Overlay({}, {}, secrets)
         stored = vault.store_changes(self._cipher, overlay, to_fragments(changes or {}))
 
         def work(session: Session) -> None:

@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 
 from flows.credentials import vault
 from flows.credentials.cipher import Cipher, generate_key
+from flows.credentials.fields import split
+from flows.credentials.overlay import Overlay
 from flows.graphs.errors import ConfigurationError
 from flows.store import clients, executions, values, workflows
 from flows.store.database import Database
@@ -38,7 +40,7 @@ def put(
     session: Session, cipher: Cipher, kind: str, label: str, fields: dict[str, Any], primary: bool = False
 ) -> None:
     """Store a credential for client idom."""
-    public, secret = vault.split(kind, fields)
+    public, secret = split(kind, fields)
     clients.put_credential(
         session,
         "idom",
@@ -71,7 +73,7 @@ def client(database: Database, cipher: Cipher) -> Client:
 
 
 @pytest.fixture
-def overlay(cipher: Cipher, client: Client) -> vault.Overlay:
+def overlay(cipher: Cipher, client: Client) -> Overlay:
     """The context keys from idom's credentials."""
     return vault.overlay(cipher, client)
 
@@ -99,7 +101,7 @@ def written(password: str) -> dict[str, str]:
 # -- the overlay -------------------------------------------------------------------------------------
 
 
-def test_the_overlay_has_the_keys_of_the_contract(overlay: vault.Overlay) -> None:
+def test_the_overlay_has_the_keys_of_the_contract(overlay: Overlay) -> None:
     """The overlay has the client's slug and the fields of both kinds' primary credentials."""
     context = {key: json.loads(fragment) for key, fragment in overlay.fragments().items()}
     assert context == {
@@ -153,7 +155,7 @@ def test_another_key_does_not_open_the_credentials(client: Client) -> None:
     assert all(bytes(one.secret).decode() not in shown for one in client.credentials)
 
 
-def test_nothing_shows_a_secret(cipher: Cipher, client: Client, overlay: vault.Overlay) -> None:
+def test_nothing_shows_a_secret(cipher: Cipher, client: Client, overlay: Overlay) -> None:
     """No repr or str of cipher, overlay, client or credential contains a secret."""
     shown = "".join(map(repr, [cipher, overlay, client, *client.credentials, overlay.public])) + f"{overlay}"
     assert DB_PASSWORD not in shown
@@ -174,7 +176,7 @@ def test_the_database_holds_no_secret(database: Database, client: Client) -> Non
 
 
 @pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
-def test_texts_are_redacted_however_the_secret_is_written(overlay: vault.Overlay, password: str) -> None:
+def test_texts_are_redacted_however_the_secret_is_written(overlay: Overlay, password: str) -> None:
     """A password is redacted in every written form; the rest of the text stays."""
     for name, text_ in written(password).items():
         redacted = overlay.redact(f"before {text_} after")
@@ -194,7 +196,7 @@ def test_longer_secrets_are_redacted_first(cipher: Cipher) -> None:
 
 def test_an_empty_password_is_no_secret(cipher: Cipher) -> None:
     """Nothing is redacted or sealed because of an empty password, which every text contains."""
-    overlay = vault.Overlay({}, {"db_password": ""})
+    overlay = Overlay({}, {"db_password": ""})
     assert overlay.redact("text") == "text"
     assert not overlay.contains_secret(b'"text"')
     assert overlay.fragments() == {"db_password": b'""'}
@@ -204,7 +206,7 @@ def test_an_empty_password_is_no_secret(cipher: Cipher) -> None:
 @given(secret=st.text(st.characters(exclude_categories=()), min_size=1), before=st.text(), after=st.text())
 def test_any_secret_is_found(secret: str, before: str, after: str) -> None:
     """Secrets of any characters are found: NUL, surrogates, quotes, regular expressions."""
-    overlay = vault.Overlay({}, {"db_password": secret})
+    overlay = Overlay({}, {"db_password": secret})
     assert overlay.contains_secret(dumps({"url": [before + secret + after]}))
     assert overlay.contains_secret(dumps(json.dumps({"nested": secret})))
     assert overlay.redact(f"{before}{secret}") != f"{before}{secret}" or secret == "***"
@@ -214,7 +216,7 @@ def test_any_secret_is_found(secret: str, before: str, after: str) -> None:
 
 
 @pytest.mark.parametrize("password", [MAIL_PASSWORD, DB_PASSWORD])
-def test_values_built_from_a_secret_are_sealed(cipher: Cipher, overlay: vault.Overlay, password: str) -> None:
+def test_values_built_from_a_secret_are_sealed(cipher: Cipher, overlay: Overlay, password: str) -> None:
     """Values that contain a secret at any depth and in any form are sealed; opened, they are unchanged."""
     changes = {name: dumps({"deep": [1, {"x": text_}]}) for name, text_ in written(password).items()}
     changes["a key of an object"] = dumps({password: 1})
@@ -226,7 +228,7 @@ def test_values_built_from_a_secret_are_sealed(cipher: Cipher, overlay: vault.Ov
     assert vault.open_values(cipher, stored) == changes
 
 
-def test_ordinary_values_are_stored_as_they_are(cipher: Cipher, overlay: vault.Overlay) -> None:
+def test_ordinary_values_are_stored_as_they_are(cipher: Cipher, overlay: Overlay) -> None:
     """Values without a secret are neither sealed nor changed."""
     changes = {"a": b"1", "host": dumps("imap.idom.example"), "nul": dumps("\0\ud800")}
     stored = vault.store_changes(cipher, overlay, changes)
@@ -234,13 +236,13 @@ def test_ordinary_values_are_stored_as_they_are(cipher: Cipher, overlay: vault.O
     assert [vault.show(value) for value in stored.values()] == list(changes.values())
 
 
-def test_changes_to_the_overlay_are_dropped(cipher: Cipher, overlay: vault.Overlay) -> None:
+def test_changes_to_the_overlay_are_dropped(cipher: Cipher, overlay: Overlay) -> None:
     """A node's changes to the overlay's keys, such as `db_host`, are not stored."""
     changes = dict.fromkeys(overlay.keys, b'"changed"') | {"mine": b"1"}
     assert vault.store_changes(cipher, overlay, changes) == {"mine": Value(b"1")}
 
 
-def test_a_secret_in_the_name_of_a_key_is_not_stored(cipher: Cipher, overlay: vault.Overlay) -> None:
+def test_a_secret_in_the_name_of_a_key_is_not_stored(cipher: Cipher, overlay: Overlay) -> None:
     """A secret in the name of a key is redacted."""
     stored = vault.store_changes(cipher, overlay, {f"by {DB_PASSWORD}": b"1"})
     assert stored == {"by ***": Value(b"1")}
@@ -249,7 +251,7 @@ def test_a_secret_in_the_name_of_a_key_is_not_stored(cipher: Cipher, overlay: va
 @pytest.mark.parametrize("word", ["total", "password", "invoice_number"])
 def test_an_ordinary_word_renames_no_keys_but_seals(cipher: Cipher, word: str) -> None:
     """A common word as a password renames no key, but values with it are sealed."""
-    overlay = vault.Overlay({}, {"db_password": word})
+    overlay = Overlay({}, {"db_password": word})
     changes = {f"{word}_2": b"5", "email_password": b"1", "note": dumps(f"the {word}")}
     stored = vault.store_changes(cipher, overlay, changes)
     assert {key: value.sealed for key, value in stored.items()} == {
@@ -282,9 +284,7 @@ def test_secrets_that_a_caller_gives_are_sealed(cipher: Cipher) -> None:
     assert vault.store_changes(cipher, overlay, {"db_password": b'"new"'})["db_password"].sealed
 
 
-def test_a_run_stores_no_secret(
-    database: Database, cipher: Cipher, client: Client, overlay: vault.Overlay
-) -> None:
+def test_a_run_stores_no_secret(database: Database, cipher: Cipher, client: Client, overlay: Overlay) -> None:
     """No stored value of a run contains a password; a resumed run gets all of them."""
     initial = {"email_password": dumps("first-word"), "a": b"1"}
     changes = {"dsn": dumps(f"postgresql://nova:{quote_plus(DB_PASSWORD)}@db/idom"), "b": b"2"}

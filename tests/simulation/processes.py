@@ -21,9 +21,9 @@ from api import submission
 from api.services import Services
 from deployments.worker.claim_backoff import ClaimBackoff
 from deployments.worker.events import WakeupSignal
-from deployments.worker.flow_loader import Catalog
+from deployments.worker.flow_loader import FlowLoader
 from deployments.worker.flow_thread import FlowThread
-from deployments.worker.stop_requests import StopWatch
+from deployments.worker.stop_requests import StopRequests
 from deployments.worker.worker import NovaWorker
 from flows.code_check.checker import GraphChecker
 from flows.code_check.compiler_process import Limits
@@ -71,7 +71,7 @@ class Surroundings:
         """Writes down what is worth knowing."""
         self.fault: Callable[[str], None] = print
         """Takes a fault of NOVA's own."""
-        self.catalog = Catalog()
+        self.catalog = FlowLoader()
         self.catalog.warm_up()
 
 
@@ -186,7 +186,7 @@ class Worker(NovaWorker):
         self._wakeup = WakeupSignal()
         self._waits = ClaimBackoff(over=self._wakeup.ring)
         self._flows = Flows(self._process)
-        self._stops = StopWatch(self.client, held=self._held.keys, connected=lambda: True, stop=self._stop)
+        self._stops = StopRequests(self.client, held=self._held.keys, connected=lambda: True, stop=self._stop)
 
     async def watch_stops(self) -> None:
         """Look now and then which runs are to stop."""
@@ -212,7 +212,7 @@ class Flows(FlowThread):
     def __init__(self, process: WorkerProcess) -> None:
         self._main = self._loop = process.loop
         self._client, self._context = process.client, process.context
-        self._catalog = process.around.catalog
+        self._loader = process.around.catalog
         self._faults = FaultLog(log)
         self.answered = 0.0
 

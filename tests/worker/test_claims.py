@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Completed, Failed, Pending, Running
 
 from deployments.worker import claims
-from deployments.worker.active_run import Run
+from deployments.worker.active_run import ActiveRun
 from flows.config.settings import get_settings
 from flows.graphs.lifecycle import Status
 from flows.recovery.actions import FULL
@@ -58,7 +58,7 @@ async def poll(api: httpx.AsyncClient, task_id: UUID) -> str:
 
 async def is_given(site: Site, seen: FlowRun) -> bool:
     """Whether a worker gets a run that it has found in its queue, as it was then; it is left alone again."""
-    run = Run(seen)
+    run = ActiveRun(seen)
     try:
         return (await claims.claim(run, site.prefect, has_execution=True)).ours
     finally:

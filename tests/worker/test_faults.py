@@ -14,10 +14,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, te
 from sqlalchemy.orm import Session
 
 from deployments.worker import prefect_engine
-from deployments.worker.active_run import Run
+from deployments.worker.active_run import ActiveRun
 from deployments.worker.claims import FAULT_PAUSE, Claim
-from deployments.worker.events import Stream
-from deployments.worker.flow_loader import Catalog
+from deployments.worker.events import EventStream
+from deployments.worker.flow_loader import FlowLoader
 from deployments.worker.flow_thread import FlowThread
 from flows import execute_workflow
 from flows.config.settings import get_settings
@@ -66,7 +66,7 @@ class Flows:
 
     async def offer(self, flow_run_id: UUID) -> Claim:
         """Have a run be claimed and executed; return what came of the claim when all of it is over."""
-        run = Run(await self._site.prefect.read_flow_run(flow_run_id))
+        run = ActiveRun(await self._site.prefect.read_flow_run(flow_run_id))
         ended = asyncio.Event()
         claimed = self.thread.submit(run, ended.set)
         await ended.wait()
@@ -88,7 +88,7 @@ async def flows(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fl
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(LeaseKeeper, "take_for"), (prefect_engine, "claim"), (Catalog, "find")],
+    [(LeaseKeeper, "take_for"), (prefect_engine, "claim"), (FlowLoader, "find")],
     ids=["lease", "claim", "load"],
 )
 async def test_a_fault_in_taking_a_run_is_shown_once(
@@ -183,7 +183,7 @@ async def test_a_fault_in_answering_an_event_does_not_end_the_stream(
         return heard
 
     opened = asyncio.Event()
-    stream = Stream(lambda: pool.id, handle, opened=opened.set)
+    stream = EventStream(lambda: pool.id, handle, opened=opened.set)
     with temporary_settings({PREFECT_API_URL: site.settings.prefect_api_url}):
         listening = asyncio.create_task(stream.listen())
         await opened.wait()

@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Suspended
 
 from deployments.worker import prefect_engine
-from deployments.worker.active_run import Run
+from deployments.worker.active_run import ActiveRun
 from deployments.worker.stop_requests import POLL_WITH_EVENTS
 from flows.graphs.lifecycle import Ending
 from flows.runs.lease_keeper import HeldLease, LeaseKeeper
@@ -108,7 +108,7 @@ async def test_a_stop_cannot_break_off_the_end_of_a_cancelled_run(site: Site) ->
 
     flow_run_id = await site.submit(await site.workflow(QUICK))
     await site.prefect.set_flow_run_state(flow_run_id, Pending())
-    run = Run(await site.prefect.read_flow_run(flow_run_id))
+    run = ActiveRun(await site.prefect.read_flow_run(flow_run_id))
     keeper = LeaseKeeper(site.database, site.database, 30)
     run.held = GivenBackLate(keeper, flow_run_id, Lease(1, uuid4(), 30), time.monotonic())
     await site.gateway.runs.cancel(flow_run_id)
