@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -47,8 +48,8 @@ def fork(before: dict[str, Any], choice: dict[str, Any], **ways: dict[str, Any])
 
 
 def fresh_name(stem: str = "Workflow") -> str:
-    """Return a workflow's name that no other test uses."""
-    return f"{stem} {next(_numbers)}"
+    """Return a workflow's name that no other test uses, in no other process of the session either."""
+    return f"{stem} {os.environ.get('PYTEST_XDIST_WORKER', '')}{next(_numbers)}"
 
 
 async def each(*items: T) -> AsyncIterator[T]:

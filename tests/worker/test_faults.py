@@ -157,6 +157,7 @@ async def test_a_fault_in_renewing_leases_is_no_outage(
         return tries
 
     monkeypatch.setattr(leases, "renew", broken)
+    keeper.start()
     await keeper.take(RunRequest(flow_run_id, row.public_id, workflow.id))
     try:
         await eventually(tried, lambda found: found > 4)
