@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ AWAY_PAUSE = 1.0
 """Seconds until the database or Prefect is tried again after it did not answer."""
 UNWRITTEN_PAUSE = 10.0
 """Seconds until a run whose row PostgreSQL refuses to change is tried again. Other runs do not wait."""
+LOOK_PAUSES = (0.0, 0.5, 1.0)
+"""Seconds before each look at a run whose claim was not answered."""
 FAULT_PAUSE = 10.0
 """Seconds until a run is tried again after a fault in NOVA's own code. Other runs do not wait."""
 
@@ -104,15 +107,19 @@ async def _check_unanswered(run: ActiveRun, client: PrefectClient, error: Except
     log.warning("Flow run %s could not be claimed: %r", run.id, error)
     if run.held is None:
         return REFUSED
-    try:
-        state = (await client.read_flow_run(run.id)).state
-    except Exception as again:  # noqa: BLE001 - Prefect is still out of reach
-        log.debug("Its state could not be read either: %r", again)
-        run.abandon_lease()
+    for pause in LOOK_PAUSES:  # the first may go over a connection that has died
+        await asyncio.sleep(pause)
+        try:
+            state = (await client.read_flow_run(run.id)).state
+        except Exception as again:  # noqa: BLE001 - Prefect is still out of reach
+            log.debug("Its state could not be read either: %r", again)
+            continue
+        if state is not None and state.is_pending():
+            flow_run = run.flow_run
+            flow_run.state, flow_run.state_type, flow_run.state_name = state, state.type, state.name
+            return OURS
         return REFUSED
-    if state is not None and state.is_pending():
-        run.flow_run.state, run.flow_run.state_type, run.flow_run.state_name = state, state.type, state.name
-        return OURS
+    run.abandon_lease()
     return REFUSED
 
 

@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType, TaskRun
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import (
@@ -277,13 +277,26 @@ class FlowRuns:
 
     async def open_task_runs(self, flow_run_id: UUID) -> list[UUID]:
         """Return the task runs of a flow run that are Pending or Running in Prefect."""
-        return await self._task_runs(FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+        found = await self._task_runs(FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+        return [task_run.id for task_run in found]
 
-    async def stray_task_runs(self) -> list[UUID]:
-        """Return task runs that are Pending or Running in Prefect although their flow run does not run."""
+    async def stray_task_runs(self, pool: str) -> list[UUID]:
+        """Return a pool's task runs that are open in Prefect although their flow run does not run."""
         kinds = [StateType.SCHEDULED, *TERMINAL_STATES]
         state = FlowRunFilterState(type=FlowRunFilterStateType(any_=kinds))
-        return await self._task_runs(FlowRunFilter(state=state))
+        found = await self._task_runs(FlowRunFilter(state=state))
+        flow_run_ids = list({task_run.flow_run_id for task_run in found if task_run.flow_run_id is not None})
+        if not flow_run_ids:
+            return []
+        # Other installations may share the server.
+        async with prefect_call(self._timeout, "reading the flow runs of task runs"):
+            ours = await self._client.read_flow_runs(
+                work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=flow_run_ids)),
+                limit=PAGE,
+            )
+        known = {flow_run.id for flow_run in ours}
+        return [task_run.id for task_run in found if task_run.flow_run_id in known]
 
     async def crash_task_runs(self, task_run_ids: list[UUID], message: str) -> None:
         """Set task runs to Crashed; those that have ended meanwhile stay as they are."""
@@ -291,14 +304,13 @@ class FlowRuns:
             async with prefect_call(self._timeout, "ending a task run"):
                 await self._client.set_task_run_state(task_run_id, Crashed(message=_message(message)))
 
-    async def _task_runs(self, of: FlowRunFilter) -> list[UUID]:
+    async def _task_runs(self, of: FlowRunFilter) -> list[TaskRun]:
         kinds = [StateType.PENDING, StateType.RUNNING]
         state = TaskRunFilterState(type=TaskRunFilterStateType(any_=kinds))
         async with prefect_call(self._timeout, "reading task runs"):
-            found = await self._client.read_task_runs(
+            return await self._client.read_task_runs(
                 flow_filter=_OURS, flow_run_filter=of, task_run_filter=TaskRunFilter(state=state), limit=PAGE
             )
-        return [task_run.id for task_run in found]
 
 
 def _request_of(states: list[State[Any]]) -> UUID | None:

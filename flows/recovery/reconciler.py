@@ -245,7 +245,8 @@ class Reconciler:
 
     async def _end_stray_task_runs(self, report: Report) -> None:
         """End the task runs that stay open in Prefect though their flow run does not run any more."""
-        late = [one for one in await self._runs.stray_task_runs() if self._lasted(one, times.STRAY)]
+        stray = await self._runs.stray_task_runs(self._settings.work_pool)
+        late = [one for one in stray if self._lasted(one, times.STRAY)]
         await self._runs.crash_task_runs(late, "Its run ended, or goes on, without it.")
         report.task_runs += len(late)
 

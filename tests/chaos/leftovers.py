@@ -177,8 +177,10 @@ def below_workers(stack: Stack) -> list[str]:
 
 def _transactions(stack: Stack) -> list[str]:
     rows = stack.rows(
-        "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = 'nova'"
+        "SELECT pid, state, query FROM pg_stat_activity a WHERE application_name = 'nova'"
         " AND state LIKE 'idle in transaction%%'"
+        # One that sweeps holds its lock by an open transaction.
+        " AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory')"
     )
     return [f"{row['pid']}: {row['state']} after {row['query'][:80]}" for row in rows]
 

@@ -25,6 +25,7 @@ from flows.store import executions
 from flows.store.models import Execution, Workflow
 from flows.store.transitions import interventions, submissions
 from tests.recovery.scene import GRAPH, NOTHING, Scene
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,8 @@ async def test_a_run_that_was_deleted_in_prefect_is_closed(scene: Scene, moment:
     flow_run_id = await scene.submitted()
     if moment == "begun":
         await scene.begun(flow_run_id)
+    # Prefect writes its events down a moment later, and by them it is known that it had the run.
+    await eventually(lambda: scene.runs.last_heard(flow_run_id), lambda heard: heard is not None)
     await scene.prefect.delete_flow_run(flow_run_id)
     await scene.died(flow_run_id)
     assert await scene.look() == Report(closed=1)

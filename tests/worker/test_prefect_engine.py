@@ -65,7 +65,9 @@ def test_one_file_holds_all_of_it() -> None:
     """No other module of the worker imports what Prefect keeps to itself."""
     folder = Path(deployments.worker.prefect_engine.__file__).parent
     private = re.compile(r"^\s*from prefect(\._|\.flow_engine|\.utilities|\.context)", re.MULTILINE)
-    assert [file.name for file in folder.glob("*.py") if private.search(file.read_text())] == ["engine.py"]
+    assert [file.name for file in folder.glob("*.py") if private.search(file.read_text())] == [
+        "prefect_engine.py"
+    ]
 
 
 def test_a_flow_is_run_as_prefect_runs_it() -> None:
