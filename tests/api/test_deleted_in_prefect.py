@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,10 +17,18 @@ from prefect.exceptions import ObjectNotFound
 from flows.config.settings import Settings
 from tests.api.conftest import running_api
 from tests.builders import fresh_name
+from tests.servers import PrefectServer
 from tests.waiting import eventually
 
 Harm = Callable[[PrefectClient, str, UUID], Awaitable[None]]
 """What is done in Prefect to a work pool and a deployment."""
+
+
+@pytest.fixture(scope="module")
+def prefect_server(postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of these tests' own: what they delete would be missed by others."""
+    with PrefectServer(postgres("prefect_deleted"), tmp_path_factory.mktemp("prefect")) as server:
+        yield server.api_url
 
 
 @pytest.fixture

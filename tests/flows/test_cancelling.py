@@ -22,6 +22,7 @@ from flows.store.transitions import attempts, interventions
 from tests.builders import line
 from tests.flows.conftest import Nova
 from tests.leasing import SECONDS, begin
+from tests.recovery.scene import NOBODYS_SANDBOX
 from tests.store import rows
 
 
@@ -54,7 +55,9 @@ class Story:
                 owner=held.lease.owner,
             )
         )
-        await self.nova.database.run(lambda session: attempts.note_sandbox(session, held.lease, "sandbox"))
+        await self.nova.database.run(
+            lambda session: attempts.note_sandbox(session, held.lease, NOBODYS_SANDBOX)
+        )
         return held.lease
 
     async def is_retried(self) -> None:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from prefect import State
@@ -20,6 +19,7 @@ from flows.runs.process import opened
 from flows.store import circuit_breaker, executions
 from flows.store.database import Database
 from flows.store.models import Execution
+from flows.store.transitions import recoveries
 from tests.api.relay import Relay
 from tests.builders import action, decision, fork, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
@@ -426,14 +426,10 @@ async def test_a_run_that_lost_its_lease_says_nothing(nova: Nova, ledger: Path, 
     running = asyncio.create_task(nova.run(workflow, execution=execution.public_id))
     await until_started(ledger)
 
-    def take_over(session: Any) -> None:
-        row = session.get(Execution, execution.id)
-        row.lease_owner = UUID(int=1)
-
-    await nova.database.run(take_over)
+    other = await nova.database.run(lambda session: recoveries.recover(session, execution.id, None, 30))
     with pytest.raises(Abort):
         await running
     outcome = await nova.outcome(execution.id, State(type="RUNNING"))
-    assert (outcome.execution.status, outcome.execution.lease_owner) == ("running", UUID(int=1))
+    assert (outcome.execution.status, outcome.execution.lease_owner) == ("running", other.owner)
     assert [entry.node_id for entry in outcome.entries] == ["start"]
     assert (await nova.prefect.read_flow_run(outcome.flow_run_id)).state_name == "Running"

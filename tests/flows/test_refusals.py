@@ -31,7 +31,7 @@ async def run(nova: Nova, graph: dict[str, Any] = GRAPH) -> Outcome:
 
 def is_failed_as_refused(state: State[Any], row: Execution, *, node: str | None, code: str) -> None:
     """The run is over, in its row and for Prefect, and both say what PostgreSQL said."""
-    assert (row.status, row.error_kind, row.failed_at_node) == ("failed", "database", node)
+    assert (row.status, row.error_kind, row.failed_at_node) == ("failed", "refused", node)
     assert f"PostgreSQL refused this ({code})" in (row.error or "")
     assert state.is_failed()
     assert f"({code})" in (state.message or "")

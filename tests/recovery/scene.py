@@ -26,6 +26,8 @@ from tests.worker.site import Site
 
 GRAPH = line(action("a", "context['a'] = 1"), action("b", "context['b'] = 2"))
 NOTHING = Report()
+NOBODYS_SANDBOX = "local-4194303-ended"
+"""The id of a local sandbox that has ended."""
 
 
 class Clock:
@@ -120,7 +122,7 @@ class Scene:
         lease = await self.begun(flow_run_id)
 
         def note(session: Session) -> None:
-            attempts.note_sandbox(session, lease, "sandbox")
+            attempts.note_sandbox(session, lease, NOBODYS_SANDBOX)
             attempts.step_done(session, lease, succeeded=True, next_node="a")
 
         await self.database.run(note)

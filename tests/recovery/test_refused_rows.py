@@ -28,6 +28,7 @@ def keeper(database: Database, database_url: str) -> Iterator[LeaseKeeper]:
     """A keeper whose leases last a second and a half, and are renewed twice a second."""
     renewals = Database(database_url, 1)
     made = LeaseKeeper(database, renewals, 1.5)
+    made.start()
     yield made
     made.close()
     renewals.close()
