@@ -137,6 +137,7 @@ async def test_what_is_expected_is_said_once_and_is_no_error(
             await log.until("after: done")
             prefect.restore()
             await site.until_state(running, "Completed")
+            await log.until("event stream is back")
 
             handed_back = [await site.submit(long) for _ in range(2)]
             for flow_run_id in handed_back:
