@@ -107,6 +107,7 @@ async def _check_unanswered(run: ActiveRun, client: PrefectClient, error: Except
     log.warning("Flow run %s could not be claimed: %r", run.id, error)
     if run.held is None:
         return REFUSED
+    answered = False
     for pause in LOOK_PAUSES:  # the first may go over a connection that has died
         await asyncio.sleep(pause)
         try:
@@ -114,12 +115,16 @@ async def _check_unanswered(run: ActiveRun, client: PrefectClient, error: Except
         except Exception as again:  # noqa: BLE001 - Prefect is still out of reach
             log.debug("Its state could not be read either: %r", again)
             continue
+        answered = True
         if state is not None and state.is_pending():
             flow_run = run.flow_run
             flow_run.state, flow_run.state_type, flow_run.state_name = state, state.type, state.name
             return OURS
-        return REFUSED
-    run.abandon_lease()
+        if state is None or not state.is_scheduled():
+            return REFUSED
+        # Prefect may still be at work on the claim: look again.
+    if not answered:
+        run.abandon_lease()
     return REFUSED
 
 
