@@ -99,8 +99,11 @@ class Ledger:
         )
 
     def _spend(self, task_id: UUID | None, purpose: Any, since: int = -1) -> bool:
-        """Take a person's retry for the reason of something; False: there is none left."""
-        for word in self.words:
+        """Take a person's retry for the reason of something; False: there is none left.
+
+        Those that were answered come first: one whose request is still on its way may be the reason of more.
+        """
+        for word in sorted(self.words, key=lambda word: word.ended is None):
             if word.task_id != task_id or word.kind != "retry" or purpose in word.used:
                 continue
             if word.ended is None or (word.ended > since if since >= 0 else not word.is_void):

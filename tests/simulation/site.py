@@ -27,6 +27,7 @@ from flows.runs.deployment_specs import deployment_spec
 from flows.store import workflows
 from tests.builders import action, line
 from tests.simulation.database import Tables
+from tests.simulation.gates import KilledError
 from tests.simulation.loop import VirtualLoop
 from tests.stand_in.prefect import StandIn
 from tests.stand_in.transport import API, client
@@ -57,7 +58,8 @@ faults: list[str] = []
 
 
 def _note(self: FaultLog, error: BaseException, message: str, *values: object) -> None:
-    faults.append(f"{message % values} {error!r}")
+    if not isinstance(error, KilledError):  # a process that was killed notes nothing any more
+        faults.append(f"{message % values} {error!r}")
 
 
 class Site:
