@@ -67,6 +67,7 @@ class Ledger:
         self.starts: list[Start] = []
         self._holders: dict[UUID, tuple[Process, str]] = {}
         self._closed_at: dict[int, int] = {}
+        self._opened_at: dict[UUID | None, int] = {}
 
     # -- what people say -----------------------------------------------------------------------------
 
@@ -81,7 +82,9 @@ class Ledger:
         now = self._now()
         for before in self.answers.setdefault(task_id, []):
             if before.status in FINAL and before.given < asked and before.status != status:
-                if not self._said_since(task_id, ("retry",), before.asked):
+                # A retry in Prefect shows when a worker opens the row: until then polls read the closed row.
+                opened = self._opened_at.get(task_id, -1) >= before.asked
+                if not opened and not self._said_since(task_id, ("retry",), before.asked):
                     self._violated(f"Task {task_id} was answered {before.status}, and now {status}.")
                 break
         self.answers[task_id].append(Answer(status, asked, now))
@@ -152,8 +155,10 @@ class Ledger:
             cancelled = row["status"] == "cancelled" and not refused
             if cancelled and not self._said_since(row["task_id"], ("cancel",), -1):
                 self._violated(f"Execution {number} is cancelled, unasked.")
-        if is_live and not was_live and not self._spend(row["task_id"], "opening"):
-            self._violated(f"Execution {number} is opened again, unasked.")
+        if is_live and not was_live:
+            self._opened_at[row["task_id"]] = self._now()
+            if not self._spend(row["task_id"], "opening"):
+                self._violated(f"Execution {number} is opened again, unasked.")
         if not was_live and not is_live and _essence(before) != _essence(row):
             self._violated(f"Execution {number} is over, and changed: {_difference(before, row)}.")
         self._check_lease(before, row, actor)
