@@ -22,7 +22,6 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from flows.graphs import row_states
 from flows.graphs.lifecycle import LIVE, ErrorKind, Status, StepStatus
 from flows.store.base import AsciiJson, Base, utcnow, word
-from flows.store.base import canonical as canonical
 
 
 class Workflow(Base):

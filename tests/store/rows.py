@@ -17,7 +17,18 @@ from flows.store.models import Execution, Workflow
 from flows.store.transitions import attempts, submissions
 from flows.store.values import Value
 from tests import endings
-from tests.leasing import SECONDS, lease_of
+from tests.leasing import SECONDS, begin, lease_of
+
+COUNTED: dict[str, Any] = {
+    "retries": 2,
+    "crashes": 2,
+    "crash_step": 1,
+    "lost_starts": 3,
+    "unrepeatable_step": 1,
+}
+"""Some of each count that a person's retry resets."""
+FORGOTTEN: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "crash_step": None, "unrepeatable_step": None}
+"""The same counts after a person's retry."""
 
 
 def read(database: Database, execution: Execution) -> Execution:
@@ -30,6 +41,26 @@ def snapshot(database: Database, execution: Execution) -> RunSnapshot:
     flow_run_id = read(database, execution).flow_run_id or uuid.uuid4()
     key = {flow_run_id: execution.public_id}
     return database.run_sync(lambda s: orphans.match_flow_runs(s, key))[flow_run_id]
+
+
+def counters(database: Database, execution: Execution) -> dict[str, Any]:
+    """What a person's retry resets."""
+    row = read(database, execution)
+    return {name: getattr(row, name) for name in COUNTED}
+
+
+def begin_next(database: Database, execution: Execution) -> Execution:
+    """Begin the next attempt, as somebody else."""
+    flow_run_id = execution.flow_run_id
+    assert flow_run_id is not None
+    return database.run_sync(
+        lambda s: begin(
+            s,
+            flow_run_id=flow_run_id,
+            public_id=execution.public_id,
+            workflow_id=execution.workflow_id,
+        )
+    )
 
 
 def create(

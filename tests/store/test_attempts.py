@@ -21,15 +21,20 @@ from flows.store.transitions import attempts, interventions
 from tests.leasing import begin as start_run
 from tests.leasing import lease_of
 from tests.store.racing import together
-from tests.store.rows import change, create, end, everything, expire, read, seconds_left, snapshot
+from tests.store.rows import (
+    COUNTED,
+    begin_next,
+    change,
+    counters,
+    create,
+    end,
+    everything,
+    expire,
+    read,
+    seconds_left,
+    snapshot,
+)
 
-COUNTED: dict[str, Any] = {
-    "retries": 2,
-    "crashes": 2,
-    "crash_step": 1,
-    "lost_starts": 3,
-    "unrepeatable_step": 1,
-}
 ENDS: dict[Status, Callable[[Session, Lease], None]] = {
     Status.COMPLETED: attempts.complete,
     Status.FAILED: lambda s, lease: attempts.fail(s, lease, "boom", ErrorKind.NODE, "mail"),
@@ -55,25 +60,6 @@ def begin(
             request=request,
         )
     )
-
-
-def begin_again(database: Database, execution: Execution) -> Execution:
-    """Start the next attempt, as somebody else."""
-    assert execution.flow_run_id is not None
-    return database.run_sync(
-        partial(
-            start_run,
-            flow_run_id=execution.flow_run_id,
-            public_id=execution.public_id,
-            workflow_id=execution.workflow_id,
-        )
-    )
-
-
-def counters(database: Database, execution: Execution) -> dict[str, Any]:
-    """What a person's retry resets."""
-    row = read(database, execution)
-    return {name: getattr(row, name) for name in COUNTED}
 
 
 def schedule_retry(database: Database, execution: Execution, *, counted: bool = True) -> Any:
@@ -148,7 +134,7 @@ def test_a_run_that_is_being_cancelled_is_not_begun(database: Database, executio
     assert database.run_sync(lambda s: interventions.revoke(s, seen))
     database.run_sync(lambda s: attempts.release(s, lease_of(execution)))
     with pytest.raises(ExecutionClosedError, match="being cancelled"):
-        begin_again(database, execution)
+        begin_next(database, execution)
     assert read(database, execution).attempt == 1
 
 
@@ -187,7 +173,7 @@ def test_an_unrepeatable_step_stays_so_until_it_succeeds(database: Database, exe
     database.run_sync(lambda s: chain.append(s, lease, failed, "mail"))
     assert read(database, execution).unrepeatable_step == 0
     expire(database, execution)
-    again = begin_again(database, execution)
+    again = begin_next(database, execution)
     assert again.unrepeatable_step == 0
     database.run_sync(lambda s: chain.append(s, lease_of(again), succeeded, "end"))
     row = read(database, execution)
@@ -207,7 +193,7 @@ def test_a_retry_is_scheduled(database: Database, execution: Execution, counted:
     assert (row.failed_at_node, row.completed_at) == ("mail", None)
     assert 590 < seconds_left(database, execution, "next_attempt_at") <= 600
 
-    again = begin_again(database, execution)
+    again = begin_next(database, execution)
     assert (again.attempt, again.retries) == (2, int(counted))
     assert (again.next_attempt_at, again.error, again.error_kind, again.failed_at_node) == (None,) * 4
     assert schedule_retry(database, again) is not None
@@ -242,7 +228,7 @@ def test_an_attempt_after_a_crash_keeps_all_counters(database: Database, executi
     """Nobody closed the run: its lease ran out, and the machinery's patience goes on where it was."""
     change(database, execution, **COUNTED, stepping=True)
     expire(database, execution)
-    again = begin_again(database, execution)
+    again = begin_next(database, execution)
     assert (again.attempt, again.stepping) == (2, False)
     assert counters(database, execution) == COUNTED
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -21,7 +20,11 @@ from flows.store.transitions.interventions import HOLD_SECONDS, Reopened
 from tests.leasing import begin, lease_of
 from tests.store.racing import together
 from tests.store.rows import (
+    COUNTED,
+    FORGOTTEN,
+    begin_next,
     change,
+    counters,
     create,
     end,
     everything,
@@ -33,23 +36,9 @@ from tests.store.rows import (
     take_retried,
 )
 
-COUNTED: dict[str, Any] = {
-    "retries": 2,
-    "crashes": 2,
-    "crash_step": 1,
-    "lost_starts": 3,
-    "unrepeatable_step": 1,
-}
-FORGOTTEN: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "crash_step": None, "unrepeatable_step": None}
 BADLY = [Status.FAILED, Status.CANCELLED]
 DELETED = Closure(Status.CANCELLED, "It was deleted.", ErrorKind.CANCELLED)
 BROKE = Closure(Status.FAILED, "It was set to failed.", ErrorKind.CRASHED)
-
-
-def counters(database: Database, execution: Execution) -> dict[str, Any]:
-    """What a person's retry resets."""
-    row = read(database, execution)
-    return {name: getattr(row, name) for name in COUNTED}
 
 
 def reopen(database: Database, execution: Execution, origin: uuid.UUID | None = None) -> Reopened:
@@ -65,19 +54,6 @@ def revoke(database: Database, seen: RunSnapshot) -> bool:
 def close(database: Database, seen: RunSnapshot, closure: Closure = DELETED) -> bool:
     """Close a run as Prefect says, as it was seen."""
     return database.run_sync(lambda s: interventions.close_as_seen(s, seen, closure))
-
-
-def begin_next(database: Database, execution: Execution) -> Execution:
-    """Begin the next attempt, as somebody else."""
-    assert execution.flow_run_id is not None
-    return database.run_sync(
-        partial(
-            begin,
-            flow_run_id=execution.flow_run_id,
-            public_id=execution.public_id,
-            workflow_id=execution.workflow_id,
-        )
-    )
 
 
 # -- cancelled ---------------------------------------------------------------------------------------

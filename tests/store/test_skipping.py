@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -20,16 +19,7 @@ from flows.store.values import Stored, Value
 from tests.builders import action, expression, fork
 from tests.leasing import begin, lease_of
 from tests.store.racing import together
-from tests.store.rows import change, end, everything, read, take
-
-COUNTED: dict[str, Any] = {
-    "retries": 2,
-    "crashes": 2,
-    "crash_step": 1,
-    "lost_starts": 3,
-    "unrepeatable_step": 1,
-}
-FORGOTTEN: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "crash_step": None, "unrepeatable_step": None}
+from tests.store.rows import COUNTED, FORGOTTEN, change, counters, end, everything, read, take
 
 
 @pytest.fixture
@@ -64,12 +54,6 @@ def skip(
 ) -> Reopened:
     """Lead the run past a step."""
     return database.run_sync(lambda s: skipping.skip(s, execution.id, step, changes or {}, branch, origin))
-
-
-def counters(database: Database, execution: Execution) -> dict[str, Any]:
-    """What a person's skip resets."""
-    row = read(database, execution)
-    return {name: getattr(row, name) for name in COUNTED}
 
 
 START = Step(0, 1, "start", "start", StepStatus.SUCCESS)
