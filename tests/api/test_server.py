@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,17 +158,3 @@ async def open_and_stall(server: ApiServer, execution_id: int) -> asyncio.Stream
     writer.write(f"GET /executions/{execution_id}/chain HTTP/1.1\r\nHost: nova\r\n\r\n".encode())
     assert b"200 OK" in await reader.read(100)
     return writer
-
-
-async def test_execute_answers_fast(server: ApiServer) -> None:
-    """The old build promised less than 100 ms: the median of thirty, one after the other, when warm."""
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as api:
-        body = {"name": fresh_name(), "graph_definition": line()}
-        workflow = (await api.post("/workflows", json=body)).json()
-        times = []
-        for _ in range(35):
-            started = time.perf_counter()
-            response = await api.post(f"/workflows/{workflow['id']}/execute", json={"initial_context": {}})
-            times.append(time.perf_counter() - started)
-            assert response.status_code == 202
-    assert sorted(times[5:])[15] < 1, times  # a bound that a busy machine keeps; measured: see the notes
