@@ -13,22 +13,27 @@ from starlette.responses import Response, StreamingResponse
 from api.routers import executions as executions_api
 from api.routers import tasks as tasks_api
 from api.routers import workflows as workflows_api
-from flows.graphs.errors import NovaError
-from tests.simulation.gates import Call
-from tests.simulation.ledger import Word
+from flows.graphs.errors import ConflictError, NovaError
+from tests.simulation.gates import Call, Process
+from tests.simulation.ledger import LIVE, Row, Word
 from tests.simulation.processes import ApiProcess, NovaProcess, WorkerProcess
 from tests.simulation.sandboxes import Node
 from tests.simulation.world import World
 
 T = TypeVar("T")
 
-MOST_RUNS = 8
 MOST_WORKERS = 3
 MOST_APIS = 2
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
-NODES_FAIL = 2
-"""One node of so many raises."""
+OF_NODES = 8
+MOST_TO_STALL = 4
+"""Steps after which a transaction stands still, fewer than this many."""
+COMES_LATE = 2
+"""One in so many of the worst moments is taken: a run was just taken, which another was about to close; or it
+has just ended, which another was about to take or to take a step further."""
+LOOKED_AT = 1
+"""The number of the run that people look at: see `_run`."""
 RANKS = 2
 IDLE = 0.5
 """Seconds that pass where there is no step to make."""
@@ -43,11 +48,18 @@ def pick(among: Sequence[T], number: int) -> T | None:
 class Acts:
     """The rules of one world. Those that do not apply do nothing."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, most_live: int = 3, failing: int = OF_NODES // 2) -> None:
         self.world = world
+        self.most_live = most_live
+        """Runs that go on at the same time at most: where there are few, more happens to each."""
+        self.failing = failing
+        """Of `OF_NODES` nodes, how many raise."""
         self.asked: list[asyncio.Task[Any]] = []
         """What people have asked the APIs for."""
-        self.refused: list[str] = []
+        self.looked_at: UUID | None = None
+        """The run at which people look at the moment."""
+        self.stall_in: dict[str, int] = {}
+        """Part of a process → steps until a transaction of such a part stands still."""
 
     # -- the normal way of things --------------------------------------------------------------------
 
@@ -57,10 +69,19 @@ class Acts:
         if step is None:
             self.world.loop.pass_time(IDLE)
             return
-        if isinstance(step, Node) and luck % NODES_FAIL == 0:
+        luck, fate = divmod(luck, OF_NODES)
+        if isinstance(step, Node) and fate < self.failing:
             step.fails = True
             step.label += " and raises"
+        taken, ended = self.world.ledger.taken, self.world.ledger.ended
         self.world.step(step)
+        if self.stall_in:
+            self._stall()
+        if luck % COMES_LATE == 0:  # the worst moment to come late
+            if self.world.ledger.taken > taken:
+                self._resume([one for one in self.world.processes if one.stalled])
+            if self.world.ledger.ended > ended:
+                self._resume([one for one in self.world.workers if one.is_paused])
 
     def hurry(self, which: int, rank: int) -> None:
         """A part of a process becomes faster or slower than the others."""
@@ -117,9 +138,58 @@ class Acts:
             self.world.pause(process, sent)
 
     def resume(self, which: int) -> None:
-        """A paused process goes on."""
-        if (process := pick([one for one in self.world.processes if one.is_paused], which)) is not None:
+        """A process goes on that stands still."""
+        self._resume([one for one in self.world.processes if one.is_halted], which)
+
+    def _resume(self, among: Sequence[NovaProcess], which: int = 0) -> None:
+        if (process := pick(among, which)) is not None:
             self.world.resume(process)
+
+    def stall(self, which: int) -> None:
+        """A transaction, one of the next, will come late: when leases have run out and others went on."""
+        part, steps = divmod(which, MOST_TO_STALL)
+        self.stall_in[("run", "reconciler")[part % 2]] = steps
+
+    def _stall(self) -> None:
+        """Have who is about to make that transaction stand still; people see that nothing happens to its run.
+
+        A worker is paused. Who looks after runs gives up in time, but for the transaction itself.
+        """
+        for call in self._calls():
+            process, part = call.sender, call.part
+            if part not in self.stall_in or not call.is_instant or call.has_arrived or not call.may_go:
+                continue
+            held = [row["task_id"] for row in self._held_by(process, part)]
+            if part == "reconciler" and not held:
+                continue  # it looks only
+            if self.stall_in[part]:
+                self.stall_in[part] -= 1
+                return
+            del self.stall_in[part]
+            self.looked_at = held[0] if held else self.looked_at
+            if part == "reconciler":
+                self.world.stall(process, part)
+            else:
+                self.world.pause(process)
+            self.world.pass_time(self.world.site.settings.lease_seconds + 1)
+            return
+
+    def _held_by(self, process: Process, part: str) -> list[Row]:
+        ledger = self.world.ledger
+        return [row for row in ledger.rows.values() if ledger.holder(row) == (process, part)]
+
+    def get_on(self, which: int, how: int) -> None:
+        """While one stands still, the others get on with its run."""
+        if not any(process.is_halted for process in self.world.processes):
+            return
+        if how % 4 == 0:
+            self.reconcile(which)
+        elif how % 4 == 1:
+            self.poll_for_runs(1)
+        elif how % 4 == 2 and self.looked_at in self._stopped():
+            self.retry(which, LOOKED_AT)
+        else:
+            self.retry_in_prefect(LOOKED_AT)
 
     def lose(self, which: int) -> None:
         """A message is lost."""
@@ -149,7 +219,7 @@ class Acts:
 
     def execute(self, which: int, keyed: int) -> None:
         """Somebody starts a run, with an idempotency key perhaps."""
-        if len(self.world.ledger.rows) >= MOST_RUNS:
+        if self._is_full():
             return
         key = pick((None, None, *KEYS), keyed)
 
@@ -163,7 +233,7 @@ class Acts:
 
     def poll(self, which: int, task: int) -> None:
         """Somebody asks how a run stands."""
-        if (task_id := pick(self.world.tasks_known, task)) is None:
+        if (task_id := self._run(task)) is None:
             return
         known, asked = task_id, self.world.steps
 
@@ -177,7 +247,7 @@ class Acts:
 
     def cancel(self, which: int, task: int) -> None:
         """Somebody cancels a run."""
-        if (task_id := pick(self.world.tasks_known, task)) is not None:
+        if (task_id := self._run(task)) is not None:
             known = task_id
             self._ask(
                 which,
@@ -188,7 +258,7 @@ class Acts:
 
     def retry(self, which: int, task: int) -> None:
         """Somebody retries a run, usually one that did not succeed."""
-        if (task_id := pick(self._stopped() or self.world.tasks_known, task)) is not None:
+        if (task_id := self._run(task, self._stopped() or None)) is not None:
             known = task_id
             self._ask(
                 which,
@@ -200,7 +270,7 @@ class Acts:
     def skip(self, which: int, number: int) -> None:
         """Somebody leads a run past the node at which it stopped."""
         rows = {row["task_id"]: row for row in self.world.ledger.rows.values()}
-        if (task_id := pick(self._stopped(), number)) is not None:
+        if (task_id := self._run(number, self._stopped())) is not None:
             found = row = rows[task_id]
             self._ask(
                 which,
@@ -227,6 +297,8 @@ class Acts:
                 await ask(asked)
             except NovaError as error:
                 self.world.note(f"{asked} refuses to {what}: {error}")
+                if word is not None and isinstance(error, ConflictError):
+                    word.is_void = True
             except Exception as error:  # noqa: BLE001 - a fault of NOVA's own
                 self.world.ledger.violations.append(f"{asked} fails to {what}: {error!r}")
             else:
@@ -242,7 +314,7 @@ class Acts:
 
     def run_in_prefect(self) -> None:
         """Somebody starts a run in Prefect."""
-        if len(self.world.ledger.rows) >= MOST_RUNS:
+        if self._is_full():
             return
         _, made = self._prefect("POST", f"/deployments/{self.world.site.deployment_id}/create_flow_run", {})
         self._know(UUID(made["id"]))
@@ -264,7 +336,7 @@ class Acts:
 
     def delete_in_prefect(self, task: int) -> None:
         """Somebody deletes a run in Prefect."""
-        if (task_id := pick(self.world.tasks_known, task)) is not None:
+        if (task_id := self._run(task)) is not None:
             self._said("cancel", task_id)
             self._prefect("DELETE", f"/flow_runs/{self._flow_run(task_id)}", None)
 
@@ -275,13 +347,13 @@ class Acts:
 
     def resume_in_prefect(self, task: int) -> None:
         """Somebody resumes a run in Prefect."""
-        if (task_id := pick(self.world.tasks_known, task)) is not None:
+        if (task_id := self._run(task)) is not None:
             self._prefect("POST", f"/flow_runs/{self._flow_run(task_id)}/resume", {})
 
     def _set_state(
         self, task: int, kind: str, state: dict[str, Any], *, force: bool = False, only_final: bool = False
     ) -> None:
-        if (task_id := pick(self.world.tasks_known, task)) is None:
+        if (task_id := self._run(task)) is None:
             return
         flow_run_id = self._flow_run(task_id)
         run = self.world.stand_in.world.tables.flow_runs.get(str(flow_run_id))
@@ -304,6 +376,16 @@ class Acts:
         return answer
 
     # -- what there is -------------------------------------------------------------------------------
+
+    def _run(self, number: int, among: Sequence[UUID] | None = None) -> UUID | None:
+        """A run that somebody does something to: every second time the one that people look at."""
+        half, rest = divmod(number, 2)
+        among = self.world.tasks_known if among is None else among
+        return self.looked_at if rest and self.looked_at in among else pick(among, half)
+
+    def _is_full(self) -> bool:
+        live = sum(row["status"] in LIVE for row in self.world.ledger.rows.values())
+        return live >= self.most_live
 
     def _know(self, task_id: UUID) -> None:
         if task_id not in self.world.tasks_known:

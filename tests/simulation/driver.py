@@ -11,32 +11,39 @@ from tests.simulation.healing import Healing
 from tests.simulation.site import Site
 from tests.simulation.world import World
 
-LENGTH = 1200
+LENGTH = 3000
 """Choices that are made before everything is let come to rest."""
+FAILING = (1, 4, 7)
+"""Of eight nodes, how many raise."""
 BITS = 16
 IN_ORDER = 0.93
 """Share of the steps that are the first of those that may happen."""
+
+MOST_LIVE = (1, 2, 4)
+"""Runs that go on at the same time."""
 
 ALWAYS: dict[str, float] = {"step": 1500, "poll_for_runs": 30, "reconcile": 12, "execute": 18}
 """How often each act is chosen that every simulation has."""
 AT_TIMES: dict[str, float] = {
     "hurry": 30,
-    "pass_time": 14,
+    "pass_time": 20,
     "kill": 3,
     "pause": 6,
-    "resume": 9,
+    "resume": 4,
+    "stall": 50,
+    "get_on": 200,
     "lose": 5,
     "double": 4,
     "break_sandbox": 2,
     "cut_renewals": 1,
-    "poll": 14,
-    "cancel": 4,
-    "retry": 10,
+    "poll": 6,
+    "cancel": 10,
+    "retry": 14,
     "skip": 4,
     "run_in_prefect": 4,
-    "cancel_in_prefect": 2,
-    "retry_in_prefect": 5,
-    "force_in_prefect": 2,
+    "cancel_in_prefect": 4,
+    "retry_in_prefect": 10,
+    "force_in_prefect": 5,
     "delete_in_prefect": 1,
     "suspend_in_prefect": 1,
     "resume_in_prefect": 1,
@@ -60,7 +67,7 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
     """Run one simulation to its end, or to the first violation."""
     chance = random.Random(seed)
     world = World(site, seed)
-    acts = Acts(world)
+    acts = Acts(world, chance.choice(MOST_LIVE), chance.choice(FAILING))
     acts.start(chance.getrandbits(32))
     weighed = ALWAYS | {name: often * chance.choice(SHARES) for name, often in AT_TIMES.items()}
     names, weights = list(weighed), list(weighed.values())

@@ -30,9 +30,16 @@ class Process:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.is_alive = True
         self.is_paused = False
+        self.stalled: set[str] = set()
+        """Its parts that stand still while the others go on."""
 
     def __repr__(self) -> str:
         return self.name
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether it, or a part of it, stands still."""
+        return self.is_paused or bool(self.stalled)
 
 
 class Step:
@@ -47,8 +54,10 @@ class Step:
 
     @property
     def may_go(self) -> bool:
-        """Whether it may happen now: nothing happens in a process that is paused."""
-        return self.process is None or (self.process.is_alive and not self.process.is_paused)
+        """Whether it may happen now: nothing happens in a process, or a part of it, that is paused."""
+        return self.process is None or (
+            self.process.is_alive and not self.process.is_paused and self.part not in self.process.stalled
+        )
 
 
 class Call(Step, Generic[T]):
@@ -87,7 +96,7 @@ class Call(Step, Generic[T]):
 
     def double(self) -> None:
         """Let the request arrive one time more, later."""
-        again = Call(self._gate, self._sender, f"{self.label} (again)", self._act, self._lost)
+        again = Call(self._gate, self.sender, f"{self.label} (again)", self._act, self._lost)
         again.is_sent = True
         again.answer.cancel()
         self._gate.add(again)
@@ -104,14 +113,15 @@ class Call(Step, Generic[T]):
             self.is_sent = True
 
     @property
-    def _sender(self) -> Process:
+    def sender(self) -> Process:
+        """Whose request it is."""
         if self.process is None:
             raise RuntimeError("A call has a sender.")
         return self.process
 
     def reply(self, outcome: T | Exception) -> None:
         """Send the answer, for which somebody may wait still."""
-        if self.answer.done() or not self._sender.is_alive:
+        if self.answer.done() or not self.sender.is_alive:
             return
         self.label, self.go = f"answer to {self.label}", lambda: self._return(outcome)
         self._gate.add(self)

@@ -37,7 +37,7 @@ class Healing:
         world.gate.forget()
         for process in world.processes:
             process.database.is_cut = False
-            if process.is_paused:
+            if process.is_halted:
                 world.resume(process)
         if not world.workers:
             world.start_worker()

@@ -29,7 +29,7 @@ class Word:
     ended: int | None = None
     """Number of the step at which it was answered, or given up; in Prefect that is at once."""
     is_void: bool = False
-    """Whether the run was over everywhere since."""
+    """Whether it was refused, or followed until the run was over again everywhere."""
     used: set[Any] = field(default_factory=set)
     """What it was the reason of."""
 
@@ -65,6 +65,8 @@ class Ledger:
         self.words: list[Word] = []
         self.answers: dict[UUID, list[Answer]] = {}
         self.starts: list[Start] = []
+        self.taken = self.ended = 0
+        """How often a worker has taken a run, and a run has ended."""
         self._holders: dict[UUID, tuple[Process, str]] = {}
         self._closed_at: dict[int, int] = {}
         self._opened_at: dict[UUID | None, int] = {}
@@ -89,11 +91,20 @@ class Ledger:
                 break
         self.answers[task_id].append(Answer(status, asked, now))
 
-    def over(self, task_id: UUID) -> None:
-        """The run is over, in its row and in Prefect: what people asked for before is done with."""
+    def over(self, row: Row) -> None:
+        """A run is over, in its row and in Prefect: what people asked for before its row closed is done with.
+
+        What they asked for later, and took back in Prefect, may have been read before, and be followed late.
+        """
+        closed = self._closed_at.get(row["id"], -1)
         for word in self.words:
-            if word.task_id == task_id and word.ended is not None:
+            if word.task_id == row["task_id"] and word.ended is not None and word.ended <= closed:
                 word.is_void = True
+
+    def holder(self, row: Row) -> tuple[Process, str] | None:
+        """The part of a process that has the lease of a row; None where nobody has."""
+        has_owner = row["lease_owner"] is not None and row["lease_until"] > self._tables.now
+        return self._holders.get(row["lease_owner"]) if has_owner else None
 
     def _said_since(self, task_id: UUID | None, kinds: tuple[str, ...], since: int) -> bool:
         return any(
@@ -142,6 +153,11 @@ class Ledger:
             owner = row["lease_owner"]
             if owner is not None and owner not in self._holders:
                 self._holders[owner] = actor
+            was_owner, was_live = (
+                (before["lease_owner"], before["status"] in LIVE) if before else (None, True)
+            )
+            self.taken += owner not in (None, was_owner) and part == "run"
+            self.ended += was_live and row["status"] not in LIVE
             if before is not None and before != row:
                 self._changed(before, row, actor)
         self.rows = rows
@@ -157,6 +173,8 @@ class Ledger:
                 self._violated(f"Execution {number} is cancelled, unasked.")
         if is_live and not was_live:
             self._opened_at[row["task_id"]] = self._now()
+            if before["status"] == "completed":
+                self._violated(f"Execution {number} had succeeded and is opened again.")
             if not self._spend(row["task_id"], "opening"):
                 self._violated(f"Execution {number} is opened again, unasked.")
         if not was_live and not is_live and _essence(before) != _essence(row):
@@ -165,19 +183,12 @@ class Ledger:
 
     def _check_lease(self, before: Row, row: Row, actor: tuple[Process, str]) -> None:
         """While a lease lasts only its owner changes the row, or the API, to which people speak."""
-        owner, until = before["lease_owner"], before["lease_until"]
-        if (
-            owner is None
-            or until <= self._tables.now
-            or self._holders.get(owner) == actor
-            or actor[1] == "api"
-        ):
+        holder = self.holder(before)
+        if holder is None or holder == actor or actor[1] == "api":
             return
         changed = _difference(before, row)
         if changed and set(changed) - {"flow_run_id", "task_id", "revoked"}:
-            self._violated(
-                f"Execution {row['id']} was {self._holders[owner]}'s, and {actor} changed {changed}."
-            )
+            self._violated(f"Execution {row['id']} was {holder}'s, and {actor} changed {changed}.")
 
     def _violated(self, what: str) -> None:
         self.violations.append(what)

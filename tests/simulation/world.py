@@ -67,7 +67,7 @@ class World:
             if row["status"] not in LIVE and row["flow_run_id"] is not None:
                 run = runs.get(str(row["flow_run_id"]))
                 if run is not None and run.state is not None and run.state.is_final:
-                    self.ledger.over(row["task_id"])
+                    self.ledger.over(row)
 
     # -- steps ---------------------------------------------------------------------------------------
 
@@ -141,10 +141,16 @@ class World:
         for number, call in enumerate(self.gate.of(process)):
             call.is_sent = bool(sent >> number & 1) and not call.is_instant
 
+    def stall(self, process: Process, part: str) -> None:
+        """Have a part of a process stand still, in the midst of what it does."""
+        self.note(f"{process} {part} STANDS STILL")
+        process.stalled.add(part)
+
     def resume(self, process: Process) -> None:
-        """Let a paused process go on."""
+        """Let a process go on, all of it."""
         self.note(f"{process} goes on")
         process.is_paused = False
+        process.stalled.clear()
         self.loop.pass_time(0)
 
     def end(self) -> None:
