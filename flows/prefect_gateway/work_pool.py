@@ -34,10 +34,12 @@ async def ensure_pool(client: PrefectClient, name: str, timeout: float) -> None:
     do this at the same time. Raises PrefectUnavailableError.
     """
     async with prefect_call(timeout, "setting up the work pool"):
-        try:
-            await _ensure_queues(client, await _read_or_create(client, name))
-        except (ObjectAlreadyExists, ObjectNotFound):  # another process made them first
-            await _ensure_queues(client, await _read_or_create(client, name))
+        for _ in range(len(QUEUES)):
+            try:
+                return await _ensure_queues(client, await _read_or_create(client, name))
+            except (ObjectAlreadyExists, ObjectNotFound):
+                pass  # another process made one of the queues first, and may make the next one first, too
+        await _ensure_queues(client, await _read_or_create(client, name))
 
 
 async def is_whole(client: PrefectClient, name: str, timeout: float) -> bool:

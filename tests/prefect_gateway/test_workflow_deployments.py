@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
@@ -20,6 +21,9 @@ from flows.prefect_gateway.gateway import PrefectGateway
 from flows.prefect_gateway.workflow_deployments import DeploymentSpec
 from tests.builders import each
 from tests.servers import free_port
+from tests.stand_in.prefect import StandIn
+from tests.stand_in.transport import Transport
+from tests.stand_in.transport import client as client_of
 
 
 @pytest.fixture
@@ -57,6 +61,25 @@ def invoices() -> DeploymentSpec:
 def daily(number: int = 1, cron: str = "0 9 * * *") -> ScheduleSpec:
     """A schedule at nine in Madrid."""
     return ScheduleSpec(number, cron, "Europe/Madrid", {"client_slug": "idom"}, True)
+
+
+class AlwaysSecond(Transport):
+    """The way to a Prefect server on which another process does what this one does, a moment before it."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request that changes something after it was answered once already."""
+        if request.method in ("POST", "PATCH") and not request.url.path.endswith("/filter"):
+            await super().handle_async_request(request)
+        return await super().handle_async_request(request)
+
+
+async def test_processes_that_make_the_pool_at_the_same_time_do_not_disturb_each_other() -> None:
+    """Whatever this one is about to make, the other was faster: the pool is whole, and nothing is refused."""
+    stand_in = StandIn()
+    async with PrefectGateway(Settings(), client_of(stand_in, AlwaysSecond(stand_in))) as second:
+        await second.deployments.ensure_pool()
+    queues = stand_in.world.tables.queues.values()
+    assert {queue.name: queue.priority for queue in queues} == {"high": 1, "normal": 2, "low": 3}
 
 
 async def test_pool_has_three_queues_in_order_of_priority(
