@@ -25,6 +25,8 @@ LATE_AFTER = timedelta(seconds=15)
 """How long a run may be overdue before the server calls it Late (`…_LATE_RUNS_AFTER_SECONDS`)."""
 CANCELLING_FOR = timedelta(seconds=300)
 """How long a run may be Cancelling before the server ends it (`…_CANCELLING_TIMEOUT_SECONDS`)."""
+CLEAN_UP_EVERY = timedelta(seconds=20)
+"""`PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS`."""
 MIN_RUNS, MAX_RUNS = 3, 100
 MIN_TIME, MAX_TIME = timedelta(hours=1), timedelta(days=100)
 """How many runs, and how far ahead, a schedule makes (`PREFECT_SERVER_SERVICES_SCHEDULER_…`)."""
@@ -32,7 +34,7 @@ MIN_TIME, MAX_TIME = timedelta(hours=1), timedelta(days=100)
 
 def run_all(world: World) -> None:
     """Do all of it that is due."""
-    for service in (mark_late, schedule_all, end_cancelling, cancel_task_runs, revoke_leases):
+    for service in (mark_late, schedule_all, clean_up, revoke_leases):
         service(world)
 
 
@@ -46,6 +48,14 @@ def mark_late(world: World) -> None:
         if due <= before:
             late = {"type": SCHEDULED, "name": "Late", "state_details": {"scheduled_time": due}}
             flow_runs.orchestrate(world, run, new_state(world, late), LATE)
+
+
+def clean_up(world: World) -> None:
+    """Finish what was cancelled, as seldom as Prefect's server does."""
+    if world.cleaned_up is None or world.now() >= world.cleaned_up + CLEAN_UP_EVERY:
+        world.cleaned_up = world.now()
+        end_cancelling(world)
+        cancel_task_runs(world)
 
 
 def end_cancelling(world: World) -> None:

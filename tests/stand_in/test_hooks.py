@@ -163,10 +163,10 @@ async def test_services(site: Site) -> None:
         limit = (await site.prefect.read_deployment(site.deployment_id)).global_concurrency_limit
         return limit.active_slots if limit else None
 
-    site.clock.advance(seconds=299)
+    site.clock.advance(seconds=280)
     site.stand_in.run_services()
     assert (await site.state_name(cancelling), await slots()) == ("Cancelling", 1)
-    site.clock.advance(seconds=2)
+    site.clock.advance(seconds=21)
     site.stand_in.run_services()
 
     assert (await site.state_name(cancelling), await slots()) == ("Cancelled", 0)

@@ -74,6 +74,8 @@ class World:
         self.tables = Tables()
         self.now = now
         self.listeners: list[Callable[[JSON], None]] = []
+        self.cleaned_up: datetime | None = None
+        """When the server last finished what was cancelled."""
         self._random = random.Random(seed)
 
     def new_id(self) -> str:
