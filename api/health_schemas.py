@@ -50,7 +50,7 @@ class DetailedHealth(Answer):
 
 
 class ExecutionMetrics(Answer):
-    """Of the last 24 hours."""
+    """Of the last 24 hours; a request that was refused (503) made no run."""
 
     total: int = Field(examples=[120])
     completed: int = Field(examples=[117])
@@ -60,7 +60,7 @@ class ExecutionMetrics(Answer):
 
 
 class ErrorRate(Answer):
-    """Of the last hour."""
+    """Of the last hour, counted like the others."""
 
     period_hours: int = Field(examples=[1])
     total_executions: int = Field(examples=[6])

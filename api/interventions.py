@@ -297,6 +297,9 @@ async def _resubmit(services: Services, reopened: Reopened) -> None:
     try:
         flow_run_id = await submission.resubmit(services, execution_id)
         await services.database.run(lambda session: submissions.confirm(session, execution_id, flow_run_id))
+    except ConflictError:
+        await _undo(services, reopened)
+        raise
     except PrefectUnavailableError as error:  # the reconciler hands it over later
         log.warning("Execution %d waits to be handed to Prefect: %s", execution_id, error)
     finally:
@@ -309,10 +312,18 @@ async def _put_in_queue(services: Services, seen: _Seen, reopened: Reopened | No
     Where Prefect is away at this moment the reconciler does so later; where the database is, the lease runs
     out by itself. Raises ConflictError where Prefect refuses: the row is as it was, then.
     """
-    state = seen.state
+    runs, state = services.gateway.runs, seen.state
     try:
+        if state is not None and not state.final:
+            # It waited there already; but the reconciler may have ended it before the row was open.
+            state = await runs.find(seen.flow_run_id)
         if state is not None and state.final:
-            await services.gateway.runs.requeue(state.flow_run_id, RETRIED)
+            await runs.requeue(state.flow_run_id, RETRIED)
+    except NotFoundError:  # deleted at this moment
+        if reopened is None:
+            raise
+        await _resubmit(services, reopened)
+        return
     except ConflictError:
         if reopened is not None:
             await _undo(services, reopened)

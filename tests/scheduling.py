@@ -26,7 +26,7 @@ def write_groups(file: Path, items: Iterable[pytest.Item]) -> None:
     file.write_text(json.dumps(groups))
 
 
-class ByServer(LoadScopeScheduling):
+class ByServer(LoadScopeScheduling):  # type: ignore[misc]
     """Gives tests that use the same server to one process, and all others to whoever has time."""
 
     def __init__(self, config: pytest.Config, log: Producer | None, groups: Path) -> None:

@@ -14,7 +14,7 @@ _MEANT = tuple(
 )
 """Ends of an attempt that somebody wanted: a person, or NOVA."""
 _LEFT = "Finished in state Running("
-"""An attempt that told Prefect of no end: NOVA has put the run off, or left it to another process."""
+"""An attempt that told Prefect of no end: NOVA scheduled the next one, or left the run to another process."""
 _INTERRUPTED = (
     "Crash detected! Execution was cancelled",
     "Finished in state Crashed('Execution was cancelled",

@@ -1,6 +1,6 @@
 """Times of patience, grace and leases that depend on each other, in seconds, derived from one another.
 
-A time that depends on no other stands where it is used. `deployments/compose.yaml` repeats some of these, and a
+A time that depends on no other stands where it is used. `deployments/compose.yaml` repeats some of these; a
 test holds it to them.
 """
 

@@ -140,7 +140,7 @@ class InfrastructureError(NovaError):
 class SandboxError(InfrastructureError):
     """The sandbox could not be made, vanished, or does not answer.
 
-    `reason` tells the cases apart for who decides on another try: authentication, refused, no_turn,
+    `reason` says which case it is, for code that decides on another try: authentication, refused, no_turn,
     rate_limit, busy, gone, space, timeout, unreachable, unwell, runner or broken.
     """
 
@@ -148,7 +148,7 @@ class SandboxError(InfrastructureError):
         super().__init__(message)
         self.reason = reason
         self.unused = False
-        """Whether no node's code had run in the sandbox yet: then none of it is what broke it."""
+        """Whether no node's code had run in the sandbox yet: then no node can have broken it."""
 
 
 class BreakerOpenError(InfrastructureError):

@@ -1,7 +1,7 @@
 """Graphs: nodes, edges, and how they are read from what a caller gave.
 
 A graph is `{"nodes": [...], "edges": [{"from", "to", "condition"?}], "max_steps"?}`. What NOVA does not know
-(editors add positions and colours) is left out of these models: who stores a graph stores it as it was given.
+(editors add positions and colours) is left out of these models; a stored graph keeps it.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Node(_Part):
 
 
 class Edge(_Part):
-    """One way from a node to the next; `condition` is the answer of a decision that picks it."""
+    """An edge from a node to the next; `condition` is the answer of a decision that picks it."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
     condition: str | None = None
-    """"true", "false" or a label; None on the way out of a node that decides nothing."""
+    """"true", "false" or a label; None on the edge of a node that decides nothing."""
 
     @field_validator("condition", mode="before")
     @classmethod
@@ -133,7 +133,7 @@ class Graph(_Part):
 
 @dataclass(frozen=True)
 class Validation:
-    """What came of looking at a graph: `graph` is None exactly where there are faults."""
+    """The result of validating a graph: `graph` is None exactly where there are faults."""
 
     graph: Graph | None
     faults: list[Fault]

@@ -6,8 +6,8 @@ three bounds: no NaN and no infinities, at most `MAX_DEPTH` levels, integers of 
 Depth counts containers: a number has depth 0, a list of numbers 1, a list in a dict 2. The context itself,
 being the dict that holds the values, is not counted: each of its values may have `MAX_DEPTH` levels.
 
-Between the parts of NOVA a context travels as *fragments*: key → the value's ASCII JSON text, so that who
-only passes a value on never parses it.
+Between the parts of NOVA a context travels as *fragments*: key → the value's ASCII JSON text, so that code
+which only passes a value on never parses it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def check_value(value: object, path: str = "", max_depth: int = MAX_DEPTH, envel
 def loads(data: bytes | str, path: str = "", max_depth: int = MAX_DEPTH, envelope: int = 0) -> Any:
     """Read JSON: as Python's `json` does (of equal keys the last counts), within the bounds of `check_value`.
 
-    Whoever reads a value that is wrapped in something says in how many levels: `envelope`. Raises
-    InvalidValueError for whatever cannot be read, never another exception.
+    `envelope` is the number of levels around a value that is wrapped in something. Raises InvalidValueError
+    for whatever cannot be read, never another exception.
     """
     suspects: list[object] = []
 

@@ -2,8 +2,8 @@
 
 An execution's row says what became of a run; Prefect's flow run says where it stands there. Every process
 that acts on a run asks `decide`, with what it has read of both, and does what the answer says. Nobody else
-decides. `flows/store/transitions.py` changes the row; `TRANSITIONS` lists its functions with the states that
-they lead from and to.
+decides. `flows/store/transitions/` changes the row; `row_states.TRANSITIONS` lists its functions with the
+statuses that they lead from and to.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StepStatus(Named):
 
 
 class ErrorKind(Named):
-    """Which kind of failure ended a run, or put off its last attempt."""
+    """Which kind of failure ended a run, or its last attempt."""
 
     NODE = "node", "The code of a node failed."
     LIMIT = "limit", "The run passed one of its bounds: steps, seconds, bytes."
@@ -137,9 +137,9 @@ class Action(Named):
     REVOKE = "revoke", "Note that the run is cancelled; it is closed when it has stopped."
     CANCEL = "cancel", "Take the lease, cancel the run in Prefect and close the row: nobody runs it."
     STOP = "stop", "Ask Prefect to stop the run, then ask again."
-    REQUEUE = "requeue", "Put the run back in its queue, or fail it where that was done too often."
+    REQUEUE = "requeue", "Requeue the run, or fail it where that was done too often."
     TELL_RETRY = "tell retry", "Put the flow run in its queue: Prefect has not heard of the retry."
-    RESUBMIT = "resubmit", "Hand the run to Prefect again, as a new flow run."
+    RESUBMIT = "resubmit", "Submit the run to Prefect again, as a new flow run."
     END_FLOW_RUN = "end flow run", "End the flow run as the row says."
     ADOPT = "adopt", "Make the row that the run's worker did not come to make."
 
@@ -176,45 +176,8 @@ class RunSnapshot:
 
 
 @dataclass(frozen=True)
-class LostAttempt:
-    """An attempt that nobody ended: its process died, or was stopped from outside."""
-
-    crashes: int
-    """How often in a row the run's process died at `crash_step`, before this attempt."""
-    crash_step: int | None
-    lost_starts: int
-    """How many attempts in a row ended before a node was started, before this one."""
-    stepping: bool
-    """Whether a node of this attempt may have been started."""
-    step: int
-    """The step at which it ended."""
-    node: str | None
-
-    def counters(self) -> dict[str, int | None]:
-        """The row's counters with this attempt counted: a crash at its step, or a start that was lost."""
-        if not self.stepping:
-            return {"lost_starts": self.lost_starts + 1}
-        crashes = self.crashes + 1 if self.crash_step == self.step else 1
-        return {"crashes": crashes, "crash_step": self.step, "lost_starts": 0}
-
-    def why_given_up(self, crash_limit: int) -> str | None:
-        """Say why the run is not tried any more; None while it is."""
-        counted = self.counters()
-        where = f"at step {self.step}" + (f", node {self.node!r}" if self.node else "")
-        if (crashes := counted.get("crashes") or 0) >= crash_limit:
-            return f"The run's worker died {crashes} times in a row {where}."
-        if (starts := counted.get("lost_starts") or 0) >= LOST_STARTS:
-            return f"The run was taken {starts} times in a row and never came to start {where}."
-        return None
-
-
-LOST_STARTS: Final = 10
-"""Attempts in a row that ended before a node was started, from which a run is given up."""
-
-
-@dataclass(frozen=True)
 class Closure:
-    """How a row is closed by another than its flow: status, sentence, kind of error."""
+    """How somebody other than its flow closes a row: status, sentence, kind of error."""
 
     status: Status
     error: str
@@ -222,7 +185,7 @@ class Closure:
 
 
 CANCELLED: Final = "The run was cancelled."
-"""An execution's error where whoever cancelled it did not say more."""
+"""The error of a cancelled execution, where nobody gave a reason."""
 DELETED: Final = "The flow run was deleted in Prefect."
 COMPLETED_BY_HAND: Final = "The flow run was marked as completed in Prefect before it had run to its end."
 
@@ -290,10 +253,12 @@ def is_new_request(row: RunSnapshot | None, request: UUID | None) -> bool:
 def needs_request(row: RunSnapshot | None, state: FlowRunState | None) -> bool:
     """Whether `decide` has to know the person's request, which costs a question to Prefect.
 
-    A run that a worker of Prefect's own has claimed by it is Pending until its flow starts.
+    A run that a worker of Prefect's own has claimed by it is Pending until its flow starts. NOVA's worker has
+    opened the row before that.
     """
-    waits = state is not None and state.kind in (PrefectState.SCHEDULED, PrefectState.PENDING)
-    return waits and row is not None and row.may_be_reopened
+    if row is None or state is None or not row.may_be_reopened:
+        return False
+    return state.kind is PrefectState.SCHEDULED or (state.kind is PrefectState.PENDING and not state.by_nova)
 
 
 _UNKNOWN: Final = (PrefectCase.DELETED, PrefectCase.LOST)

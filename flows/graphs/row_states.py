@@ -1,8 +1,8 @@
 """Which rows of executions there may be, and how one becomes another.
 
 `RULES` are constraints of the table: PostgreSQL refuses a row that breaks one. `ACROSS_ROWS` are rules that
-it cannot state; the tests ask them of every database that they leave. `TRANSITIONS` lists what
-`flows/store/transitions.py` does: the README's diagram and that file's docstrings are held to it.
+it cannot state; after each test its database is checked for them. `TRANSITIONS` lists what the functions of
+`flows/store/transitions/` do: tests hold the README's diagram and their docstrings to it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         # A run that never began is pending, or was closed before; no other is.
         "attempt": f"attempt >= 0 and case status when '{Status.PENDING}' then attempt = 0"
         f" when '{Status.RUNNING}' then attempt > 0 when '{Status.COMPLETED}' then attempt > 0 else true end",
-        # What an attempt leaves in the row is there only after one.
+        # Only an attempt notes a start, a version, a sandbox, or a step in the row.
         "begun": "(attempt > 0) = (started_at is not null) and (attempt > 0 or (not stepping"
         " and sandbox_id is null and version_id is null and unrepeatable_step is null))",
         # A closed run says why, a completed one has nothing to say, and an open one says why it waits.
@@ -51,12 +51,12 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         " else (error is null) = (error_kind is null) and (error is null or next_attempt_at is not null) end",
         # Only an open run has a next attempt.
         "next_attempt_at": f"next_attempt_at is null or status in {in_words(LIVE)}",
-        # What somebody was told is cancelled is closed as nothing else.
+        # A run of which somebody was told that it is cancelled does not complete or fail.
         "revoked": f"not revoked or status in {in_words((*LIVE, Status.CANCELLED))}",
-        # A run whose request was refused never begins, whoever comes for it.
+        # A run whose request was refused never begins.
         "not_started": f"error_kind is distinct from '{ErrorKind.NOT_STARTED}'"
         f" or (status = '{Status.CANCELLED}' and attempt = 0)",
-        # A run that came to its end left no node whose end is unknown.
+        # A completed run has no node whose end is unknown.
         "unrepeatable_step": f"unrepeatable_step is null or status <> '{Status.COMPLETED}'",
         # Crashes are counted at a step.
         "crashes": "crashes >= 0 and (crashes = 0) = (crash_step is null)",
@@ -122,10 +122,10 @@ TRANSITIONS: Final = (
     Transition("cancel", _OPEN, (Status.CANCELLED,), "The run's own process has stopped it."),
     Transition("cancel_stopped", _OPEN, (Status.CANCELLED,), "The run that was told to stop has stopped."),
     Transition("close_as_seen", _OPEN, REOPENABLE, "Prefect says that the run is over."),
-    Transition("recover", tuple(Status), tuple(Status), "Somebody takes the lease to look after the run."),
-    Transition("close_recovered", _OPEN, REOPENABLE, "Whoever looks after the run closes it."),
+    Transition("recover", tuple(Status), tuple(Status), "A process takes the lease to look after the run."),
+    Transition("close_recovered", _OPEN, REOPENABLE, "The process that looks after the run closes it."),
     Transition("requeue", _OPEN, _OPEN, "The run waits in its queue again."),
-    Transition("resubmit", _OPEN, _OPEN, "The run is to be handed to Prefect again."),
+    Transition("resubmit", _OPEN, _OPEN, "The run is to be submitted to Prefect again."),
     Transition("reopen", REOPENABLE, _OPEN, "A person wants the run to go on."),
     Transition("reopen_recovered", REOPENABLE, _OPEN, "The reconciler finds a person's retry in Prefect."),
     Transition("undo_reopen", _OPEN, REOPENABLE, "Prefect refused the retry: all is as it was."),

@@ -53,8 +53,8 @@ MESSAGE_LIMIT = 2000
 
 _BY_NOVA = {"by": "nova"}
 """The data of the states by which NOVA itself claims a run, or puts it in its queue."""
-_BY_PREFECT = frozenset({"AwaitingConcurrencySlot", "Late"})
-"""Names of the states by which Prefect lets a run wait on: they say nothing of who put it in its queue."""
+_BY_PREFECT = frozenset({"AwaitingConcurrencySlot", "Late", "Resuming"})
+"""Names of the states by which Prefect lets a run wait on, or go on after a pause: they are no retries."""
 
 _STATUS_OF_TYPE: dict[StateType, TaskStatus] = {
     StateType.SCHEDULED: "PENDING",
@@ -303,14 +303,23 @@ class FlowRuns:
 
 
 def _request_of(states: list[State[Any]]) -> UUID | None:
-    """The last state that put a run in its queue, if it is younger than its last end, and not of NOVA's."""
-    ended = False
+    """The state by which a person put an ended run in its queue, where it waits or has started by that.
+
+    A run that waits once more after it has started does not do so by that any more. What NOVA says in
+    between, late perhaps, takes nothing back.
+    """
+    ended = started = False
     request: UUID | None = None
     for state in states:
         if state.is_final():
-            ended, request = True, None
-        elif state.is_scheduled() and state.name not in _BY_PREFECT:
-            request = state.id if ended and state.data != _BY_NOVA else None
+            ended, started, request = True, False, None
+        elif not state.is_scheduled():
+            started = True
+        else:
+            if started:
+                started, request = False, None
+            if state.name not in _BY_PREFECT and state.data != _BY_NOVA:
+                request = state.id if ended else None
     return request
 
 

@@ -136,9 +136,12 @@ class RecoveryActions:
         log.warning("Execution %d was missing in Prefect and was handed to it.", found.row.id)
 
     async def _requeue(self, found: RecoveryLease, flow_run_id: UUID, state: FlowRunState) -> None:
-        """Put a run back in its queue, unless that was done too often or cannot be done."""
+        """Put a run in its queue again, unless that was done too often or cannot be done."""
         if state.is_over_limit:
-            await self._let_wait(found, flow_run_id)
+            try:
+                await self._let_wait(found, flow_run_id)
+            except ConflictError as error:
+                await self._give_up(found, flow_run_id, f"{FULL} {error}")
             return
         attempt = found.lost_attempt
         given_up = attempt.why_given_up(self._crash_limit) if attempt is not None else None

@@ -48,15 +48,16 @@ class Step:
 def append(session: Session, lease: Lease, step: Step, current_node: str | None = None) -> ChainEntry:
     """Write a row of the run that is ours, the values that are new with it, and the node that comes next.
 
-    A step that succeeded is guarded no longer; one that failed stays so, for a run that dies before it is
-    closed must not start that node again. Raises LeaseLostError, and what `add` raises.
+    A step that succeeded is unrepeatable no longer. One that failed stays unrepeatable: if the run's process
+    dies before it closes the run, nobody may start that node again. Raises LeaseLostError, and what `add`
+    raises.
     """
     attempts.step_done(session, lease, succeeded=step.status == StepStatus.SUCCESS, next_node=current_node)
     return add(session, lease.execution_id, step)
 
 
 def add(session: Session, execution_id: int, step: Step) -> ChainEntry:
-    """Write a row for whoever keeps other writers away, and the values that are new with it.
+    """Write a row and the values that are new with it; the caller keeps other writers away.
 
     Raises ConflictError when that attempt has a row already, or the step one that succeeded: somebody else
     runs this execution, too. Raises NotFoundError when the execution is gone (its workflow was deleted).

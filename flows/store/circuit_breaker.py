@@ -1,8 +1,8 @@
 """The circuit breaker of the sandbox provider: one state for all workers.
 
-Closed, everybody goes on. After so many failures in a row it is open: nobody tries, runs wait. When its pause
-is over it is half open: one caller tries, the others wait for what it finds. Only failures of the provider
-count, never those of a node's code.
+While it is closed everybody uses the provider. After so many failures in a row it is open: nobody tries, runs
+wait. When its pause is over it is half open: one caller tries, the others wait for its result. Only failures
+of the provider count, never those of a node's code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Admission:
 
 
 def admit(session: Session) -> Admission:
-    """Ask before a sandbox is made. Who is admitted reports what came of it: `succeeded` or `failed`."""
+    """Ask whether a sandbox may be made. An admitted caller reports the result: `succeeded` or `failed`."""
     if _state(session) == "closed":
         return Admission(True)
     probe = session.scalar(
@@ -60,9 +60,9 @@ def admit(session: Session) -> Admission:
 
 
 def failed(session: Session, threshold: int, pause: float) -> None:
-    """Count a failure of the provider; the `threshold`-th in a row opens for `pause` seconds.
+    """Count a failure of the provider; the `threshold`-th in a row opens the breaker for `pause` seconds.
 
-    So does any while it is half open. While it is open, a failure is one of a call that had begun before.
+    Any failure opens it while it is half open. A failure while it is open is of a call that began before.
     """
     opens = or_(CircuitBreaker.state == "half_open", CircuitBreaker.failures + 1 >= threshold)
     opens_now = and_(CircuitBreaker.state != "open", opens)

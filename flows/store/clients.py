@@ -145,4 +145,4 @@ def _one(session: Session, slug: str, statement: Select[tuple[Client]]) -> Clien
 
 def _locked(session: Session, slug: str) -> Client:
     """The client, ours to change with its credentials until the transaction ends: nobody deletes it."""
-    return _one(session, slug, _select().with_for_update())
+    return _one(session, slug, _select().with_for_update(key_share=True))

@@ -50,7 +50,7 @@ def make_engine(url: str, **options: Any) -> Engine:
 def database_errors() -> Iterator[None]:
     """Turn what may pass by itself (a lost connection, a deadlock, …) into DatabaseUnavailableError.
 
-    And what PostgreSQL refuses for good into DatabaseRefusedError; faults of ours stay what they are.
+    What PostgreSQL refuses for good becomes a DatabaseRefusedError; faults of ours stay what they are.
     """
     try:
         yield
@@ -98,13 +98,13 @@ LOOKS = 2
 class Database:
     """Owns the connections of one process: at most `pool_size` and `LOOKS`, made when first needed.
 
-    Opening it does not connect. A server that was restarted between two pieces of work is not noticed.
+    Opening it does not connect. Callers do not notice that a server was restarted.
     """
 
     def __init__(self, url: str, pool_size: int = 10) -> None:
         self._engine = make_engine(url, pool_size=pool_size, max_overflow=0)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
-        # An engine of its own: to switch a connection to and fro fails where that has died meanwhile, and
+        # An engine of its own: to switch the mode of a connection fails where that has died meanwhile, and
         # SQLAlchemy's pool then counts it as taken for ever.
         self._look_engine = make_engine(url, pool_size=LOOKS, max_overflow=0, isolation_level="AUTOCOMMIT")
         self._looks = sessionmaker(self._look_engine, expire_on_commit=False)
@@ -135,8 +135,8 @@ class Database:
     async def run(self, work: Callable[[Session], T]) -> T:
         """As `run_sync`, in a thread. Waits for a free one when `pool_size` pieces of work are going on.
 
-        A caller that is cancelled leaves only when its transaction has ended (or if it never began): nothing
-        of it comes to pass later.
+        A caller that is cancelled leaves only when its transaction has ended, or if it never began: nothing
+        is written later.
         """
         return await self._in_thread(self.run_sync, work)
 
@@ -144,7 +144,7 @@ class Database:
         context = contextvars.copy_context()
         job = self._threads.submit(context.run, do, work)
         future = asyncio.wrap_future(job)
-        # An error that nobody is left to receive is no "exception was never retrieved".
+        # Without this asyncio logs an error as "never retrieved" where the caller is gone.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait({future})
@@ -155,9 +155,9 @@ class Database:
         return future.result()
 
     def _again_if_lost(self, sessions: sessionmaker[Session], work: Callable[[Session], T]) -> T:
-        """Work on a connection as it is: to ask whether it lives would be a round trip each time.
+        """Do the work, again where its connection was dead: to ask before would be a round trip each time.
 
-        Whether a commit that broke came to pass is not known: that is never done again.
+        A commit that was not answered is not repeated: it may stand.
         """
         try:
             return self._once(sessions, work)

@@ -1,4 +1,4 @@
-"""Every read of executions; `transitions` changes them, `orphans` finds those that nobody runs."""
+"""Every read of executions but for those of `orphans`, which finds the ones that nobody runs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def poll(session: Session, flow_run_id: uuid.UUID, public_id: uuid.UUID | None =
 
 
 def by_public_id(session: Session, public_id: uuid.UUID) -> Execution | None:
-    """The execution that the API handed to Prefect under this id, with its `workflow` loaded."""
+    """The execution that the API submitted to Prefect under this id, with its `workflow` loaded."""
     return session.scalars(with_workflow().where(Execution.public_id == public_id)).one_or_none()
 
 
@@ -118,7 +118,7 @@ def live(session: Session, workflow_id: int | None = None) -> list[Execution]:
 
 
 def locked(session: Session, which: ColumnElement[bool]) -> Execution | None:
-    """The row, ours until the transaction ends, as it is now and not as it was when we asked for it."""
+    """The row, locked until the transaction ends, as it is once it is locked."""
     return session.scalars(
         select(Execution).where(which).with_for_update().execution_options(populate_existing=True)
     ).one_or_none()

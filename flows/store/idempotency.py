@@ -20,9 +20,9 @@ KEPT: Final = timedelta(hours=24)
 def put(session: Session, key: str, digest: str, execution_id: int) -> bool:
     """Note which request (`digest`: SHA-256, hexadecimal) and run a key stands for.
 
-    Of two that bring the same key at once, one waits for the other's transaction. False when the key is
-    taken: `find` says by what, and whoever made a run for it rolls that back. Raises InvalidInputError for a
-    key that is empty, longer than 255 characters or not plain text.
+    Of two callers with the same key at once, one waits for the other's transaction. False when the key is
+    taken: `find` says for which run, and a caller that has made a run rolls it back. Raises InvalidInputError
+    for a key that is empty, longer than 255 characters or not plain text.
     """
     row = {
         "key": checks.plain("Idempotency-Key", key, 255),
@@ -40,9 +40,9 @@ def put(session: Session, key: str, digest: str, execution_id: int) -> bool:
 
 
 def move(session: Session, key: str, from_id: int, to_id: int) -> bool:
-    """Let a key stand, for a day from now, for another run, whose first one was never started.
+    """Let a key stand for another run, for a day from now, since its first run was never started.
 
-    False when it does already.
+    False where the key stands for another run already.
     """
     moved = (
         update(IdempotencyKey)
@@ -54,7 +54,7 @@ def move(session: Session, key: str, from_id: int, to_id: int) -> bool:
 
 
 def find(session: Session, key: str) -> IdempotencyKey | None:
-    """What a key stands for; None when that is nothing (any more)."""
+    """What a key stands for; None where it stands for nothing, or nothing any more."""
     if not checks.is_plain(key):
         return None
     return session.scalars(

@@ -1,8 +1,8 @@
 """Leases: of all processes that might run an execution, one at a time may write what becomes of it.
 
-A lease has an owner, drawn anew each time somebody takes a run up, and a time until which nobody else may
-take it. Every write of a flow begins with `hold`, so a process that was only slow, and comes back after
-another one took over, changes nothing. Times are the database's. Leases are taken and released in
+A lease has an owner, a new one each time a process takes a run, and a time until which nobody else may take
+it. Every write of a flow begins with `hold`, so that a process that was only slow, and comes back after
+another one took the run over, changes nothing. Times are the database's. Leases are taken and released in
 `flows.store.transitions`; here they are renewed.
 """
 
@@ -39,7 +39,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseClaim:
-    """Who wants the lease of which run: the row with `public_id`, or without that the flow run's."""
+    """Which process wants the lease of which run: the row with `public_id`, or else that of the flow run."""
 
     flow_run_id: UUID
     public_id: UUID | None
@@ -68,7 +68,7 @@ def renew(session: Session, owners: Collection[UUID], seconds: float) -> set[UUI
     """Let leases last so many seconds from now, and return the owners that still have theirs."""
     ours = session.scalars(
         update(Execution)
-        # The second condition is what lets the index on `lease_until` find the few rows that are leased.
+        # By the second condition the index on `lease_until` finds the few rows that are leased.
         .where(Execution.lease_owner.in_(owners), Execution.lease_until.is_not(None))
         .values(lease_until=now(seconds))
         .returning(Execution.lease_owner)
@@ -79,9 +79,9 @@ def renew(session: Session, owners: Collection[UUID], seconds: float) -> set[UUI
 def hold(session: Session, lease: Lease, **changes: Any) -> None:
     """Make sure that a running execution is ours, and keep it so until the transaction ends.
 
-    The first statement of every write of a flow. It renews the lease, even one that ran out, for nobody took
-    it yet; `changes` of the row cost no further statement. Raises LeaseLostError when somebody else took the
-    execution, or closed it.
+    The first statement of every write of a flow. It renews the lease, even one that has run out, if nobody
+    has taken it yet, and sets `changes` of the row in the same statement. Raises LeaseLostError when somebody
+    else took the execution, or closed it.
     """
     held = session.scalar(
         update(Execution)
@@ -94,7 +94,7 @@ def hold(session: Session, lease: Lease, **changes: Any) -> None:
 
 
 def lost(session: Session, lease: Lease) -> LeaseLostError:
-    """Say what became of a lease that is not ours any more."""
+    """Make the error that says what became of a lease that is not ours any more."""
     row = session.execute(
         select(Execution.status, Execution.lease_owner).where(Execution.id == lease.execution_id)
     ).one_or_none()

@@ -175,7 +175,7 @@ class Execution(Base):
     """How often the run was started."""
     sandbox_id: Mapped[str | None] = mapped_column(String(255))
     lease_owner: Mapped[uuid.UUID | None]
-    """Who alone may write what becomes of the run: see `leases`."""
+    """The only process that may write what becomes of the run: see `leases`."""
     lease_until: Mapped[datetime | None]
     """When anybody else may take it; by the database's clock."""
     stepping: Mapped[bool] = mapped_column(default=False)
@@ -193,10 +193,11 @@ class Execution(Base):
     lost_starts: Mapped[int] = mapped_column(default=0)
     """How many attempts in a row ended before a node was started."""
     revoked: Mapped[bool] = mapped_column(default=False)
-    """Whether somebody was told that it is cancelled while it still ran: it ends as that, come what may."""
+    """Whether somebody was told that it is cancelled while it still ran: then it ends as cancelled."""
     reopened_from: Mapped[uuid.UUID | None]
-    """The state in Prefect from which, or by which, a person's last retry opened the run. As long as that
-    stands, and is final, Prefect has not heard of the retry. It is another one each time."""
+    """The state in Prefect from which a person last retried the run over the API, or by which they retried it
+    in Prefect. While the flow run has that state still, and it is final, Prefect has not heard of the
+    retry."""
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -211,7 +212,7 @@ class ChainEntry(Base):
     __tablename__ = "chain_entries"
     __table_args__ = (
         UniqueConstraint("execution_id", "step", "attempt"),
-        # A step succeeds once: whoever loses a race is told so by the database.
+        # A step succeeds once: the database refuses a second row that says so.
         Index(
             "uq_chain_entries_success",
             "execution_id",
@@ -262,7 +263,7 @@ class ContextValue(Base):
 
 
 class IdempotencyKey(Base):
-    """What a client gave with a request, so that asking again makes no second run."""
+    """The key that a client sent with a request, so that the same request makes no second run."""
 
     __tablename__ = "idempotency_keys"
 
@@ -274,7 +275,7 @@ class IdempotencyKey(Base):
 
 
 class CircuitBreaker(Base):
-    """Whether a service that all workers use is to be left alone for a while; no row: closed."""
+    """Whether all workers leave a service alone for a while; no row: it is closed, they use it."""
 
     __tablename__ = "circuit_breakers"
     __table_args__ = (CheckConstraint("state in ('closed', 'open', 'half_open')", name="state"),)

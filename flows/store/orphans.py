@@ -1,7 +1,7 @@
 """Executions that nobody runs any more: finding them, and holding their lease while they are looked after.
 
-Whoever looks after one takes its lease first, for a short time: meanwhile no worker starts it, and of two
-that look at once one finds nothing to do.
+A process that looks after one takes its lease first, for a short time: meanwhile no worker starts it, and no
+other process looks after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from flows.config import times
-from flows.graphs.lifecycle import LIVE, LostAttempt, RunSnapshot, StepStatus
+from flows.graphs.lifecycle import LIVE, RunSnapshot, StepStatus
+from flows.graphs.lost_attempts import LostAttempt
 from flows.store.database import now
 from flows.store.leases import Lease
 from flows.store.models import ChainEntry, Execution, Workflow
@@ -41,7 +42,7 @@ class RecoveryLease:
 
     @property
     def lost_attempt(self) -> LostAttempt | None:
-        """The attempt that came to nothing; None where the last one ended well: it scheduled the next."""
+        """The attempt that nobody ended; None where the last one ended by scheduling the next."""
         row = self.row
         if self.due is not None or (row.stepping and row.next_attempt_at is not None):
             return None
@@ -51,7 +52,7 @@ class RecoveryLease:
 
 
 def take_expired(session: Session, but_not: Collection[int]) -> RecoveryLease | None:
-    """Take over the lease that ran out first, but for those of some executions; None: there is none."""
+    """Take over the lease that ran out first, of executions not in `but_not`; None: there is none."""
     return _take(session, Execution.lease_until <= now(), Execution.id.not_in(but_not))
 
 
@@ -154,7 +155,7 @@ def waiting(session: Session, after: int, limit: int) -> Sequence[RunSnapshot]:
 
 
 def unsubmitted(session: Session, limit: int) -> Sequence[RunSnapshot]:
-    """Executions that wait to be handed to Prefect, oldest first."""
+    """Executions that wait to be submitted to Prefect, oldest first."""
     return _snapshots(
         session,
         Execution.status.in_(LIVE),

@@ -1,4 +1,4 @@
-"""What the cleanup asks and deletes: whose sandboxes are still needed, keys that stand for nothing."""
+"""What the cleanup reads and deletes: the runs that need their sandboxes, keys that stand for nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flows.store.models import Execution, IdempotencyKey
 
 
 def going_on(session: Session, flow_run_ids: Collection[UUID]) -> dict[UUID, str | None]:
-    """Those of the flow runs whose execution is not over, or is about to be begun once more.
+    """The flow runs whose execution is not over, or that some process has the lease of.
 
-    Each with the id of the sandbox that it noted last.
+    Each with the id of the sandbox that its execution noted last.
     """
     found = session.execute(
         select(Execution.flow_run_id, Execution.sandbox_id).where(

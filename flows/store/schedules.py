@@ -1,6 +1,6 @@
 """Schedules of workflows, as they were set over the API or the command line.
 
-Whether a cron line and a time zone make sense is checked by those who know Prefect, before they come here.
+The gateway checks whether a cron line and a time zone make sense, before they come here.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def delete(session: Session, workflow_id: int, schedule_id: int) -> None:
 
 def _locked(session: Session, workflow_id: int, schedule_id: int) -> Schedule:
     """One schedule, ours to change until the transaction ends: nobody deletes it."""
-    return _one(session, workflow_id, schedule_id, select(Schedule).with_for_update())
+    return _one(session, workflow_id, schedule_id, select(Schedule).with_for_update(key_share=True))
 
 
 def _one(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from uuid import UUID
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import ConflictError, InvalidInputError
@@ -13,7 +13,7 @@ from flows.graphs.graph import Graph, Node, load_graph
 from flows.graphs.lifecycle import StepStatus
 from flows.graphs.traversal import Visit, next_node
 from flows.graphs.validation.inspection import MAX_STEPS
-from flows.store import chain
+from flows.store import chain, values
 from flows.store.models import ChainEntry, Execution, WorkflowVersion
 from flows.store.transitions import interventions
 from flows.store.transitions.interventions import Reopened
@@ -28,9 +28,9 @@ def skip(
     branch: str | None = None,
     reopened_from: UUID | None = None,
 ) -> Reopened:
-    """Let a run that stopped at a step go on behind it, as if its node had changed the context so.
+    """Let a run that stopped at a step go on behind it, as if its node had made these changes.
 
-    One that was cancelled too: its node may have been under way, and done what must not be done twice.
+    A cancelled run too: its node may have been under way, and have done what must not be done twice.
     `branch` is the answer of a decision, and only of one. Opens the run as `interventions.reopen` does.
     Raises NotFoundError, InvalidInputError for a branch that is none of the node's, and ConflictError that
     says which step can be skipped when this one cannot.
@@ -65,8 +65,19 @@ def skip(
 def undo(session: Session, reopened: Reopened) -> None:
     """Close a run again whose retry or skip Prefect refused: all is as it was. Raises LeaseLostError."""
     interventions.undo_reopen(session, reopened)
-    if reopened.skipped is not None:
-        session.execute(delete(ChainEntry).where(ChainEntry.id == reopened.skipped))
+    if reopened.skipped is None:
+        return
+    skipped = delete(ChainEntry).where(ChainEntry.id == reopened.skipped).returning(ChainEntry.changes)
+    given: set[str] = set().union(*(changes.values() for changes in session.scalars(skipped)))
+    # What the person gave may be secret, and is none of this run's any more.
+    values.forget(session, reopened.lease.execution_id, given - _used(session, reopened.lease.execution_id))
+
+
+def _used(session: Session, execution_id: int) -> set[str]:
+    """The digests of all values that a run's context had at one time."""
+    started_with = session.scalar(select(Execution.initial).where(Execution.id == execution_id)) or {}
+    changed = session.scalars(select(ChainEntry.changes).where(ChainEntry.execution_id == execution_id))
+    return set(started_with.values()).union(*(changes.values() for changes in changed))
 
 
 def _next(session: Session, execution: Execution) -> tuple[Graph, int, Node | None]:

@@ -26,7 +26,7 @@ class SweepLock:
 
     A transaction that stays open keeps it, so that it works behind a pooler, too. Its process gives a sign
     of life every third of `seconds`: one that dies frees the lock at once, one that hangs or is paused loses
-    it after `seconds`. Who has it keeps it until then, or until `release`.
+    it after `seconds`. Its holder keeps it until then, or until `release`.
 
     `scope` tells installations apart that share a database: the work pool's name.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -26,7 +26,7 @@ _WORTH = 0.95
 _SMALL = 64
 """Bytes below which compression cannot pay."""
 AHEAD = 256
-"""Values that are loaded ahead of their time at most, and only such as have no more than `AHEAD_EACH`."""
+"""The most values that are loaded before they are asked for; none is larger than `AHEAD_EACH`."""
 AHEAD_EACH = 16 * 1024
 """Bytes, as they are stored."""
 _BATCH = 1024 * 1024
@@ -70,6 +70,15 @@ def put(session: Session, execution_id: int, stored: Stored) -> dict[str, str]:
     for batch in _batches(execution_id, fresh):
         session.execute(insert(ContextValue).on_conflict_do_nothing(), batch)
     return digests
+
+
+def forget(session: Session, execution_id: int, digests: Collection[str]) -> None:
+    """Delete values of an execution that nothing of it refers to any more."""
+    session.execute(
+        delete(ContextValue).where(
+            ContextValue.execution_id == execution_id, ContextValue.digest.in_(digests)
+        )
+    )
 
 
 def load(session: Session, execution_id: int, digests: Iterable[str]) -> dict[str, Value]:

@@ -82,8 +82,11 @@ def without_graph(session: Session, workflow_id: int) -> Workflow:
 
 
 def locked(session: Session, workflow_id: int) -> Workflow:
-    """One workflow, ours to change until the transaction ends; no graph is read. Raises NotFoundError."""
-    return _bare(session, workflow_id, select(Workflow).with_for_update())
+    """One workflow, ours to change until the transaction ends; no graph is read. Raises NotFoundError.
+
+    Runs of it can be made meanwhile: they only need it to stay.
+    """
+    return _bare(session, workflow_id, select(Workflow).with_for_update(key_share=True))
 
 
 def find(session: Session, slug_or_name: str) -> Workflow | None:

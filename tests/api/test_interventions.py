@@ -40,6 +40,7 @@ from tests.api.relay import Relay
 from tests.api.runs import Run
 from tests.leasing import SECONDS, lease_of
 from tests.servers import free_port
+from tests.store import rows
 from tests.waiting import eventually
 
 Start = Callable[..., Any]
@@ -304,13 +305,12 @@ async def test_a_retry_waits_until_nobody_has_the_run(
 ) -> None:
     """Its worker may be about to tell Prefect of its end, which must not come after the retry."""
     task_id, _ = await failed()
-    leased = update(Execution).values(lease_owner=uuid4(), lease_until=now(30))
-    await database.run(lambda session: session.execute(leased))
+    rows.change(database, await row_of(database, task_id), lease_owner=uuid4(), lease_until=now(30))
     retry = asyncio.create_task(api.post(f"/tasks/{task_id}/retry"))
     await asyncio.wait({retry}, timeout=0.5)
     assert not retry.done()
     assert await in_prefect(prefect, task_id) == "Failed"
-    await database.run(lambda session: session.execute(update(Execution).values(columns.FREE)))
+    rows.change(database, await row_of(database, task_id), **columns.FREE)
     assert (await retry).status_code == 202
     assert await in_prefect(prefect, task_id) == "AwaitingRetry"
 
@@ -464,8 +464,8 @@ async def test_a_cancellation_waits_for_a_retry_that_is_on_its_way_to_prefect(
     """Prefect is slow, and what arrives late would undo the cancellation; in order, both hold."""
     task_id, run = await failed()
     if end is Status.CANCELLED:
-        cancelled = update(Execution).values(status=end, error_kind=ErrorKind.CANCELLED)
-        await database.run(lambda session: session.execute(cancelled))
+        row = await row_of(database, task_id)
+        rows.change(database, row, status=end, error_kind=ErrorKind.CANCELLED)
         await set_state(task_id, Cancelled())
     path = {"retry": f"/tasks/{task_id}/retry", "skip": f"/executions/{run.execution_id}/nodes/1/skip"}
     async with prefect_wire() as (relay, url):
@@ -634,7 +634,7 @@ async def test_a_skip_is_not_lost_and_the_node_does_not_run(
     await reconciler.once()
     assert await in_prefect(prefect, task_id) == "Failed"
     assert await status(api, task_id) == "RETRY"
-    await database.run(lambda session: session.execute(update(Execution).values(lease_until=now(-1))))
+    rows.expire(database, await row_of(database, task_id))
     await reconciler.once()
     assert await in_prefect(prefect, task_id) == "AwaitingRetry"
     assert (await row_of(database, task_id)).lease_owner is None

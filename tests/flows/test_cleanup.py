@@ -27,6 +27,7 @@ from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
 from tests.endings import end
 from tests.flows.conftest import Nova
 from tests.leasing import begin, lease_of
+from tests.store import rows
 
 __all__ = ["e2b_server", "e2b_session_server"]
 
@@ -78,9 +79,7 @@ async def test_sandboxes_of_runs_that_are_over_or_unknown_are_ended(
     """Those of runs that go on stay, and so does one of a run that is closed but taken for a retry."""
     going_on, _ = await run_of(nova_in_e2b)
     retried, row = await run_of(nova_in_e2b, Status.FAILED)
-    lease = {"lease_owner": uuid4(), "lease_until": now(30)}
-    taken = update(Execution).where(Execution.id == row.id).values(lease)
-    await nova_in_e2b.database.run(lambda session: session.execute(taken))
+    rows.change(nova_in_e2b.database, row, lease_owner=uuid4(), lease_until=now(30))
     over = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
     ended = [(await run_of(nova_in_e2b, status))[0] for status in over]
     kept = {await sandbox_of(flow_run) for flow_run in (going_on, retried)}

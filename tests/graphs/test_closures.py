@@ -7,15 +7,14 @@ from flows.graphs.lifecycle import (
     CANCELLED,
     COMPLETED_BY_HAND,
     DELETED,
-    LOST_STARTS,
     Action,
     Asker,
     Closure,
     ErrorKind,
-    LostAttempt,
     Status,
     closure_for,
 )
+from flows.graphs.lost_attempts import LOST_STARTS, LostAttempt
 from tests.graphs.situations import flow_run, row, situations
 
 

@@ -75,12 +75,21 @@ def test_a_run_goes_on_from_its_chain_of_work(invoices: Graph) -> None:
     [
         (
             Visit("amount", "middle", True),
-            'Decision "amount" answered "middle", but its ways are "high", "low".',
+            'Decision "amount" answered "middle", but its edges have the conditions "high", "low".',
         ),
-        (Visit("amount", "true", True), 'Decision "amount" answered "true", but its ways are "high", "low".'),
-        (Visit("amount", "High", True), 'Decision "amount" answered "High", but its ways are "high", "low".'),
-        (Visit("amount", "", False), 'Decision "amount" answered "", but its ways are "high", "low".'),
-        (Visit("pdf?"), 'Decision "pdf?" did not decide, but its ways are "true", "false".'),
+        (
+            Visit("amount", "true", True),
+            'Decision "amount" answered "true", but its edges have the conditions "high", "low".',
+        ),
+        (
+            Visit("amount", "High", True),
+            'Decision "amount" answered "High", but its edges have the conditions "high", "low".',
+        ),
+        (
+            Visit("amount", "", False),
+            'Decision "amount" answered "", but its edges have the conditions "high", "low".',
+        ),
+        (Visit("pdf?"), 'Decision "pdf?" did not decide, but its edges have the conditions "true", "false".'),
     ],
 )
 def test_an_answer_that_is_none_of_the_ways_fails_the_decision(

@@ -9,20 +9,19 @@ from uuid import UUID, uuid4
 from prefect import task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Pending, Running
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from flows.graphs.lifecycle import ErrorKind, RunSnapshot, Status, StepStatus
 from flows.recovery.actions import Report, Resubmit
 from flows.recovery.reconciler import Reconciler
 from flows.store import chain, executions
-from flows.store.database import now
 from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
 from flows.store.transitions import attempts, interventions
 from tests.builders import action, line
 from tests.endings import end
 from tests.leasing import SECONDS, begin, lease_of
+from tests.store import rows
 from tests.worker.site import Site
 
 GRAPH = line(action("a", "context['a'] = 1"), action("b", "context['b'] = 2"))
@@ -164,10 +163,8 @@ class Scene:
 
     async def died(self, *flow_run_ids: UUID) -> None:
         """Let the leases of these runs run out."""
-        statement = update(Execution).where(
-            Execution.flow_run_id.in_(flow_run_ids), Execution.lease_owner.is_not(None)
-        )
-        await self.database.run(lambda session: session.execute(statement.values(lease_until=now(-1))))
+        for flow_run_id in flow_run_ids:
+            rows.expire(self.database, await self.row(flow_run_id))
 
     async def set_state(self, flow_run_id: UUID, state: State[Any], force: bool = False) -> str:
         """Propose a state in Prefect and return the name of the one that the run has then."""

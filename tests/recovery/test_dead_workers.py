@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from prefect.states import AwaitingRetry, Completed, Crashed, Pending, Running
 
-from flows.graphs.lifecycle import LOST_STARTS
+from flows.graphs.lost_attempts import LOST_STARTS
 from flows.recovery.actions import Report
 from flows.recovery.reconciler import PROVISIONING
 from flows.store.base import utcnow

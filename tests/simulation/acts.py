@@ -22,14 +22,16 @@ from tests.simulation.world import World
 
 T = TypeVar("T")
 
-MOST_RUNS = 6
+MOST_RUNS = 8
 MOST_WORKERS = 3
 MOST_APIS = 2
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
-NODES_FAIL = 4
+NODES_FAIL = 2
 """One node of so many raises."""
 RANKS = 2
+IDLE = 0.5
+"""Seconds that pass where there is no step to make."""
 KEYS = ("key-1", "key-2")
 
 
@@ -51,27 +53,29 @@ class Acts:
 
     def step(self, which: int, luck: int = 1) -> None:
         """Let the next step of a process happen; where it is the end of a node's code, that may raise."""
-        if (step := pick(self.world.gate.open, which)) is not None:
-            if isinstance(step, Node) and luck % NODES_FAIL == 0:
-                step.fails = True
-                step.label += " and raises"
-            self.world.step(step)
+        step = pick(self.world.gate.open, which)
+        if step is None:
+            self.world.loop.pass_time(IDLE)
+            return
+        if isinstance(step, Node) and luck % NODES_FAIL == 0:
+            step.fails = True
+            step.label += " and raises"
+        self.world.step(step)
 
     def hurry(self, which: int, rank: int) -> None:
         """A part of a process becomes faster or slower than the others."""
         if (part := pick(self.world.gate.parts, which)) is not None:
-            process, name = part
             chosen = rank % (2 * RANKS + 1) - RANKS
-            self.world.note(f"{process or ''} {name}: rank {chosen}")
+            self.world.note(f"{part[0] or ''} {part[1]}: rank {chosen}")
             self.world.gate.rank(part, chosen)
 
     def poll_for_runs(self, which: int) -> None:
-        """A worker looks for runs that are due."""
+        """A worker looks for runs that are due, or all do: an event has told them of one."""
         idle = [one for one in self._awake(self.world.workers) if one.polling is None or one.polling.done()]
-        if (worker := pick(idle, which)) is not None:
+        for worker in idle if which % 2 else idle[which // 2 % (len(idle) or 1) :][:1]:
             self.world.note(f"{worker} looks for runs")
             worker.poll()
-            self.world.loop.settle()
+        self.world.loop.settle()
 
     def reconcile(self, which: int) -> None:
         """A reconciler makes a round."""
@@ -99,6 +103,13 @@ class Acts:
             self.world.start_worker()
         else:
             self.world.start_api()
+
+    def start(self, ranks: int) -> None:
+        """Begin with two workers and an API, some faster than others."""
+        for process in (self.world.start_worker(), self.world.start_worker(), self.world.start_api()):
+            for part in ("run", "reconciler", "api"):
+                ranks, rank = divmod(ranks, 2 * RANKS + 1)
+                self.world.gate.rank((process, part), rank - RANKS)
 
     def pause(self, which: int, sent: int) -> None:
         """A process is paused."""
@@ -188,7 +199,7 @@ class Acts:
 
     def skip(self, which: int, number: int) -> None:
         """Somebody leads a run past the node at which it stopped."""
-        rows = {row["flow_run_id"]: row for row in self.world.ledger.rows.values()}
+        rows = {row["task_id"]: row for row in self.world.ledger.rows.values()}
         if (task_id := pick(self._stopped(), number)) is not None:
             found = row = rows[task_id]
             self._ask(
@@ -197,7 +208,7 @@ class Acts:
                 lambda api: executions_api.skip_node(
                     api.services, found["id"], _next_step(self.world, found)
                 ),
-                self.world.ledger.say("retry", found["flow_run_id"]),
+                self.world.ledger.say("retry", found["task_id"]),
             )
 
     def _ask(
@@ -255,7 +266,7 @@ class Acts:
         """Somebody deletes a run in Prefect."""
         if (task_id := pick(self.world.tasks_known, task)) is not None:
             self._said("cancel", task_id)
-            self._prefect("DELETE", f"/flow_runs/{task_id}", None)
+            self._prefect("DELETE", f"/flow_runs/{self._flow_run(task_id)}", None)
 
     def suspend_in_prefect(self, task: int) -> None:
         """Somebody suspends a run in Prefect."""
@@ -265,17 +276,24 @@ class Acts:
     def resume_in_prefect(self, task: int) -> None:
         """Somebody resumes a run in Prefect."""
         if (task_id := pick(self.world.tasks_known, task)) is not None:
-            self._prefect("POST", f"/flow_runs/{task_id}/resume", {})
+            self._prefect("POST", f"/flow_runs/{self._flow_run(task_id)}/resume", {})
 
     def _set_state(
         self, task: int, kind: str, state: dict[str, Any], *, force: bool = False, only_final: bool = False
     ) -> None:
-        task_id = pick(self.world.tasks_known, task)
-        run = self.world.stand_in.world.tables.flow_runs.get(str(task_id))
-        if task_id is None or run is None or run.state is None or (only_final and not run.state.is_final):
+        if (task_id := pick(self.world.tasks_known, task)) is None:
+            return
+        flow_run_id = self._flow_run(task_id)
+        run = self.world.stand_in.world.tables.flow_runs.get(str(flow_run_id))
+        if run is None or run.state is None or (only_final and not run.state.is_final):
             return
         self._said(kind, task_id)
-        self._prefect("POST", f"/flow_runs/{task_id}/set_state", {"state": state, "force": force})
+        self._prefect("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": force})
+
+    def _flow_run(self, task_id: UUID) -> UUID:
+        """The run in Prefect: another one than the task where Prefect lost that."""
+        rows = self.world.ledger.rows.values()
+        return next((row["flow_run_id"] for row in rows if row["task_id"] == task_id), None) or task_id
 
     def _said(self, kind: str, task_id: UUID) -> None:
         self.world.ledger.say(kind, task_id).ended = self.world.steps
@@ -294,11 +312,7 @@ class Acts:
     def _stopped(self) -> list[UUID]:
         """The runs that failed or were cancelled."""
         rows = self.world.ledger.rows.values()
-        return [
-            row["flow_run_id"]
-            for row in rows
-            if row["status"] in ("failed", "cancelled") and row["flow_run_id"]
-        ]
+        return [row["task_id"] for row in rows if row["status"] in ("failed", "cancelled") and row["task_id"]]
 
     def _awake(self, processes: Sequence[Any]) -> list[Any]:
         return [process for process in processes if not process.is_paused]

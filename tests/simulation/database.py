@@ -40,7 +40,7 @@ class Tables:
         self.database = Database(by_our_clock.render_as_string(hide_password=False), pool_size=1)
         self.trips = Trips(self.database._engine, lambda: self.now)
         self._connection = psycopg2.connect(url)
-        extras.register_uuid(conn_or_curs=self._connection)
+        extras.register_uuid(conn_or_curs=self._connection)  # type: ignore[no-untyped-call]
         self._connection.autocommit = True
         self._cursor = self._connection.cursor()
         self._cursor.execute(_CLOCK)

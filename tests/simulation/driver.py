@@ -11,13 +11,13 @@ from tests.simulation.healing import Healing
 from tests.simulation.site import Site
 from tests.simulation.world import World
 
-LENGTH = 800
+LENGTH = 1200
 """Choices that are made before everything is let come to rest."""
 BITS = 16
-IN_ORDER = 0.8
+IN_ORDER = 0.93
 """Share of the steps that are the first of those that may happen."""
 
-ALWAYS: dict[str, float] = {"step": 800, "poll_for_runs": 40, "reconcile": 16, "execute": 14}
+ALWAYS: dict[str, float] = {"step": 1500, "poll_for_runs": 30, "reconcile": 12, "execute": 18}
 """How often each act is chosen that every simulation has."""
 AT_TIMES: dict[str, float] = {
     "hurry": 30,
@@ -61,9 +61,7 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
     chance = random.Random(seed)
     world = World(site, seed)
     acts = Acts(world)
-    for _ in range(2):
-        world.start_worker()
-    world.start_api()
+    acts.start(chance.getrandbits(32))
     weighed = ALWAYS | {name: often * chance.choice(SHARES) for name, often in AT_TIMES.items()}
     names, weights = list(weighed), list(weighed.values())
     try:
@@ -79,6 +77,7 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
                 break
         else:
             world.ledger.violations += Healing(world, acts).heal()
+            world.check()
         return Result(seed, world.steps, len(world.ledger.rows), world.ledger.violations, world.trace)
     finally:
         world.end()

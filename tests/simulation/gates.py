@@ -181,7 +181,7 @@ class Gate:
         return list(dict.fromkeys([*((step.process, step.part) for step in self.steps), *self._ranks]))
 
     def rank(self, part: tuple[Process | None, str], rank: int) -> None:
-        """Make a part of a process faster or slower than those of other ranks; 0 is usual, and less is faster."""
+        """Make a part of a process faster or slower than others: 0 is usual, less is faster."""
         if rank:
             self._ranks[part] = rank
         else:

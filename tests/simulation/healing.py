@@ -96,7 +96,7 @@ class Healing:
             return [f"{name} is {row['status']}"]
         if row["lease_owner"] is not None:
             return [f"{name} is {row['status']} and leased"]
-        if run is None or run.state is None or self._was_marked(row["flow_run_id"]):
+        if run is None or run.state is None or self._was_marked(row["task_id"]):
             return []
         if row["error_kind"] != "not_started" and run.state.type not in _OF_ROW[row["status"]]:
             return [f"{name} is {row['status']}, and {run.state.name} in Prefect"]

@@ -111,7 +111,7 @@ class Ledger:
     # -- what nodes do -------------------------------------------------------------------------------
 
     def started(self, node: Node) -> None:
-        """A node starts: never after it has succeeded, and one that must not be repeated for a person only."""
+        """A node starts: never after it succeeded; an unrepeatable one again only for a person."""
         key = (node.execution_id, node.number)
         done = "SELECT 1 FROM chain_entries WHERE execution_id = %s AND step = %s AND status = 'success'"
         if self._tables.rows(done, *key):
@@ -120,7 +120,7 @@ class Ledger:
             )
         earlier = [one.at for one in self.starts if (one.execution_id, one.step) == key]
         if earlier and node.name in self._unrepeatable:
-            row = self._tables.rows("SELECT flow_run_id FROM executions WHERE id = %s", node.execution_id)
+            row = self._tables.rows("SELECT task_id FROM executions WHERE id = %s", node.execution_id)
             if not self._spend(row[0][0] if row else None, ("start", *key), earlier[-1]):
                 self._violated(f"Node {node.name!r} of execution {node.execution_id} starts again, unasked.")
         self.starts.append(Start(self._now(), *key, node.name))
@@ -147,9 +147,9 @@ class Ledger:
             self._closed_at[number] = self._now()
             refused = row["error_kind"] == "not_started"
             cancelled = row["status"] == "cancelled" and not refused
-            if cancelled and not self._said_since(row["flow_run_id"], ("cancel",), -1):
+            if cancelled and not self._said_since(row["task_id"], ("cancel",), -1):
                 self._violated(f"Execution {number} is cancelled, unasked.")
-        if is_live and not was_live and not self._spend(row["flow_run_id"], "opening"):
+        if is_live and not was_live and not self._spend(row["task_id"], "opening"):
             self._violated(f"Execution {number} is opened again, unasked.")
         if not was_live and not is_live and _essence(before) != _essence(row):
             self._violated(f"Execution {number} is over, and changed: {_difference(before, row)}.")
@@ -166,7 +166,7 @@ class Ledger:
         ):
             return
         changed = _difference(before, row)
-        if changed and set(changed) - {"flow_run_id", "revoked"}:
+        if changed and set(changed) - {"flow_run_id", "task_id", "revoked"}:
             self._violated(
                 f"Execution {row['id']} was {self._holders[owner]}'s, and {actor} changed {changed}."
             )

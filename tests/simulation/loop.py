@@ -77,7 +77,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             heapq.heappush(self._timers, timer)
         self._now = until
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # typeshed ties the arguments to the callback
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Note a timer with the process that it belongs to."""
@@ -85,7 +85,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self._timers, (when, next(self._numbers), handle, owner.get()))
         return handle
 
-    def call_soon_threadsafe(
+    def call_soon_threadsafe(  # type: ignore[override]  # as above
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """As `call_soon`: there is one thread."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID
 
 import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from flows.graphs.lifecycle import LIVE, Closure
 from flows.prefect_gateway.flow_runs import FlowRuns
-from flows.prefect_gateway.prefect_errors import prefect_call
-from flows.recovery import actions
-from flows.store import chain, transitions
+from flows.runs.lease_keeper import AskRequest, HeldLease, LeaseKeeper
+from flows.runs.loading import RunRequest
 from flows.store.leases import Lease
-from flows.store.models import ChainEntry, Execution
+from flows.store.models import Execution
+from flows.store.transitions import attempts, columns, recoveries
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -24,44 +24,44 @@ Mutate = Callable[[pytest.MonkeyPatch], None]
 def old_rule_of_retries(patch: pytest.MonkeyPatch) -> None:
     """A late claim opens a run again that failed: its first scheduled state is taken for a person's."""
 
-    async def retried(self: FlowRuns, flow_run_id: UUID) -> bool:
-        async with prefect_call(self._timeout, "reading the flow run's states"):
-            states = await self._client.read_flow_run_states(flow_run_id)
-        queued = [each for each in states if each.name != "AwaitingConcurrencySlot" and each.is_scheduled()]
-        last = max(queued, key=lambda state: state.timestamp, default=None)
-        return last is not None and not (last.message or "").startswith("NOVA: ")
+    async def take_for(
+        self: LeaseKeeper, request: RunRequest, runs: FlowRuns, ask: AskRequest, *, ask_breaker: bool = False
+    ) -> HeldLease | None:
+        held = await self.take(request, ask_breaker=ask_breaker)
+        if held is not None:
+            return held
+        queued = [state for state in await runs._states(request.flow_run_id) if state.is_scheduled()]
+        if not queued or queued[-1].data == {"by": "nova"}:
+            return None
+        asked = queued[-1].id
+        return await self._take(
+            request, lambda session, claim: attempts.take_retried(session, claim, asked), ask_breaker
+        )
 
-    patch.setattr(FlowRuns, "retried", retried)
+    patch.setattr(LeaseKeeper, "take_for", take_for)
 
 
 def steps_without_fence(patch: pytest.MonkeyPatch) -> None:
     """A step is written whoever has the lease."""
 
-    def append(
-        session: Session, lease: Lease, step: chain.Step, current_node: str | None = None
-    ) -> ChainEntry:
-        changes: dict[str, Any] = {"unrepeatable_step": None} if step.status == "success" else {}
-        if current_node is not None:
-            changes["current_node"] = current_node
+    def step_done(session: Session, lease: Lease, *, succeeded: bool, next_node: str | None) -> None:
+        changes: dict[str, Any] = {"unrepeatable_step": None} if succeeded else {}
+        if next_node is not None:
+            changes["current_node"] = next_node
         if changes:
             session.execute(update(Execution).where(Execution.id == lease.execution_id).values(**changes))
-        return chain.add(session, lease.execution_id, step)
 
-    patch.setattr(chain, "append", append)
+    patch.setattr(attempts, "step_done", step_done)
 
 
 def closing_without_lease(patch: pytest.MonkeyPatch) -> None:
     """The reconciler closes rows without looking whose they are by now."""
 
-    class Careless:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(transitions, name)
+    def close_recovered(session: Session, lease: Lease, closure: Closure, node: str | None = None) -> None:
+        which = (Execution.id == lease.execution_id, Execution.status.in_(LIVE))
+        columns.close(session, which, **columns.unless_revoked(closure, node), **columns.FREE)
 
-        @staticmethod
-        def finish(session: Session, execution_id: int, **how: Any) -> bool:
-            return transitions.finish(session, execution_id, **{**how, "lease": None})
-
-    patch.setattr(actions, "transitions", Careless())
+    patch.setattr(recoveries, "close_recovered", close_recovered)
 
 
 MUTATIONS: dict[str, Mutate] = {

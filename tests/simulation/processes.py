@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import partial
@@ -26,6 +27,7 @@ from deployments.worker.stop_requests import StopWatch
 from deployments.worker.worker import NovaWorker
 from flows.code_check.checker import GraphChecker
 from flows.code_check.compiler_process import Limits
+from flows.config.log_once import FaultLog
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher
 from flows.graphs.errors import DatabaseUnavailableError, InfrastructureError
@@ -42,6 +44,8 @@ from tests.simulation.loop import VirtualLoop, owner
 from tests.simulation.prefect import GatedTransport
 from tests.simulation.sandboxes import Cloud, CloudProvider
 from tests.stand_in.transport import Transport, httpx_settings
+
+log = logging.getLogger(__name__)
 
 
 class Surroundings:
@@ -209,6 +213,7 @@ class Flows(FlowThread):
         self._main = self._loop = process.loop
         self._client, self._context = process.client, process.context
         self._catalog = process.around.catalog
+        self._faults = FaultLog(log)
         self.answered = 0.0
 
     def stop(self, timeout: float) -> None:

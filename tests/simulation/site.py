@@ -19,6 +19,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from flows.config.log_once import FaultLog
 from flows.config.settings import Settings, get_settings
 from flows.credentials.cipher import generate_key
 from flows.prefect_gateway.gateway import PrefectGateway
@@ -49,6 +50,14 @@ _PREFECT: dict[Any, Any] = {
     PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
     PREFECT_SERVER_ANALYTICS_ENABLED: False,
 }
+
+
+faults: list[str] = []
+"""The faults of NOVA's own since they were taken last."""
+
+
+def _note(self: FaultLog, error: BaseException, message: str, *values: object) -> None:
+    faults.append(f"{message % values} {error!r}")
 
 
 class Site:
@@ -96,6 +105,7 @@ def site(url: str) -> Iterator[Site]:
         patch.setenv("NOVA_ENCRYPTION_KEY", generate_key())
         # Events of tasks would go over a thread and a websocket of their own.
         patch.setattr(prefect.events.utilities, "should_emit_events", lambda: False)
+        patch.setattr(FaultLog, "note", _note)
         get_settings.cache_clear()
         logging.disable()
         with temporary_settings(_PREFECT):

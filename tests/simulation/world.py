@@ -11,7 +11,7 @@ from tests.simulation.gates import Call, Gate, Process, Step
 from tests.simulation.ledger import LIVE, Ledger
 from tests.simulation.processes import ApiProcess, NovaProcess, Surroundings, WorkerProcess
 from tests.simulation.sandboxes import Cloud
-from tests.simulation.site import UNREPEATABLE, Site
+from tests.simulation.site import UNREPEATABLE, Site, faults
 from tests.stand_in.records import JSON
 from tests.stand_in.transport import Transport
 
@@ -59,13 +59,15 @@ class World:
         self.trace.append(f"{self.steps:5d} {self.loop.time() - self.began:8.2f}  {what}")
 
     def check(self) -> None:
-        """Note which runs are over everywhere: what people said of them before is done with."""
+        """Note faults of NOVA's own, and which runs are over everywhere: people are done with them."""
+        self.ledger.violations += faults
+        faults.clear()
         runs = self.stand_in.world.tables.flow_runs
         for row in self.ledger.rows.values():
             if row["status"] not in LIVE and row["flow_run_id"] is not None:
                 run = runs.get(str(row["flow_run_id"]))
                 if run is not None and run.state is not None and run.state.is_final:
-                    self.ledger.over(row["flow_run_id"])
+                    self.ledger.over(row["task_id"])
 
     # -- steps ---------------------------------------------------------------------------------------
 

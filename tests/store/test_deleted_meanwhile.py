@@ -15,8 +15,8 @@ from flows.graphs.errors import NotFoundError
 from flows.store import clients, schedules, workflows
 from flows.store.database import Database
 from flows.store.leases import LeaseClaim
-from flows.store.models import Client, Schedule, Workflow
-from flows.store.transitions import attempts
+from flows.store.models import Client, Execution, Schedule, Workflow
+from flows.store.transitions import attempts, submissions
 from flows.store.values import Value
 from tests.servers import wait_until
 
@@ -158,3 +158,20 @@ def test_of_two_that_delete_one_finds_nothing(
     outcomes = interleaved(database, deletes[name], deletes[name])
     assert outcomes[0] is None
     assert isinstance(outcomes[1], NotFoundError), outcomes
+
+
+def test_a_change_keeps_no_run_waiting(database: Database, workflow: Workflow, idom: Client) -> None:
+    """Rows that refer to a workflow and a client are written while these are being changed."""
+
+    def change(session: Session) -> int:
+        workflows.locked(session, workflow.id).overlap = "skip"
+        clients.update(session, "idom", active=False)
+        return len(session.scalars(select(Execution.id)).all())
+
+    outcomes = interleaved(
+        database,
+        change,
+        lambda s: submissions.create(s, workflow_id=workflow.id, client=idom, priority="normal", initial={}),
+    )
+    assert outcomes[0] == 1
+    assert isinstance(outcomes[1], Execution)

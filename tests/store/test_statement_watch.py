@@ -84,6 +84,8 @@ def test_what_a_statement_sets() -> None:
         ("UPDATE executions SET error=CASE WHEN executions.revoked THEN 'a' END RETURNING status", set()),
         ("update executions\n set retries = executions.retries + 1", {"retries"}),
         ("INSERT INTO executions (id, status) VALUES (1, 'revoked') RETURNING crashes", {"status"}),
+        ("SET search_path = x; UPDATE executions SET crashes = 0; SELECT 1", {"crashes"}),
+        ("WITH done AS (UPDATE executions SET retries=1 RETURNING id) SELECT status FROM done", {"retries"}),
         ("UPDATE circuit_breakers SET status = 1", set()),
         ("SELECT status FROM executions", set()),
         ("DELETE FROM executions WHERE status = 1", set()),

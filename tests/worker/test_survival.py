@@ -12,15 +12,14 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.states import AwaitingRetry
-from sqlalchemy import update
-from sqlalchemy.orm import Session
 
 from flows.store import chain, circuit_breaker
 from flows.store.database import now
-from flows.store.models import Execution
+from flows.store.transitions import columns
 from tests.access_log import AccessLog
 from tests.builders import action, line
 from tests.e2b_server.fixture import E2BServer, e2b_server, e2b_session_server
+from tests.store import rows
 from tests.waiting import eventually
 from tests.wires import to_database
 from tests.worker.site import Site
@@ -212,20 +211,12 @@ async def test_a_run_whose_lease_somebody_has_is_left_alone(site: Site, folder: 
     """It stays in its queue, keeps none of the others waiting, and is taken when the lease is free."""
     workflow = await site.workflow(ONE_ACTION)
     held = await site.submit(workflow)
-
-    def lease(session: Session, owner: UUID | None) -> None:
-        until = now(60) if owner else None
-        session.execute(
-            update(Execution)
-            .where(Execution.flow_run_id == held)
-            .values(lease_owner=owner, lease_until=until)
-        )
-
-    await site.database.run(lambda session: lease(session, uuid4()))
+    row = await site.execution(held)
+    rows.change(site.database, row, lease_owner=uuid4(), lease_until=now(60))
     with site.worker(folder, limit=1):
         await site.until_all([await site.submit(workflow) for _ in range(2)], "Completed")
         assert set(await states_of(site, held)) <= WAITING
-        await site.database.run(lambda session: lease(session, None))
+        rows.change(site.database, row, **columns.FREE)
         await site.until_state(held, "Completed")
 
 

@@ -10,7 +10,7 @@ from flows.graphs.names import quoted
 from flows.graphs.validation.code import Program
 
 JsonObject = dict[Any, Any]
-"""What says it is a JSON object; its keys need not be strings when Python or YAML made it."""
+"""A JSON object as a caller sent it; its keys need not be strings where Python or YAML made it."""
 
 _NAMED_FIELDS: Final = 10
 
@@ -47,7 +47,7 @@ class Findings:
             self.value(data[field], f"The field {quoted(field)} of {name}", node, edge)
 
     def value(self, value: object, name: str, node: str | None = None, edge: int | None = None) -> None:
-        """Check that a field which is only kept can be kept."""
+        """Check that the value of a field that NOVA only stores can be stored."""
         try:
             check_value(value)
         except InvalidValueError as error:

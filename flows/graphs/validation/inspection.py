@@ -37,9 +37,9 @@ _EDGE_FIELDS: Final = frozenset(("from", "to", "condition"))
 
 
 def edge_condition(value: object) -> str | None:
-    """Read an edge's condition as it stands in JSON: true and false are "true" and "false", "" is none.
+    """Read an edge's condition as it stands in JSON: true and false are "true" and "false", "" is None.
 
-    So is whatever cannot be a condition, which only stands where no decision reads it.
+    What cannot be a condition is None too; it may stand only where no decision reads it.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -84,9 +84,9 @@ class _Inspector(Findings):
         self._code_limit = code_limit
         self._shape = Shape()
         self._odd_ids: set[str | None] = set()
-        """Ids that are a fault, and name no other one."""
+        """Ids that are a fault themselves: no other fault names its node by them."""
         self._odd_numbers: set[str] = set()
-        """Ids that are numbers: they explain the edges that have them."""
+        """Ids that are numbers, a fault themselves: edges that name them are not a second one."""
         self._code_left = MAX_GRAPH_CODE
 
     def graph(self, data: object) -> None:
@@ -205,7 +205,7 @@ class _Inspector(Findings):
             elif value is not None:
                 self.fault(f"invalid-{field}", f"The {field} of {name} must be a string.", node=node_id)
                 texts[field] = ""
-        # Where the type is unknown, so is what is missing; what is there is checked all the same.
+        # Where the type is unknown nothing is missing; the fields that there are get checked all the same.
         wanted = tuple(texts) if kind is None else _PROGRAMS[kind]
         for field in (field for field in texts if field not in wanted):
             message = f"The {field} of {name} is ignored: a node of type {kind} does not run it."

@@ -1,4 +1,4 @@
-"""The shape of a graph: starts, ends, ways out, and who reaches whom."""
+"""The shape of a graph: starts, ends, edges, and which node reaches which."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Way:
 
 @dataclass
 class Shape:
-    """What is left of a graph after a look at its parts: id → type (None where unknown), and the ways."""
+    """What can be used of a graph whose parts were checked: id → type (None where unknown), and the edges."""
 
     types: dict[str, str | None] = field(default_factory=dict)
     ways: list[Way] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Shape:
             yield Fault("no-end", 'The graph has no end. Add at least one node of type "end".')
 
     def of_ways(self) -> Iterator[Fault]:
-        """Yield what is wrong with the ways, leaving out what follows from another fault."""
+        """Yield what is wrong with the edges, leaving out what follows from another fault."""
         starts, ends = self._all("start"), self._all("end")
         yield from self._ways_out()
         if starts:
@@ -88,7 +88,7 @@ class Shape:
                 )
 
     def _stuck(self, ends: list[str]) -> Iterator[Fault]:
-        # A node without a way out, or with one to nowhere, has its fault already, and whoever leads only
+        # A node without an edge, or with one to nowhere, has its fault already, and a node that leads only
         # there is not at fault. What is left goes round for ever.
         leaving = {way.source for way in self.ways}
         explained = [node for node in self.types if node not in leaving]
@@ -145,7 +145,7 @@ def _decision(node: str, ways: list[Way]) -> Iterator[Fault]:
         message = f"{name} mixes true and false with other labels ({others}). Use the ones or the others."
         yield Fault("mixed-ways", message, node)
     elif len(labels) < 2 and (truths or len(ways) < 2) and all(way.condition is not None for way in ways):
-        # Where a way lacks its condition, or has the label of another one, that is the way that is missing.
+        # An edge without a condition, or with the label of another one, is the one that is missing.
         yield Fault("missing-way", f"{name} {_missing(labels)}", node)
 
 
@@ -160,7 +160,7 @@ def _missing(labels: Mapping[str, int]) -> str:
 
 
 def _incomplete(types: Mapping[str, str | None], ways: Iterable[Way]) -> list[str]:
-    """Return the decisions that lack a way: where that one will lead is open."""
+    """Return the decisions that lack an edge: where that one will lead is open."""
     counts = dict.fromkeys((node for node, kind in types.items() if kind == "decision"), 0)
     for way in ways:
         if way.source in counts:

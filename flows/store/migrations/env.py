@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the scripts in the transaction that `flows.store.migrations` hands over."""
+"""Alembic's entry: runs the scripts in the transaction that `flows.store.migrations` has begun."""
 
 from alembic import context
 

@@ -64,7 +64,7 @@ def take_retried(session: Session, claim: LeaseClaim, request: uuid.UUID) -> Lea
 
 
 def release(session: Session, lease: Lease) -> bool:
-    """Free a run's lease for whoever goes on with it; False when it was not ours any more."""
+    """Free a run's lease, so that others may take it; False when it was not ours any more."""
     released = update(Execution).where(lease.is_ours).values(columns.FREE).returning(Execution.id)
     return session.scalar(released) is not None
 
@@ -170,7 +170,7 @@ def schedule_retry(
     From running to running. One of its retries is used. Its lease stays until Prefect has heard. Raises
     LeaseLostError.
     """
-    return _put_off(session, lease, error, kind, node, seconds, retries=Execution.retries + 1)
+    return _schedule_attempt(session, lease, error, kind, node, seconds, retries=Execution.retries + 1)
 
 
 def wait_for_provider(
@@ -180,7 +180,7 @@ def wait_for_provider(
 
     From running to running.
     """
-    return _put_off(session, lease, error, kind, node, seconds)
+    return _schedule_attempt(session, lease, error, kind, node, seconds)
 
 
 def _acquire(session: Session, claim: LeaseClaim) -> Lease | None:
@@ -243,7 +243,7 @@ def _start(session: Session, execution: Execution) -> Execution:
     return session.scalars(loaded).one()
 
 
-def _put_off(
+def _schedule_attempt(
     session: Session,
     lease: Lease,
     error: str,

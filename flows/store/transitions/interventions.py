@@ -24,7 +24,7 @@ _AS_BEFORE: Final = (
     *("status", "completed_at", "error", "error_kind", "failed_at_node", "reopened_from", "next_attempt_at"),
     *columns.RESET,
 )
-"""What `undo_reopen` puts back."""
+"""The columns that `undo_reopen` restores."""
 
 HOLD_SECONDS: Final = times.RECOVERY_LEASE
 """How long a lease lasts that a person's retry holds."""
@@ -42,7 +42,7 @@ class Reopened:
 
 
 def revoke(session: Session, seen: RunSnapshot) -> bool:
-    """Note, before anybody is told so, that a run is cancelled though it has not stopped yet.
+    """Note that a run is cancelled though it has not stopped yet; its caller tells nobody before.
 
     From pending, running to pending, running. It ends as cancelled, even if its last node succeeds first.
     False when that attempt is over, or the run was retried since.
@@ -66,7 +66,7 @@ def cancel_stopped(session: Session, execution_id: int, message: str) -> bool:
 
 
 def close_as_seen(session: Session, seen: RunSnapshot, closure: Closure) -> bool:
-    """Close a run that is over in Prefect, if its row is as it was seen; whoever has its lease loses it.
+    """Close a run that is over in Prefect, if its row is as it was seen; a process with its lease loses it.
 
     From pending, running to failed, cancelled. False when it was closed, begun or retried since.
     """
@@ -96,7 +96,7 @@ def reopen(session: Session, execution_id: int, reopened_from: uuid.UUID | None)
 
     From failed, cancelled to pending, running. `reopened_from` is the state of its flow run from which the
     person retries it: see `Execution.reopened_from`. The caller has its lease until Prefect has heard:
-    meanwhile nobody cancels the run unheard, and whoever dies over it leaves a lease that runs out. Raises
+    meanwhile nobody else takes or cancels the run, and where the caller dies the lease runs out. Raises
     NotFoundError, and ConflictError when there is nothing to retry or somebody else has the lease.
     """
     row = lock_reopenable(session, execution_id)

@@ -1,4 +1,4 @@
-"""What is done to a run that nobody runs, by whoever looks after it."""
+"""What a process does to a run that nobody runs, and whose lease it took to look after it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def recover(session: Session, execution_id: int, flow_run_id: uuid.UUID | None, 
 def undo_recover(session: Session, lease: Lease, before: uuid.UUID | None) -> None:
     """Free a lease that was taken to look after a run; one that had run out before has run out again.
 
-    The status stays. As old as that lease was, it would be the first to be recovered next time, before those
-    that can be helped: so it runs out now.
+    The status stays. It runs out now, and not when it did before: the oldest is recovered first, and one that
+    could not be helped must not come before all others again.
     """
     session.execute(
         update(Execution)

@@ -26,7 +26,7 @@ def create(
     initial: Stored,
     public_id: uuid.UUID | None = None,
 ) -> Execution:
-    """Insert the row of a run that is about to be handed to Prefect under its `public_id`.
+    """Insert the row of a run that is about to be submitted to Prefect under its `public_id`.
 
     From nothing to pending. Raises NotFoundError when the workflow or the client is gone, InvalidInputError
     for a wrong priority.
@@ -48,7 +48,7 @@ def create(
 
 
 def await_create(session: Session, public_id: uuid.UUID, workflow_id: int) -> None:
-    """Wait until whoever is about to `create` this run has committed or not; it may have lost its connection.
+    """Wait until the transaction that is to `create` this run has ended; its connection may be lost.
 
     Raises what becomes a DatabaseUnavailableError when that takes longer than 5 s.
     """
@@ -77,7 +77,7 @@ def adopt(session: Session, flow_run_id: uuid.UUID, workflow_id: int) -> None:
 
 
 def confirm(session: Session, execution_id: int, flow_run_id: uuid.UUID) -> bool:
-    """Note the flow run that Prefect made; nothing happens where the flow did so before.
+    """Note the flow run that Prefect made; nothing changes where the flow has noted it before.
 
     False when the run was refused meanwhile: that flow run will never start it.
     """
