@@ -24,6 +24,7 @@ from tests.nova_up import NovaUp
 from tests.scheduling import ByServer, write_groups
 from tests.servers import PrefectServer, database_name, reachable_folder
 from tests.shared import SharedServers
+from tests.stand_in.server import StandInServer
 
 # Programs that tests start write bytecode, whatever the environment says: to compile ours takes a second.
 sys.dont_write_bytecode = False
@@ -164,9 +165,23 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(shared: SharedServers) -> str:
-    """URL of the API of a real Prefect server on PostgreSQL, a process of its own."""
-    return shared.prefect_url()
+def stand_in_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInServer]:
+    """The stand-in of Prefect's server, on a port of this process."""
+    with StandInServer(tmp_path_factory.mktemp("stand-in") / "requests.log") as server:
+        yield server
+
+
+@pytest.fixture
+def prefect_server(request: pytest.FixtureRequest, shared: SharedServers) -> str:
+    """URL of the API of a Prefect server: the stand-in's, or the real one's where a test is `real_prefect`.
+
+    The real one is a process of its own, on PostgreSQL. With --everything it serves all tests.
+    """
+    if request.config.getoption("--everything") or request.node.get_closest_marker("real_prefect"):
+        return shared.prefect_url()
+    server: StandInServer = request.getfixturevalue("stand_in_server")
+    server.stand_in.lose_everything()
+    return server.api_url
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from tests.builders import fresh_name
 from tests.servers import PrefectServer
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.real_prefect  # what deleting takes along is what it is about
+
 Harm = Callable[[PrefectClient, str, UUID], Awaitable[None]]
 """What is done in Prefect to a work pool and a deployment."""
 

@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator
 import pytest
 from prefect.client.orchestration import PrefectClient
 
+from tests.shared import SharedServers
 from tests.stand_in.conversation import Conversation
 from tests.stand_in.prefect import StandIn
 from tests.stand_in.transport import client
 
 
 @pytest.fixture
-async def real(prefect_server: str) -> AsyncIterator[Conversation]:
+async def real(shared: SharedServers) -> AsyncIterator[Conversation]:
     """A conversation with a real server of Prefect's."""
-    async with PrefectClient(prefect_server) as connected:
+    async with PrefectClient(shared.prefect_url()) as connected:
         yield Conversation(connected)
 
 
