@@ -65,10 +65,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Run whole folders in several processes, single files in this one.
 
-    Much of a test's time is waiting: two processes per core keep the cores busy.
+    Much of a test's time is waiting: three processes per core keep the cores busy.
     """
     files = all(Path(name.partition("::")[0]).is_file() for name in config.args)
-    return 0 if files else min(2 * (os.cpu_count() or 1), 8)
+    return 0 if files else min(3 * (os.cpu_count() or 1), 12)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

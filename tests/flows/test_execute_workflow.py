@@ -65,6 +65,7 @@ async def test_failed_node_fails_the_run_with_its_error(nova: Nova) -> None:
     assert outcome.context == {"a": 1}
 
 
+@pytest.mark.real_prefect
 async def test_prefect_draws_the_graph_that_ran(nova: Nova) -> None:
     """One task run per action and decision, named after the node, each with an arrow from the one before."""
     graph = fork(

@@ -20,6 +20,8 @@ from flows.prefect_gateway.work_pool import QUEUES
 from tests.builders import each
 from tests.servers import clean_environment
 
+pytestmark = pytest.mark.real_prefect
+
 FILE = Path(__file__).parents[2] / "prefect.yaml"
 
 

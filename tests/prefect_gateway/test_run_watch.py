@@ -20,6 +20,8 @@ from flows.prefect_gateway.gateway import PrefectGateway
 from tests.api.relay import Relay
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.real_prefect
+
 LOOK_UP = "POST /api/flow_runs/filter"
 
 

@@ -25,6 +25,8 @@ from tests.stand_in.prefect import StandIn
 from tests.stand_in.transport import Transport
 from tests.stand_in.transport import client as client_of
 
+pytestmark = pytest.mark.real_prefect
+
 
 @pytest.fixture
 async def gateway(prefect_server: str) -> AsyncIterator[PrefectGateway]:
