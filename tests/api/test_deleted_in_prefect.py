@@ -27,10 +27,18 @@ Harm = Callable[[PrefectClient, str, UUID], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
-def prefect_server(postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of these tests' own: what they delete would be missed by others."""
-    with PrefectServer(postgres("prefect_deleted"), tmp_path_factory.mktemp("prefect")) as server:
-        yield server.api_url
+def damaged_server(
+    postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrefectServer]:
+    """A server of these tests' own: what they delete would be missed by others. One process runs them."""
+    with PrefectServer(postgres("prefect_damaged"), tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture
+def prefect_server(damaged_server: PrefectServer) -> str:
+    """URL of its API."""
+    return damaged_server.api_url
 
 
 @pytest.fixture
