@@ -23,7 +23,7 @@ from flows.store.database import Database
 from tests.nova_up import NovaUp
 from tests.scheduling import ByServer, write_groups
 from tests.servers import PrefectServer, database_name, reachable_folder
-from tests.shared import SharedServers
+from tests.shared import SharedServers, is_on_real_prefect
 from tests.stand_in.server import StandInServer
 
 # Programs that tests start write bytecode, whatever the environment says: to compile ours takes a second.
@@ -177,7 +177,7 @@ def prefect_server(request: pytest.FixtureRequest, shared: SharedServers) -> str
 
     The real one is a process of its own, on PostgreSQL. With --everything it serves all tests.
     """
-    if request.config.getoption("--everything") or request.node.get_closest_marker("real_prefect"):
+    if is_on_real_prefect(request):
         return shared.prefect_url()
     server: StandInServer = request.getfixturevalue("stand_in_server")
     server.stand_in.lose_everything()
@@ -202,14 +202,14 @@ def up() -> Iterator[NovaUp]:
 
 
 @pytest.fixture(scope="session")
-def logged_server(
+def private_server(
     postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PrefectServer]:
     """A Prefect server that writes a line per request.
 
-    One process runs its tests: they count requests, or restart it.
+    One process runs its tests: they count requests, restart it, or delete what others would miss.
     """
     settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
-    home = tmp_path_factory.mktemp("prefect-logged")
-    with PrefectServer(postgres("prefect_logged"), home, settings=settings) as server:
+    home = tmp_path_factory.mktemp("prefect-private")
+    with PrefectServer(postgres("prefect_private"), home, settings=settings) as server:
         yield server

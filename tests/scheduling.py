@@ -14,7 +14,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-SERVERS = ("up", "stack", "logged_server", "damaged_server")
+SERVERS = ("up", "stack", "private_server")
 """Fixtures of servers that are not shared by all processes: one process runs all tests that use one."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import psycopg2
+import pytest
 from psycopg2 import sql
 
 from deployments.cli.postgres import EmbeddedPostgres
@@ -123,6 +124,12 @@ class SharedServers:
         finally:
             connection.close()
         return self._postgres.url(name)
+
+
+def is_on_real_prefect(request: pytest.FixtureRequest) -> bool:
+    """Whether a test is run on Prefect's own server, not on the stand-in."""
+    everything: bool = request.config.getoption("--everything")
+    return everything or request.node.get_closest_marker("real_prefect") is not None
 
 
 def _stop(pid: int, number: signal.Signals) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,19 +26,10 @@ Harm = Callable[[PrefectClient, str, UUID], Awaitable[None]]
 """What is done in Prefect to a work pool and a deployment."""
 
 
-@pytest.fixture(scope="module")
-def damaged_server(
-    postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PrefectServer]:
-    """A server of these tests' own: what they delete would be missed by others. One process runs them."""
-    with PrefectServer(postgres("prefect_damaged"), tmp_path_factory.mktemp("prefect")) as server:
-        yield server
-
-
 @pytest.fixture
-def prefect_server(damaged_server: PrefectServer) -> str:
-    """URL of its API."""
-    return damaged_server.api_url
+def prefect_server(private_server: PrefectServer) -> str:
+    """URL of the API of a server of which others miss nothing."""
+    return private_server.api_url
 
 
 @pytest.fixture

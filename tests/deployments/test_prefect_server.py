@@ -54,9 +54,9 @@ def test_what_the_user_sets_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert parts[untouched] == environment.tuned()[untouched]
 
 
-async def test_a_restarted_server_still_knows_who_holds_a_slot(logged_server: PrefectServer) -> None:
+async def test_a_restarted_server_still_knows_who_holds_a_slot(private_server: PrefectServer) -> None:
     """A run that cannot renew the lease of its slot is ended by Prefect's engine."""
-    async with PrefectClient(logged_server.api_url) as prefect:
+    async with PrefectClient(private_server.api_url) as prefect:
         flow_id = await prefect.create_flow_from_name("limited")
         deployment = await prefect.create_deployment(flow_id, "one-at-a-time", concurrency_limit=1)
         run = await prefect.create_flow_run_from_deployment(deployment)
@@ -64,8 +64,8 @@ async def test_a_restarted_server_still_knows_who_holds_a_slot(logged_server: Pr
         assert taken.state is not None
         lease = taken.state.state_details.deployment_concurrency_lease_id
         assert lease is not None
-    logged_server.restart()
-    async with PrefectClient(logged_server.api_url) as prefect:
+    private_server.restart()
+    async with PrefectClient(private_server.api_url) as prefect:
         await prefect.renew_concurrency_lease(lease, lease_duration=300)
         with pytest.raises(PrefectHTTPStatusError):
             await prefect.renew_concurrency_lease(flow_id, lease_duration=300)

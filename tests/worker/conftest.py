@@ -15,13 +15,17 @@ from flows.prefect_gateway.gateway import PrefectGateway
 from flows.store.database import Database
 from tests.access_log import AccessLog
 from tests.servers import PrefectServer
+from tests.shared import is_on_real_prefect
+from tests.stand_in.server import StandInServer
 from tests.worker.site import Site
 
 
 @pytest.fixture
-def access_log(logged_server: PrefectServer) -> AccessLog:
+def access_log(request: pytest.FixtureRequest) -> AccessLog:
     """The server's requests, counted from now."""
-    log = AccessLog(logged_server.log)
+    name = "private_server" if is_on_real_prefect(request) else "stand_in_server"
+    server: PrefectServer | StandInServer = request.getfixturevalue(name)
+    log = AccessLog(server.log)
     log.mark()
     return log
 
@@ -29,8 +33,8 @@ def access_log(logged_server: PrefectServer) -> AccessLog:
 @pytest.fixture
 def prefect_url(request: pytest.FixtureRequest) -> str:
     """The Prefect server of a test: the one that all share, unless its requests are counted."""
-    if "access_log" in request.fixturenames:
-        logged: PrefectServer = request.getfixturevalue("logged_server")
+    if "access_log" in request.fixturenames and is_on_real_prefect(request):
+        logged: PrefectServer = request.getfixturevalue("private_server")
         return logged.api_url
     return str(request.getfixturevalue("prefect_server"))
 
