@@ -18,6 +18,8 @@ OF_NODES = 8
 LOOKED_AT = 1
 """The number of the run that people look at: see `_run`."""
 RANKS = 2
+SELDOM = 8
+"""One in so many looks of workers and reconcilers is made where it finds nothing."""
 IDLE = 0.5
 """Seconds that pass where there is no step to make."""
 
@@ -60,13 +62,27 @@ class Acts(People):
 
     def poll_for_runs(self, which: int) -> None:
         """A worker looks for runs that are due, or all do: an event has told them of one."""
-        idle = [one for one in awake(self.world.workers) if one.polling is None or one.polling.done()]
-        for worker in idle if which % 2 else idle[which // 2 % (len(idle) or 1) :][:1]:
+        which, seldom = divmod(which, SELDOM)
+        if self.world.is_any_due or not seldom:
+            idle = self._idle_workers()
+            self._look_for_runs(idle if which % 2 else idle[which // 2 % (len(idle) or 1) :][:1])
+
+    def _idle_workers(self) -> list[WorkerProcess]:
+        return [one for one in awake(self.world.workers) if one.polling is None or one.polling.done()]
+
+    def _look_for_runs(self, workers: Sequence[WorkerProcess]) -> None:
+        for worker in workers:
             self.world.note(f"{worker} looks for runs")
             worker.poll()
         self.world.loop.settle()
 
     def reconcile(self, which: int) -> None:
+        """A reconciler makes a round; seldom where there is nothing for it to do."""
+        which, seldom = divmod(which, SELDOM)
+        if self.world.is_any_left_alone or not seldom:
+            self.look_after_runs(which)
+
+    def look_after_runs(self, which: int) -> None:
         """A reconciler makes a round."""
         idle = [one for one in awake(self.world.processes) if one.looking is None or one.looking.done()]
         if (process := pick(idle, which)) is not None:
@@ -121,7 +137,7 @@ class Acts(People):
         if late is None:
             return
         if not late.runs or how % 4 == 0:
-            self.poll_for_runs(1)
+            self._look_for_runs(self._idle_workers() if self.world.is_any_due else [])
         elif how % 4 < 3:
             self.reconcile(which)
         elif self.looked_at in self._stopped():

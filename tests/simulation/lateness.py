@@ -85,8 +85,8 @@ class Lateness:
     def go_on(self, luck: int) -> None:
         """At the worst moment, usually, have the late transaction happen.
 
-        That is when others have its run by now, or are done with it; for one that is about to take a run, when
-        others are done with one.
+        That is when others have its run by now, or are done with it. One that is about to take a run comes
+        when others are done with one.
         """
         taken, left = self._world.ledger.turned()
         if (late := self.late) is None or luck % MOMENTS == 0:

@@ -103,11 +103,14 @@ class Ledger:
 
     def holder(self, row: Row) -> tuple[Process, str] | None:
         """The part of a process that has the lease of a row; None where nobody has."""
-        has_owner = row["lease_owner"] is not None and row["lease_until"] > self._tables.now
-        return self._holders.get(row["lease_owner"]) if has_owner else None
+        return None if self.is_free(row) else self._holders.get(row["lease_owner"])
+
+    def is_free(self, row: Row) -> bool:
+        """Whether nobody has the lease of a row, or it has run out."""
+        return row["lease_owner"] is None or bool(row["lease_until"] <= self._tables.now)
 
     def turned(self) -> tuple[set[int], set[int]]:
-        """The executions whose lease was taken since it was asked last, and those that are over and free since."""
+        """The executions that were taken since the last time, and those that are over and free since."""
         turned = self._taken, self._left
         self._taken, self._left = set(), set()
         return turned

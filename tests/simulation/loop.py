@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Owner(Protocol):
     """Whose tasks and timers they are: a process of the simulation."""
 
-    tasks: set[asyncio.Task[Any]]
+    tasks: dict[asyncio.Task[Any], None]
     is_alive: bool
     is_paused: bool
 
@@ -133,6 +133,6 @@ def _task(
     task: asyncio.Task[T] = asyncio.Task(work, loop=loop, context=context)
     of = context.get(owner) if context is not None else owner.get()
     if of is not None:
-        of.tasks.add(task)
-        task.add_done_callback(of.tasks.discard)
+        of.tasks[task] = None
+        task.add_done_callback(lambda done: of.tasks.pop(done, None))
     return task

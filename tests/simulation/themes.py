@@ -27,12 +27,21 @@ LATE_CLAIMS = Theme(
     times={"stall": 2, "retry": 0.3, "retry_in_prefect": 0.3, "skip": 0.3, "pause": 0.3, "reconcile": 0.7},
 )
 """Workers come late to runs that others have run, and that failed."""
-LATE_WORK = Theme(late=(WORK,), failing=(1,), times={"stall": 2, "pause": 0.3})
+LATE_WORK = Theme(late=(WORK,), failing=(1,), times={"stall": 2, "pause": 0.3, "cancel": 0.3})
 """Workers go on with runs that others have taken over."""
 LATE_RECOVERY = Theme(
     late=(RECOVERY,),
     failing=(1, 4),
-    times={"stall": 2, "kill": 6, "pass_time": 2, "reconcile": 3, "force_in_prefect": 3, "poll": 0},
+    times={
+        "stall": 2,
+        "kill": 4,
+        "pass_time": 2,
+        "reconcile": 3,
+        "cancel": 0.3,
+        "cancel_in_prefect": 2,
+        "force_in_prefect": 3,
+        "poll": 0.3,
+    },
 )
 """Workers die, and who looks after their runs comes late."""
 
