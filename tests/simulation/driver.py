@@ -74,9 +74,9 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
     theme = THEMES[seed % len(THEMES)]
     acts = Acts(world, chance.choice(MOST_LIVE), chance.choice(theme.failing), theme.late)
     acts.start(chance.getrandbits(32))
-    weighed = ALWAYS | {name: often * chance.choice(SHARES) for name, often in AT_TIMES.items()}
-    names = list(weighed)
-    weights = [often * theme.times.get(name, 1.0) for name, often in weighed.items()]
+    shares = ALWAYS.fromkeys(ALWAYS, 1.0) | {name: chance.choice(SHARES) for name in AT_TIMES} | theme.shares
+    names = list(shares)
+    weights = [(ALWAYS | AT_TIMES)[name] * share for name, share in shares.items()]
     try:
         for _ in range(length):
             name = chance.choices(names, weights)[0]

@@ -16,23 +16,23 @@ class Theme:
     """The kinds of transactions that come late."""
     failing: tuple[int, ...] = (1, 4, 7)
     """Of eight nodes, how many raise: one of these."""
-    times: Mapping[str, float] = field(default_factory=dict)
-    """Act → how many times as often as usual it is chosen."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Act → how many times as often as usual it is chosen, where that is not left to chance."""
 
 
 ANYTHING = Theme()
 LATE_CLAIMS = Theme(
     late=(CLAIM,),
     failing=(7,),
-    times={"stall": 2, "retry": 0.3, "retry_in_prefect": 0.3, "skip": 0.3, "pause": 0.3, "reconcile": 0.7},
+    shares={"stall": 2, "retry": 0.3, "retry_in_prefect": 0.3, "skip": 0.3, "pause": 0.3, "reconcile": 0.7},
 )
 """Workers come late to runs that others have run, and that failed."""
-LATE_WORK = Theme(late=(WORK,), failing=(1,), times={"stall": 2, "pause": 0.3, "cancel": 0.3})
+LATE_WORK = Theme(late=(WORK,), failing=(1,), shares={"stall": 2, "pause": 0.3, "cancel": 0.3})
 """Workers go on with runs that others have taken over."""
 LATE_RECOVERY = Theme(
     late=(RECOVERY,),
     failing=(1, 4),
-    times={
+    shares={
         "stall": 2,
         "kill": 4,
         "pass_time": 2,
