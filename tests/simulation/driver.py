@@ -12,7 +12,7 @@ from tests.simulation.site import Site
 from tests.simulation.themes import THEMES
 from tests.simulation.world import World
 
-LENGTH = 3000
+LENGTH = 2000
 """Choices that are made before everything is let come to rest."""
 BITS = 16
 IN_ORDER = 0.93

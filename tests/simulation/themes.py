@@ -36,14 +36,17 @@ LATE_RECOVERY = Theme(
         "stall": 2,
         "kill": 4,
         "pass_time": 2,
-        "reconcile": 3,
-        "cancel": 0.3,
+        "reconcile": 1.5,
+        "cancel": 0,
+        "retry": 0.3,
+        "skip": 0,
+        "poll": 0,
         "cancel_in_prefect": 2,
-        "force_in_prefect": 3,
-        "poll": 0.3,
+        "force_in_prefect": 4,
+        "delete_in_prefect": 2,
     },
 )
-"""Workers die, and who looks after their runs comes late."""
+"""Workers die, people end runs in Prefect, and who looks after those comes late."""
 
-THEMES = (ANYTHING, LATE_CLAIMS, LATE_WORK, LATE_RECOVERY)
-"""Of the simulations whose numbers follow each other, one after the other."""
+THEMES = (ANYTHING, LATE_RECOVERY, LATE_CLAIMS, LATE_WORK, LATE_RECOVERY)
+"""Of the simulations whose numbers follow each other, one after the other. Recoveries are rarest: two."""
