@@ -74,7 +74,8 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
     theme = THEMES[seed % len(THEMES)]
     acts = Acts(world, chance.choice(MOST_LIVE), chance.choice(theme.failing), theme.late)
     acts.start(chance.getrandbits(32))
-    shares = ALWAYS.fromkeys(ALWAYS, 1.0) | {name: chance.choice(SHARES) for name in AT_TIMES} | theme.shares
+    shares = dict.fromkeys(ALWAYS, 1.0) | {name: chance.choice(SHARES) for name in AT_TIMES}
+    shares.update(theme.shares)
     names = list(shares)
     weights = [(ALWAYS | AT_TIMES)[name] * share for name, share in shares.items()]
     try:
