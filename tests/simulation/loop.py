@@ -39,6 +39,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Seconds since the simulation began."""
         return self._now
 
+    def restart(self, at: float) -> None:
+        """Begin anew at a time: sums of seconds are rounded as they were the last time."""
+        self._now = at
+        self._timers.clear()
+
     def settle(self) -> None:
         """Run until nothing is ready any more."""
         self.run_forever()

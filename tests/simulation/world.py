@@ -31,9 +31,9 @@ class World:
         self.site = site
         self.loop = site.loop
         self.loop.set_exception_handler(lambda loop, context: None)
-        self.began = self.loop.time()
         self.gate = Gate()
         self.stand_in = site.fresh(seed)
+        self.began = self.loop.time()
         self.cloud = Cloud(self.gate)
         self.steps = 0
         self.trace: list[str] = []
