@@ -2,64 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
-from uuid import UUID
+from collections.abc import Sequence
+from typing import Any
 
-from starlette.responses import Response, StreamingResponse
-
-from api.routers import executions as executions_api
-from api.routers import tasks as tasks_api
-from api.routers import workflows as workflows_api
-from flows.graphs.errors import ConflictError, NovaError
-from tests.simulation.gates import Call, Process
-from tests.simulation.ledger import LIVE, Row, Word
-from tests.simulation.processes import ApiProcess, NovaProcess, WorkerProcess
+from tests.simulation.gates import Call
+from tests.simulation.lateness import KINDS, Lateness
+from tests.simulation.people import People, awake, pick
+from tests.simulation.processes import NovaProcess, WorkerProcess
 from tests.simulation.sandboxes import Node
 from tests.simulation.world import World
 
-T = TypeVar("T")
-
-MOST_WORKERS = 3
-MOST_APIS = 2
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
 OF_NODES = 8
-MOST_TO_STALL = 4
-"""Steps after which a transaction stands still, fewer than this many."""
-COMES_LATE = 2
-"""One in so many of the worst moments is taken: a run was just taken, which another was about to close; or it
-has just ended, which another was about to take or to take a step further."""
 LOOKED_AT = 1
 """The number of the run that people look at: see `_run`."""
 RANKS = 2
+SELDOM = 8
+"""One in so many looks of workers and reconcilers is made where it finds nothing."""
 IDLE = 0.5
 """Seconds that pass where there is no step to make."""
-KEYS = ("key-1", "key-2")
 
 
-def pick(among: Sequence[T], number: int) -> T | None:
-    """One of them, by a number however large; None where there are none."""
-    return among[number % len(among)] if among else None
-
-
-class Acts:
+class Acts(People):
     """The rules of one world. Those that do not apply do nothing."""
 
-    def __init__(self, world: World, most_live: int = 3, failing: int = OF_NODES // 2) -> None:
-        self.world = world
-        self.most_live = most_live
-        """Runs that go on at the same time at most: where there are few, more happens to each."""
+    def __init__(
+        self, world: World, most_live: int = 3, failing: int = OF_NODES // 2, late: Sequence[str] = KINDS
+    ) -> None:
+        super().__init__(world, most_live)
         self.failing = failing
         """Of `OF_NODES` nodes, how many raise."""
-        self.asked: list[asyncio.Task[Any]] = []
-        """What people have asked the APIs for."""
-        self.looked_at: UUID | None = None
-        """The run at which people look at the moment."""
-        self.stall_in: dict[str, int] = {}
-        """Part of a process → steps until a transaction of such a part stands still."""
+        self.late = late
+        """The kinds of transactions that come late."""
+        self.lateness = Lateness(world)
 
     # -- the normal way of things --------------------------------------------------------------------
 
@@ -73,15 +49,9 @@ class Acts:
         if isinstance(step, Node) and fate < self.failing:
             step.fails = True
             step.label += " and raises"
-        taken, ended = self.world.ledger.taken, self.world.ledger.ended
         self.world.step(step)
-        if self.stall_in:
-            self._stall()
-        if luck % COMES_LATE == 0:  # the worst moment to come late
-            if self.world.ledger.taken > taken:
-                self._resume([one for one in self.world.processes if one.stalled])
-            if self.world.ledger.ended > ended:
-                self._resume([one for one in self.world.workers if one.is_paused])
+        self.looked_at = self.lateness.begin() or self.looked_at
+        self.lateness.go_on(luck)
 
     def hurry(self, which: int, rank: int) -> None:
         """A part of a process becomes faster or slower than the others."""
@@ -92,15 +62,29 @@ class Acts:
 
     def poll_for_runs(self, which: int) -> None:
         """A worker looks for runs that are due, or all do: an event has told them of one."""
-        idle = [one for one in self._awake(self.world.workers) if one.polling is None or one.polling.done()]
-        for worker in idle if which % 2 else idle[which // 2 % (len(idle) or 1) :][:1]:
+        which, seldom = divmod(which, SELDOM)
+        if self.world.is_any_due or not seldom:
+            idle = self._idle_workers()
+            self._look_for_runs(idle if which % 2 else idle[which // 2 % (len(idle) or 1) :][:1])
+
+    def _idle_workers(self) -> list[WorkerProcess]:
+        return [one for one in awake(self.world.workers) if one.polling is None or one.polling.done()]
+
+    def _look_for_runs(self, workers: Sequence[WorkerProcess]) -> None:
+        for worker in workers:
             self.world.note(f"{worker} looks for runs")
             worker.poll()
         self.world.loop.settle()
 
     def reconcile(self, which: int) -> None:
+        """A reconciler makes a round; seldom where there is nothing for it to do."""
+        which, seldom = divmod(which, SELDOM)
+        if self.world.is_any_left_alone or not seldom:
+            self.look_after_runs(which)
+
+    def look_after_runs(self, which: int) -> None:
         """A reconciler makes a round."""
-        idle = [one for one in self._awake(self.world.processes) if one.looking is None or one.looking.done()]
+        idle = [one for one in awake(self.world.processes) if one.looking is None or one.looking.done()]
         if (process := pick(idle, which)) is not None:
             self.world.note(f"{process} looks after runs")
             process.look()
@@ -134,59 +118,29 @@ class Acts:
 
     def pause(self, which: int, sent: int) -> None:
         """A process is paused."""
-        if (process := pick(self._awake(self.world.processes), which)) is not None:
+        if (process := pick(awake(self.world.processes), which)) is not None:
             self.world.pause(process, sent)
 
     def resume(self, which: int) -> None:
         """A process goes on that stands still."""
-        self._resume([one for one in self.world.processes if one.is_halted], which)
-
-    def _resume(self, among: Sequence[NovaProcess], which: int = 0) -> None:
-        if (process := pick(among, which)) is not None:
+        halted = [one for one in self.world.processes if one.is_halted]
+        if (process := pick(halted, which)) is not None:
             self.world.resume(process)
 
     def stall(self, which: int) -> None:
         """A transaction, one of the next, will come late: when leases have run out and others went on."""
-        part, steps = divmod(which, MOST_TO_STALL)
-        self.stall_in[("run", "reconciler")[part % 2]] = steps
-
-    def _stall(self) -> None:
-        """Have who is about to make that transaction stand still; people see that nothing happens to its run.
-
-        A worker is paused. Who looks after runs gives up in time, but for the transaction itself.
-        """
-        for call in self._calls():
-            process, part = call.sender, call.part
-            if part not in self.stall_in or not call.is_instant or call.has_arrived or not call.may_go:
-                continue
-            held = [row["task_id"] for row in self._held_by(process, part)]
-            if part == "reconciler" and not held:
-                continue  # it looks only
-            if self.stall_in[part]:
-                self.stall_in[part] -= 1
-                return
-            del self.stall_in[part]
-            self.looked_at = held[0] if held else self.looked_at
-            if part == "reconciler":
-                self.world.stall(process, part)
-            else:
-                self.world.pause(process)
-            self.world.pass_time(self.world.site.settings.lease_seconds + 1)
-            return
-
-    def _held_by(self, process: Process, part: str) -> list[Row]:
-        ledger = self.world.ledger
-        return [row for row in ledger.rows.values() if ledger.holder(row) == (process, part)]
+        self.lateness.wish(self.late[which % len(self.late)])
 
     def get_on(self, which: int, how: int) -> None:
-        """While one stands still, the others get on with its run."""
-        if not any(process.is_halted for process in self.world.processes):
+        """While a transaction is late, the others get on with its run, or with any."""
+        late = self.lateness.late
+        if late is None:
             return
-        if how % 4 == 0:
+        if not late.runs or how % 4 == 0:
+            self._look_for_runs(self._idle_workers() if self.world.is_any_due else [])
+        elif how % 4 < 3:
             self.reconcile(which)
-        elif how % 4 == 1:
-            self.poll_for_runs(1)
-        elif how % 4 == 2 and self.looked_at in self._stopped():
+        elif self.looked_at in self._stopped():
             self.retry(which, LOOKED_AT)
         else:
             self.retry_in_prefect(LOOKED_AT)
@@ -215,207 +169,5 @@ class Acts:
             worker.database.is_cut = not worker.database.is_cut
             self.world.note(f"{worker} cannot renew" if worker.database.is_cut else f"{worker} renews again")
 
-    # -- a person at the API -------------------------------------------------------------------------
-
-    def execute(self, which: int, keyed: int) -> None:
-        """Somebody starts a run, with an idempotency key perhaps."""
-        if self._is_full():
-            return
-        key = pick((None, None, *KEYS), keyed)
-
-        async def ask(api: ApiProcess) -> None:
-            answer = await workflows_api.execute_workflow(
-                api.services, self.world.site.workflow_id, None, key
-            )
-            self._know(UUID(_body(answer)["task_id"]))
-
-        self._ask(which, f"execute (key {key})", ask)
-
-    def poll(self, which: int, task: int) -> None:
-        """Somebody asks how a run stands."""
-        if (task_id := self._run(task)) is None:
-            return
-        known, asked = task_id, self.world.steps
-
-        async def ask(api: ApiProcess) -> None:
-            answer = await tasks_api.get_task(api.services, known)
-            text = await _text(answer)
-            self.world.ledger.answered(known, json.loads(text)["status"], asked)
-            self.world.note(f"{api} answers {json.loads(text)['status']} of {str(known)[:4]}")
-
-        self._ask(which, f"poll {str(known)[:4]}", ask)
-
-    def cancel(self, which: int, task: int) -> None:
-        """Somebody cancels a run."""
-        if (task_id := self._run(task)) is not None:
-            known = task_id
-            self._ask(
-                which,
-                f"cancel {str(known)[:4]}",
-                lambda api: tasks_api.cancel_task(api.services, known),
-                self.world.ledger.say("cancel", known),
-            )
-
-    def retry(self, which: int, task: int) -> None:
-        """Somebody retries a run, usually one that did not succeed."""
-        if (task_id := self._run(task, self._stopped() or None)) is not None:
-            known = task_id
-            self._ask(
-                which,
-                f"retry {str(known)[:4]}",
-                lambda api: tasks_api.retry_task(api.services, known),
-                self.world.ledger.say("retry", known),
-            )
-
-    def skip(self, which: int, number: int) -> None:
-        """Somebody leads a run past the node at which it stopped."""
-        rows = {row["task_id"]: row for row in self.world.ledger.rows.values()}
-        if (task_id := self._run(number, self._stopped())) is not None:
-            found = row = rows[task_id]
-            self._ask(
-                which,
-                f"skip step {row['steps']} of execution {row['id']}",
-                lambda api: executions_api.skip_node(
-                    api.services, found["id"], _next_step(self.world, found)
-                ),
-                self.world.ledger.say("retry", found["task_id"]),
-            )
-
-    def _ask(
-        self, which: int, what: str, ask: Callable[[ApiProcess], Awaitable[Any]], word: Word | None = None
-    ) -> None:
-        api = pick(self._awake(self.world.apis), which)
-        if api is None:
-            if word is not None:
-                word.ended = self.world.steps
-            return
-        asked = api
-        self.world.note(f"somebody asks {api}: {what}")
-
-        async def wait() -> None:
-            try:
-                await ask(asked)
-            except NovaError as error:
-                self.world.note(f"{asked} refuses to {what}: {error}")
-                if word is not None and isinstance(error, ConflictError):
-                    word.is_void = True
-            except Exception as error:  # noqa: BLE001 - a fault of NOVA's own
-                self.world.ledger.violations.append(f"{asked} fails to {what}: {error!r}")
-            else:
-                self.world.note(f"{asked} has answered: {what}")
-            finally:
-                if word is not None:
-                    word.ended = self.world.steps
-
-        self.asked.append(asked.spawn(wait(), "api"))
-        self.world.loop.settle()
-
-    # -- a person in Prefect -------------------------------------------------------------------------
-
-    def run_in_prefect(self) -> None:
-        """Somebody starts a run in Prefect."""
-        if self._is_full():
-            return
-        _, made = self._prefect("POST", f"/deployments/{self.world.site.deployment_id}/create_flow_run", {})
-        self._know(UUID(made["id"]))
-
-    def cancel_in_prefect(self, task: int) -> None:
-        """Somebody cancels a run in Prefect."""
-        self._set_state(task, "cancel", {"type": "CANCELLING", "name": "Cancelling"})
-
-    def retry_in_prefect(self, task: int) -> None:
-        """Somebody retries a run in Prefect that is over there."""
-        message = "Retry from the UI"
-        state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
-        self._set_state(task, "retry", state, force=True, only_final=True)
-
-    def force_in_prefect(self, task: int, state: int) -> None:
-        """Somebody marks a run as ended in Prefect."""
-        kind = pick(("COMPLETED", "FAILED", "CANCELLED", "CRASHED"), state)
-        self._set_state(task, "cancel" if kind == "CANCELLED" else "mark", {"type": kind}, force=True)
-
-    def delete_in_prefect(self, task: int) -> None:
-        """Somebody deletes a run in Prefect."""
-        if (task_id := self._run(task)) is not None:
-            self._said("cancel", task_id)
-            self._prefect("DELETE", f"/flow_runs/{self._flow_run(task_id)}", None)
-
-    def suspend_in_prefect(self, task: int) -> None:
-        """Somebody suspends a run in Prefect."""
-        details = {"pause_reschedule": True}
-        self._set_state(task, "suspend", {"type": "PAUSED", "name": "Suspended", "state_details": details})
-
-    def resume_in_prefect(self, task: int) -> None:
-        """Somebody resumes a run in Prefect."""
-        if (task_id := self._run(task)) is not None:
-            self._prefect("POST", f"/flow_runs/{self._flow_run(task_id)}/resume", {})
-
-    def _set_state(
-        self, task: int, kind: str, state: dict[str, Any], *, force: bool = False, only_final: bool = False
-    ) -> None:
-        if (task_id := self._run(task)) is None:
-            return
-        flow_run_id = self._flow_run(task_id)
-        run = self.world.stand_in.world.tables.flow_runs.get(str(flow_run_id))
-        if run is None or run.state is None or (only_final and not run.state.is_final):
-            return
-        self._said(kind, task_id)
-        self._prefect("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": force})
-
-    def _flow_run(self, task_id: UUID) -> UUID:
-        """The run in Prefect: another one than the task where Prefect lost that."""
-        rows = self.world.ledger.rows.values()
-        return next((row["flow_run_id"] for row in rows if row["task_id"] == task_id), None) or task_id
-
-    def _said(self, kind: str, task_id: UUID) -> None:
-        self.world.ledger.say(kind, task_id).ended = self.world.steps
-
-    def _prefect(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        answer = self.world.stand_in.answer(method, path, {}, body)
-        self.world.note(f"somebody in Prefect: {method} {path} {body} → {answer[0]}")
-        return answer
-
-    # -- what there is -------------------------------------------------------------------------------
-
-    def _run(self, number: int, among: Sequence[UUID] | None = None) -> UUID | None:
-        """A run that somebody does something to: every second time the one that people look at."""
-        half, rest = divmod(number, 2)
-        among = self.world.tasks_known if among is None else among
-        return self.looked_at if rest and self.looked_at in among else pick(among, half)
-
-    def _is_full(self) -> bool:
-        live = sum(row["status"] in LIVE for row in self.world.ledger.rows.values())
-        return live >= self.most_live
-
-    def _know(self, task_id: UUID) -> None:
-        if task_id not in self.world.tasks_known:
-            self.world.tasks_known.append(task_id)
-
-    def _stopped(self) -> list[UUID]:
-        """The runs that failed or were cancelled."""
-        rows = self.world.ledger.rows.values()
-        return [row["task_id"] for row in rows if row["status"] in ("failed", "cancelled") and row["task_id"]]
-
-    def _awake(self, processes: Sequence[Any]) -> list[Any]:
-        return [process for process in processes if not process.is_paused]
-
     def _calls(self) -> list[Call[Any]]:
         return [step for step in self.world.gate.steps if isinstance(step, Call)]
-
-
-def _next_step(world: World, row: dict[str, Any]) -> int:
-    done = "SELECT count(*) FROM chain_entries WHERE execution_id = %s AND status = 'success'"
-    return int(world.site.tables.rows(done, row["id"])[0][0])
-
-
-def _body(answer: Response) -> Any:
-    return json.loads(bytes(answer.body))
-
-
-async def _text(answer: Response) -> str:
-    if isinstance(answer, StreamingResponse):
-        pieces = [
-            piece if isinstance(piece, str) else bytes(piece).decode() async for piece in answer.body_iterator
-        ]
-        return "".join(pieces)
-    return bytes(answer.body).decode()

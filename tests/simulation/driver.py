@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from tests.simulation.acts import Acts
 from tests.simulation.healing import Healing
 from tests.simulation.site import Site
+from tests.simulation.themes import THEMES
 from tests.simulation.world import World
 
-LENGTH = 3000
+LENGTH = 2000
 """Choices that are made before everything is let come to rest."""
-FAILING = (1, 4, 7)
-"""Of eight nodes, how many raise."""
 BITS = 16
 IN_ORDER = 0.93
 """Share of the steps that are the first of those that may happen."""
@@ -22,7 +21,14 @@ IN_ORDER = 0.93
 MOST_LIVE = (1, 2, 4)
 """Runs that go on at the same time."""
 
-ALWAYS: dict[str, float] = {"step": 1500, "poll_for_runs": 30, "reconcile": 12, "execute": 18}
+ALWAYS: dict[str, float] = {
+    "step": 1500,
+    "poll_for_runs": 30,
+    "reconcile": 12,
+    "execute": 18,
+    "stall": 50,
+    "get_on": 200,
+}
 """How often each act is chosen that every simulation has."""
 AT_TIMES: dict[str, float] = {
     "hurry": 30,
@@ -30,8 +36,6 @@ AT_TIMES: dict[str, float] = {
     "kill": 3,
     "pause": 6,
     "resume": 4,
-    "stall": 50,
-    "get_on": 200,
     "lose": 5,
     "double": 4,
     "break_sandbox": 2,
@@ -67,10 +71,13 @@ def simulate(site: Site, seed: int, length: int = LENGTH) -> Result:
     """Run one simulation to its end, or to the first violation."""
     chance = random.Random(seed)
     world = World(site, seed)
-    acts = Acts(world, chance.choice(MOST_LIVE), chance.choice(FAILING))
+    theme = THEMES[seed % len(THEMES)]
+    acts = Acts(world, chance.choice(MOST_LIVE), chance.choice(theme.failing), theme.late)
     acts.start(chance.getrandbits(32))
-    weighed = ALWAYS | {name: often * chance.choice(SHARES) for name, often in AT_TIMES.items()}
-    names, weights = list(weighed), list(weighed.values())
+    shares = dict.fromkeys(ALWAYS, 1.0) | {name: chance.choice(SHARES) for name in AT_TIMES}
+    shares.update(theme.shares)
+    names = list(shares)
+    weights = [(ALWAYS | AT_TIMES)[name] * share for name, share in shares.items()]
     try:
         for _ in range(length):
             name = chance.choices(names, weights)[0]

@@ -27,7 +27,8 @@ class Process:
         self.name = name
         self.loop = loop
         self.context = copy_context()
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order in which they began: a set would have another each time."""
         self.is_alive = True
         self.is_paused = False
         self.stalled: set[str] = set()

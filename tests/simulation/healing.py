@@ -58,7 +58,7 @@ class Healing:
             for worker in world.workers:
                 if worker.polling is None or worker.polling.done():
                     worker.poll()
-            self._acts.reconcile(number)
+            self._acts.look_after_runs(number)
             world.loop.settle()
         return [f"At the end: {each}" for each in left]
 

@@ -65,8 +65,8 @@ class Ledger:
         self.words: list[Word] = []
         self.answers: dict[UUID, list[Answer]] = {}
         self.starts: list[Start] = []
-        self.taken = self.ended = 0
-        """How often a worker has taken a run, and a run has ended."""
+        self._taken: set[int] = set()
+        self._left: set[int] = set()
         self._holders: dict[UUID, tuple[Process, str]] = {}
         self._closed_at: dict[int, int] = {}
         self._opened_at: dict[UUID | None, int] = {}
@@ -103,8 +103,17 @@ class Ledger:
 
     def holder(self, row: Row) -> tuple[Process, str] | None:
         """The part of a process that has the lease of a row; None where nobody has."""
-        has_owner = row["lease_owner"] is not None and row["lease_until"] > self._tables.now
-        return self._holders.get(row["lease_owner"]) if has_owner else None
+        return None if self.is_free(row) else self._holders.get(row["lease_owner"])
+
+    def is_free(self, row: Row) -> bool:
+        """Whether nobody has the lease of a row, or it has run out."""
+        return row["lease_owner"] is None or bool(row["lease_until"] <= self._tables.now)
+
+    def turned(self) -> tuple[set[int], set[int]]:
+        """The executions that were taken since the last time, and those that are over and free since."""
+        turned = self._taken, self._left
+        self._taken, self._left = set(), set()
+        return turned
 
     def _said_since(self, task_id: UUID | None, kinds: tuple[str, ...], since: int) -> bool:
         return any(
@@ -153,11 +162,10 @@ class Ledger:
             owner = row["lease_owner"]
             if owner is not None and owner not in self._holders:
                 self._holders[owner] = actor
-            was_owner, was_live = (
-                (before["lease_owner"], before["status"] in LIVE) if before else (None, True)
-            )
-            self.taken += owner not in (None, was_owner) and part == "run"
-            self.ended += was_live and row["status"] not in LIVE
+            if owner not in (None, before and before["lease_owner"]):
+                self._taken.add(number)
+            if _is_left(row) and not (before and _is_left(before)):
+                self._left.add(number)
             if before is not None and before != row:
                 self._changed(before, row, actor)
         self.rows = rows
@@ -192,6 +200,11 @@ class Ledger:
 
     def _violated(self, what: str) -> None:
         self.violations.append(what)
+
+
+def _is_left(row: Row) -> bool:
+    """Whether a run is over, and nobody has its lease any more."""
+    return row["status"] not in LIVE and row["lease_owner"] is None
 
 
 def _essence(row: Row) -> Row:

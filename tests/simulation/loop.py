@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Owner(Protocol):
     """Whose tasks and timers they are: a process of the simulation."""
 
-    tasks: set[asyncio.Task[Any]]
+    tasks: dict[asyncio.Task[Any], None]
     is_alive: bool
     is_paused: bool
 
@@ -38,6 +38,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Seconds since the simulation began."""
         return self._now
+
+    def restart(self, at: float) -> None:
+        """Begin anew at a time: sums of seconds are rounded as they were the last time."""
+        self._now = at
+        self._timers.clear()
 
     def settle(self) -> None:
         """Run until nothing is ready any more."""
@@ -133,6 +138,6 @@ def _task(
     task: asyncio.Task[T] = asyncio.Task(work, loop=loop, context=context)
     of = context.get(owner) if context is not None else owner.get()
     if of is not None:
-        of.tasks.add(task)
-        task.add_done_callback(of.tasks.discard)
+        of.tasks[task] = None
+        task.add_done_callback(lambda done: of.tasks.pop(done, None))
     return task

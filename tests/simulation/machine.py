@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from hypothesis.strategies import integers
 
 from tests.simulation.acts import Acts
-from tests.simulation.driver import AT_TIMES, BITS, numbers_of
+from tests.simulation.driver import ALWAYS, AT_TIMES, BITS, numbers_of
 from tests.simulation.healing import Healing
 from tests.simulation.site import Site
 from tests.simulation.world import World
@@ -75,5 +75,5 @@ def _rule_of(name: str) -> Any:
     return rule(**arguments)(follow)  # type: ignore[no-untyped-call]
 
 
-for _name in ("step", "poll_for_runs", "reconcile", "execute", *AT_TIMES):
+for _name in (*ALWAYS, *AT_TIMES):
     setattr(Machine, _name, _rule_of(_name))

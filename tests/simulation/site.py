@@ -72,10 +72,12 @@ class Site:
         stand_in = StandIn(lambda: self.tables.now)
         self.workflow_id, self.deployment_id = self.loop.complete(self._prepare(stand_in))
         self._backup = stand_in.snapshot()
+        self._began = self.loop.time()
 
     def fresh(self, seed: int) -> StandIn:
         """Empty the tables but for the workflow, and return a stand-in that knows its deployment."""
         self.tables.empty()
+        self.loop.restart(self._began)
         stand_in = StandIn(lambda: self.tables.now, seed)
         stand_in.restore(self._backup)
         return stand_in

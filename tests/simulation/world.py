@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Collection
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from tests.simulation.ledger import LIVE, Ledger
 from tests.simulation.processes import ApiProcess, NovaProcess, Surroundings, WorkerProcess
 from tests.simulation.sandboxes import Cloud
 from tests.simulation.site import UNREPEATABLE, Site, faults
-from tests.stand_in.records import JSON
+from tests.stand_in.records import JSON, FlowRun
 from tests.stand_in.transport import Transport
 
 P = TypeVar("P", bound=NovaProcess)
@@ -30,9 +31,9 @@ class World:
         self.site = site
         self.loop = site.loop
         self.loop.set_exception_handler(lambda loop, context: None)
-        self.began = self.loop.time()
         self.gate = Gate()
         self.stand_in = site.fresh(seed)
+        self.began = self.loop.time()
         self.cloud = Cloud(self.gate)
         self.steps = 0
         self.trace: list[str] = []
@@ -68,6 +69,30 @@ class World:
                 run = runs.get(str(row["flow_run_id"]))
                 if run is not None and run.state is not None and run.state.is_final:
                     self.ledger.over(row)
+
+    @property
+    def is_any_due(self) -> bool:
+        """Whether a run waits in its queue."""
+        return any(run.state and run.state.type == "SCHEDULED" for run in self._flow_runs())
+
+    @property
+    def is_any_left_alone(self) -> bool:
+        """Whether there is a run that nobody has and that does not just wait in its queue."""
+        rows = {str(row["flow_run_id"]): row for row in self.ledger.rows.values()}
+        left = [row for row in rows.values() if self.ledger.is_free(row)]
+        at_rest = {run.id for run in self._flow_runs() if run.state and run.state.is_final}
+        waiting = {
+            run.id for run in self._flow_runs() if run.state and run.state.type in ("SCHEDULED", "PAUSED")
+        }
+        unknown = {run.id for run in self._flow_runs()} - at_rest - waiting - set(rows)
+        return bool(unknown) or any(
+            str(row["flow_run_id"]) not in (waiting if row["status"] in LIVE else at_rest)
+            or row["lease_owner"] is not None
+            for row in left
+        )
+
+    def _flow_runs(self) -> Collection[FlowRun]:
+        return self.stand_in.world.tables.flow_runs.values()
 
     # -- steps ---------------------------------------------------------------------------------------
 
