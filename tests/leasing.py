@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
+from flows.store import orphans
 from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Client, Execution
 from flows.store.transitions import attempts
@@ -35,7 +36,7 @@ def begin(
     claim = LeaseClaim(flow_run_id, public_id, workflow_id, owner or uuid4(), SECONDS)
     lease = attempts.take(session, claim)
     if lease is None and request is not None:
-        lease = attempts.take_retried(session, claim, request)
+        lease = take_retried(session, claim, request)
     return attempts.begin(
         session,
         lease,
@@ -52,3 +53,9 @@ def lease_of(execution: Execution) -> Lease:
     """The lease that a row was read with."""
     assert execution.lease_owner is not None
     return Lease(execution.id, execution.lease_owner, SECONDS)
+
+
+def take_retried(session: Session, claim: LeaseClaim, request: UUID) -> Lease | None:
+    """Open a run that a person retried in Prefect, as it stands now, and take its lease."""
+    seen = orphans.match_flow_runs(session, {claim.flow_run_id: claim.public_id})[claim.flow_run_id]
+    return attempts.take_retried(session, claim, request, seen)

@@ -36,7 +36,8 @@ async def ensure_pool(client: PrefectClient, name: str, timeout: float) -> None:
     async with prefect_call(timeout, "setting up the work pool"):
         for _ in range(len(QUEUES)):
             try:
-                return await _ensure_queues(client, await _read_or_create(client, name))
+                await _ensure_queues(client, await _read_or_create(client, name))
+                return
             except (ObjectAlreadyExists, ObjectNotFound):
                 pass  # another process made one of the queues first, and may make the next one first, too
         await _ensure_queues(client, await _read_or_create(client, name))

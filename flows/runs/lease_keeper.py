@@ -185,15 +185,17 @@ class LeaseKeeper:
         if held is not None:
             return held
         flow_run_id = request.flow_run_id
-        state, asked = await runs.find(flow_run_id), await ask(flow_run_id)
         key = {flow_run_id: request.public_id}
-        row = (await self._database.run(lambda session: orphans.match_flow_runs(session, key))).get(
-            flow_run_id
-        )
-        if asked is None or decide(row, state, Asker.WORKER, request=asked) is not Action.REOPEN:
+        # The row first: what Prefect says of it later is not older than what is to be opened.
+        rows = await self._database.run(lambda session: orphans.match_flow_runs(session, key))
+        row = rows.get(flow_run_id)
+        state, asked = await runs.find(flow_run_id), await ask(flow_run_id)
+        if row is None or asked is None:
+            return None
+        if decide(row, state, Asker.WORKER, request=asked) is not Action.REOPEN:
             return None
         return await self._take(
-            request, lambda session, claim: attempts.take_retried(session, claim, asked), ask_breaker
+            request, lambda session, claim: attempts.take_retried(session, claim, asked, row), ask_breaker
         )
 
     async def take(self, request: RunRequest, *, ask_breaker: bool = False) -> HeldLease | None:

@@ -18,6 +18,7 @@ from flows.store import chain, executions
 from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
 from flows.store.transitions import attempts, interventions
+from tests import leasing
 from tests.builders import action, line
 from tests.endings import end
 from tests.leasing import SECONDS, begin, lease_of
@@ -85,7 +86,7 @@ class Scene:
             lease = (
                 attempts.take(session, claim)
                 if request is None
-                else attempts.take_retried(session, claim, request)
+                else leasing.take_retried(session, claim, request)
             )
             assert lease is not None
             return lease

@@ -17,6 +17,7 @@ from flows.runs.loading import RunRequest
 from flows.store.leases import Lease
 from flows.store.models import Execution
 from flows.store.transitions import attempts, columns, recoveries
+from tests.leasing import take_retried
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -35,7 +36,7 @@ def old_rule_of_retries(patch: pytest.MonkeyPatch) -> None:
             return None
         asked = queued[-1].id
         return await self._take(
-            request, lambda session, claim: attempts.take_retried(session, claim, asked), ask_breaker
+            request, lambda session, claim: take_retried(session, claim, asked), ask_breaker
         )
 
     patch.setattr(LeaseKeeper, "take_for", take_for)

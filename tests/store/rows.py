@@ -16,7 +16,7 @@ from flows.store.leases import Lease, LeaseClaim
 from flows.store.models import Execution, Workflow
 from flows.store.transitions import attempts, submissions
 from flows.store.values import Value
-from tests import endings
+from tests import endings, leasing
 from tests.leasing import SECONDS, begin, lease_of
 
 COUNTED: dict[str, Any] = {
@@ -92,7 +92,7 @@ def take_retried(
 ) -> Lease | None:
     """Open a run that a person retried in Prefect, by a new request unless given, and take its lease."""
     return database.run_sync(
-        lambda s: attempts.take_retried(s, claim_of(execution, owner), request or uuid.uuid4())
+        lambda s: leasing.take_retried(s, claim_of(execution, owner), request or uuid.uuid4())
     )
 
 

@@ -24,6 +24,7 @@ from tests.store.rows import (
     FORGOTTEN,
     begin_next,
     change,
+    claim_of,
     counters,
     create,
     end,
@@ -192,6 +193,20 @@ def test_a_persons_request_opens_a_run_once(database: Database, execution: Execu
     assert take_retried(database, execution, request) is None
     assert everything(database) == before
     assert take_retried(database, execution) is not None
+
+
+def test_a_request_that_was_read_before_the_run_went_on_opens_nothing(
+    database: Database, execution: Execution
+) -> None:
+    """A person took it back and retried the run elsewhere; it failed again, and nobody has asked since."""
+    end(database, execution, Status.FAILED)
+    seen = snapshot(database, execution)
+    assert take_retried(database, execution) is not None
+    end(database, execution, Status.FAILED)
+    before = everything(database)
+    late = partial(attempts.take_retried, claim=claim_of(execution), request=uuid.uuid4(), seen=seen)
+    assert database.run_sync(late) is None
+    assert everything(database) == before
 
 
 def test_of_two_workers_that_find_a_request_one_follows_it(database: Database, execution: Execution) -> None:

@@ -19,6 +19,7 @@ from flows.store import orphans
 from flows.store.database import Database
 from flows.store.models import Execution, Workflow
 from flows.store.transitions import attempts, interventions
+from tests import leasing
 from tests.graphs.situations import flow_run
 from tests.store.rows import claim_of, snapshot
 from tests.store.test_transitions import make_rows
@@ -72,7 +73,7 @@ def test_a_worker_opens_a_run_where_the_table_says_reopen(
         asked = request or seen.reopened_from
         if asked is None:
             continue
-        came = tried(database, partial(attempts.take_retried, claim=claim_of(row), request=asked))
+        came = tried(database, partial(leasing.take_retried, claim=claim_of(row), request=asked))
         answer = decide(seen, QUEUED, Asker.WORKER, request=asked)
         assert (came is not None) == (answer is Action.REOPEN), (seen, came)
         opened += came is not None

@@ -65,7 +65,7 @@ Row = dict[str, Any]
 ACTS: dict[str, list[Act]] = {
     "refuse": [lambda s, of: submissions.refuse(s, of.row.id, "Prefect does not answer.")],
     "take": [lambda s, of: attempts.take(s, of.claim)],
-    "take_retried": [lambda s, of: attempts.take_retried(s, of.claim, uuid.uuid4())],
+    "take_retried": [lambda s, of: attempts.take_retried(s, of.claim, uuid.uuid4(), of.seen)],
     "begin": [lambda s, of: of.begin(s)],
     "complete": [lambda s, of: attempts.complete(s, of.lease)],
     "fail": [lambda s, of: attempts.fail(s, of.lease, "boom", ErrorKind.NODE, None)],

@@ -16,7 +16,7 @@ from flows.graphs.errors import (
     LeaseLostError,
     NotFoundError,
 )
-from flows.graphs.lifecycle import CANCELLED, LIVE, Closure, ErrorKind, Status
+from flows.graphs.lifecycle import CANCELLED, LIVE, Closure, ErrorKind, RunSnapshot, Status
 from flows.store import checks, leases, values
 from flows.store.base import utcnow
 from flows.store.database import now
@@ -47,15 +47,19 @@ def take(session: Session, claim: LeaseClaim) -> Lease | None:
     return lease
 
 
-def take_retried(session: Session, claim: LeaseClaim, request: uuid.UUID) -> Lease | None:
+def take_retried(session: Session, claim: LeaseClaim, request: uuid.UUID, seen: RunSnapshot) -> Lease | None:
     """Open a run that a person retried in Prefect, and take its lease, in one.
 
     From failed, cancelled to pending, running. `request` is the state in Prefect by which the person asks: it
-    opens a run once. None when there is nothing to open.
+    opens a run once. `seen` is the row as it stood before Prefect was asked for the request: a run that went
+    on and ended since is not opened, for the request may be older than that. None when there is nothing to
+    open.
     """
     opened = columns.reopen_row(
         session,
         *claim.matches,
+        Execution.attempt == seen.attempt,
+        Execution.reopened_from.is_not_distinct_from(seen.reopened_from),
         Execution.reopened_from.is_distinct_from(request),
         Execution.lease_owner.is_(None) | (Execution.lease_until <= now()),
         reopened_from=request,
