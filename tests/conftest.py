@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import shutil
@@ -79,6 +80,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     items.sort(key=lambda item: _rank(item.path))
     write_groups(config.stash[_SHARED].folder / _GROUPS, items)
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector of garbage leave alone what was imported: it looked through that again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _rank(file: Path) -> int:
