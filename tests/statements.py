@@ -9,6 +9,8 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
+from flows.store.database import Database
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -27,15 +29,19 @@ class Statement:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Statement]]:
-    """Collect the statements that any engine of this process sends within the block."""
+def recorded(database: Database | None = None) -> Iterator[list[Statement]]:
+    """Collect the statements that are sent within the block: by a database's connections, or by all here.
+
+    A thread that an earlier test has left may send some, too.
+    """
+    where = Engine if database is None else database._engine
     found: list[Statement] = []
 
     def note(_connection: Any, cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
         found.append(Statement(sql, cursor.rowcount, parameters))
 
-    event.listen(Engine, "after_cursor_execute", note)
+    event.listen(where, "after_cursor_execute", note)
     try:
         yield found
     finally:
-        event.remove(Engine, "after_cursor_execute", note)
+        event.remove(where, "after_cursor_execute", note)

@@ -100,12 +100,12 @@ async def detach(prefect: PrefectClient, pool: str, deployment_id: UUID) -> None
 
 HARMS = [
     delete_pool,
-    remake_pool,
-    remake_pool_of_another_type,
+    pytest.param(remake_pool, marks=pytest.mark.long),
+    pytest.param(remake_pool_of_another_type, marks=pytest.mark.long),
     delete_queue,
-    delete_flow,
+    pytest.param(delete_flow, marks=pytest.mark.long),
     delete_deployment,
-    detach,
+    pytest.param(detach, marks=pytest.mark.long),
 ]
 
 

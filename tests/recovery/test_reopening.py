@@ -26,7 +26,12 @@ BY_UI: State[Any] = AwaitingRetry(message="Retry from the UI")
 """As a person retries a run in Prefect's UI, by force."""
 BY_CLI: State[Any] = Scheduled(message="Retried via CLI")
 """As `prefect flow-run retry` does."""
-WAITS_ON = [[], ["Late"], ["AwaitingConcurrencySlot"], ["AwaitingConcurrencySlot", "Late"]]
+WAITS_ON = [
+    [],
+    pytest.param(["Late"], marks=pytest.mark.long),
+    pytest.param(["AwaitingConcurrencySlot"], marks=pytest.mark.long),
+    ["AwaitingConcurrencySlot", "Late"],
+]
 """The states by which Prefect lets a run wait on."""
 
 Claim = Callable[[Scene, UUID], Awaitable[HeldLease | None]]

@@ -44,11 +44,11 @@ def test_a_page_of_workflows_reads_the_graphs_that_it_holds(
     """One graph for each workflow of the page: no other page's, and no older version's."""
     for name in ("Orders", "Mails", "Letters"):
         database.run_sync(partial(workflows.create, name=name, graph=graph))
-    with recorded() as found:
+    with recorded(database) as found:
         page, total = database.run_sync(lambda s: workflows.list_(s, 0, 2))
     assert ([one.current.number for one in page], total) == ([3, 1], 4)
     assert graphs_read(found) == 2
-    with recorded() as found:
+    with recorded(database) as found:
         page, total = database.run_sync(lambda s: workflows.list_without_graphs(s, 1, 2))
     assert ([one.name for one in page], total) == (["Orders", "Mails"], 4)
     assert graphs_read(found) == 0
@@ -72,7 +72,7 @@ def test_what_is_done_to_a_workflow_needs_no_graph(
     database: Database, saved_often: Workflow, work: Work
 ) -> None:
     """Deploying, scheduling, starting and deleting look at the workflow's own row."""
-    with recorded() as found:
+    with recorded(database) as found:
         database.run_sync(lambda s: work(s, saved_often.id))
     assert found
     assert [one.sql for one in found if one.reads_a_graph] == []
@@ -82,10 +82,10 @@ def test_a_change_reads_the_graph_that_it_answers(
     database: Database, saved_often: Workflow, graph: dict[str, Any]
 ) -> None:
     """A rename reads one graph, its answer's; a new graph is compared with the current one, and no other."""
-    with recorded() as found:
+    with recorded(database) as found:
         database.run_sync(lambda s: workflows.update(s, saved_often.id, name="Post"))
     assert graphs_read(found) == 1
-    with recorded() as found:
+    with recorded(database) as found:
         database.run_sync(lambda s: workflows.update(s, saved_often.id, graph=graph))
     assert graphs_read(found) == 2
 
@@ -101,6 +101,6 @@ def test_a_run_from_elsewhere_reads_the_version_that_it_runs(
         lease = attempts.take(session, LeaseClaim(request.flow_run_id, None, saved_often.id, uuid4(), 30))
         load_run(session, request, lease, Cipher(key), Settings(NOVA_ENCRYPTION_KEY=key))
 
-    with recorded() as found:
+    with recorded(database) as found:
         database.run_sync(work)
     assert graphs_read(found) == 1

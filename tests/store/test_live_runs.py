@@ -55,7 +55,7 @@ def busy(postgres: Callable[[str], str]) -> Iterator[Database]:
 
 def plans(database: Database, question: Callable[[Session], object]) -> list[str]:
     """How PostgreSQL answers each statement of a question that reads executions: the lines that scan them."""
-    with recorded() as found:
+    with recorded(database) as found:
         database.run_sync(question)
     lines: list[str] = []
     for one in found:

@@ -107,7 +107,7 @@ def test_page_by_page_is_the_same_as_the_whole(database: Database, long_run: Exe
 def test_a_page_reads_its_own_rows(database: Database, long_run: Execution) -> None:
     """The last page of ten rows brings no more rows than the first: its own, and one for each key."""
     for skip in (0, 200, 440):
-        with recorded() as found:
+        with recorded(database) as found:
             assert len(frames(database, long_run, skip, 10)) == 10
         assert len(found) == 3
         assert sum(one.rows for one in found) <= 10 + 1 + len(KEYS)
@@ -115,7 +115,7 @@ def test_a_page_reads_its_own_rows(database: Database, long_run: Execution) -> N
 
 def test_a_resume_reads_the_last_state(database: Database, long_run: Execution) -> None:
     """Not the changes that led to it."""
-    with recorded() as found:
+    with recorded(database) as found:
         state = database.run_sync(lambda s: chain.state(s, long_run.id))
     assert len(state) == len(KEYS)
     assert sum(one.rows for one in found) == 1 + len(KEYS)
@@ -130,7 +130,7 @@ def test_a_page_that_follows_another_goes_on_from_it(database: Database, long_ru
         page = chain.entries_after(session, long_run.id, last.entry, 20)
         return list(chain.frames_after(last, page))
 
-    with recorded() as found:
+    with recorded(database) as found:
         while page := database.run_sync(partial(read_on, last=seen[-1])):
             seen += page
     assert [text(frame) for frame in seen] == whole

@@ -91,7 +91,7 @@ async def test_a_run_is_nobody_elses_until_prefect_has_heard_its_last_word(site:
             await asyncio.to_thread(worker.stop)  # the proxy is in this loop: it must go on meanwhile
 
 
-@pytest.mark.parametrize("retried", [False, True])
+@pytest.mark.parametrize("retried", [False, pytest.param(True, marks=pytest.mark.long)])
 async def test_a_last_state_that_did_not_reach_prefect_is_sent_again(
     site: Site, folder: Path, retried: bool
 ) -> None:

@@ -57,7 +57,7 @@ async def test_a_run_ends_completed_and_fast(site: Site, folder: Path) -> None:
     assert (row.status, row.attempt) == ("completed", 1)
 
 
-@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_a_run_whose_deployment_is_gone_fails(site: Site, folder: Path, warm: bool) -> None:
     """Prefect lets nobody begin it: retried after its deployment was deleted, it does not wait for ever."""
     workflow, other = await site.workflow(ONE_ACTION), await site.workflow(ONE_ACTION)
