@@ -15,6 +15,7 @@ from tests.simulation.world import World
 PAUSES = (1.0, 3.0, 11.0, 35.0)
 """Seconds that pass: less and more than a lease lasts."""
 OF_NODES = 8
+"""Of so many nodes some raise: see `Acts.failing`."""
 LOOKED_AT = 1
 """The number of the run that people look at: see `_run`."""
 RANKS = 2
