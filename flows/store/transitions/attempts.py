@@ -58,8 +58,7 @@ def take_retried(session: Session, claim: LeaseClaim, request: uuid.UUID, seen: 
     opened = columns.reopen_row(
         session,
         *claim.matches,
-        Execution.attempt == seen.attempt,
-        Execution.reopened_from.is_not_distinct_from(seen.reopened_from),
+        *columns.as_seen(seen),
         Execution.reopened_from.is_distinct_from(request),
         Execution.lease_owner.is_(None) | (Execution.lease_until <= now()),
         reopened_from=request,

@@ -84,11 +84,15 @@ def text(value: str) -> ColumnElement[str]:
     return literal(value, Execution.error.type)
 
 
+def open_as_seen(seen: RunSnapshot) -> tuple[ColumnElement[bool], ...]:
+    """Whether a run is open, and was neither begun nor reopened since it was seen."""
+    return (*as_seen(seen), Execution.status.in_(LIVE))
+
+
 def as_seen(seen: RunSnapshot) -> tuple[ColumnElement[bool], ...]:
-    """Whether an open run is as it was seen: a person's retry opens it before its next attempt is counted."""
+    """Whether a run was neither begun nor reopened since: a retry opens it before its attempt is counted."""
     return (
         Execution.id == seen.id,
-        Execution.status.in_(LIVE),
         Execution.attempt == seen.attempt,
         Execution.reopened_from.is_not_distinct_from(seen.reopened_from),
     )

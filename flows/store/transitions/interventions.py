@@ -47,7 +47,9 @@ def revoke(session: Session, seen: RunSnapshot) -> bool:
     From pending, running to pending, running. It ends as cancelled, even if its last node succeeds first.
     False when that attempt is over, or the run was retried since.
     """
-    revoked = update(Execution).where(*columns.as_seen(seen)).values(revoked=True).returning(Execution.id)
+    revoked = (
+        update(Execution).where(*columns.open_as_seen(seen)).values(revoked=True).returning(Execution.id)
+    )
     return session.scalar(revoked) is not None
 
 
@@ -70,7 +72,9 @@ def close_as_seen(session: Session, seen: RunSnapshot, closure: Closure) -> bool
 
     From pending, running to failed, cancelled. False when it was closed, begun or retried since.
     """
-    return columns.close(session, columns.as_seen(seen), **columns.unless_revoked(closure), **columns.FREE)
+    return columns.close(
+        session, columns.open_as_seen(seen), **columns.unless_revoked(closure), **columns.FREE
+    )
 
 
 def lock_reopenable(session: Session, execution_id: int) -> Execution:
