@@ -34,13 +34,14 @@ async def ensure_pool(client: PrefectClient, name: str, timeout: float) -> None:
     do this at the same time. Raises PrefectUnavailableError.
     """
     async with prefect_call(timeout, "setting up the work pool"):
-        for _ in range(len(QUEUES)):
+        for left in reversed(range(len(QUEUES) + 1)):
             try:
                 await _ensure_queues(client, await _read_or_create(client, name))
                 return
             except (ObjectAlreadyExists, ObjectNotFound):
-                pass  # another process made one of the queues first, and may make the next one first, too
-        await _ensure_queues(client, await _read_or_create(client, name))
+                if not left:
+                    raise
+                # Another process made one of the queues first, and may make the next one first, too.
 
 
 async def is_whole(client: PrefectClient, name: str, timeout: float) -> bool:
