@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from api.routers import executions as executions_api
 from api.routers import tasks as tasks_api
 from api.routers import workflows as workflows_api
+from api.services import Services
 from flows.graphs.errors import ConflictError, NovaError
 from tests.simulation.ledger import LIVE, Word
 from tests.simulation.processes import ApiProcess
@@ -77,25 +78,11 @@ class People:
 
     def cancel(self, which: int, task: int) -> None:
         """Somebody cancels a run."""
-        if (task_id := self._run(task)) is not None:
-            known = task_id
-            self._ask(
-                which,
-                f"cancel {str(known)[:4]}",
-                lambda api: tasks_api.cancel_task(api.services, known),
-                self.world.ledger.say("cancel", known),
-            )
+        self._ask_about(which, "cancel", self._run(task), tasks_api.cancel_task)
 
     def retry(self, which: int, task: int) -> None:
         """Somebody retries a run, usually one that did not succeed."""
-        if (task_id := self._run(task, self._stopped() or None)) is not None:
-            known = task_id
-            self._ask(
-                which,
-                f"retry {str(known)[:4]}",
-                lambda api: tasks_api.retry_task(api.services, known),
-                self.world.ledger.say("retry", known),
-            )
+        self._ask_about(which, "retry", self._run(task, self._stopped() or None), tasks_api.retry_task)
 
     def skip(self, which: int, number: int) -> None:
         """Somebody leads a run past the node at which it stopped."""
@@ -110,6 +97,19 @@ class People:
                 ),
                 self.world.ledger.say("retry", found["task_id"]),
             )
+
+    def _ask_about(
+        self,
+        which: int,
+        kind: str,
+        task_id: UUID | None,
+        ask: Callable[[Services, UUID], Awaitable[Any]],
+    ) -> None:
+        """Ask an API to do something to a run, which is a person's word of that kind."""
+        if task_id is not None:
+            what = f"{kind} {str(task_id)[:4]}"
+            word = self.world.ledger.say(kind, task_id)
+            self._ask(which, what, lambda api: ask(api.services, task_id), word)
 
     def _ask(
         self, which: int, what: str, ask: Callable[[ApiProcess], Awaitable[Any]], word: Word | None = None

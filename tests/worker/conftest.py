@@ -34,8 +34,8 @@ def access_log(request: pytest.FixtureRequest) -> AccessLog:
 def prefect_url(request: pytest.FixtureRequest) -> str:
     """The Prefect server of a test: the one that all share, unless its requests are counted."""
     if "access_log" in request.fixturenames and is_on_real_prefect(request):
-        logged: PrefectServer = request.getfixturevalue("private_server")
-        return logged.api_url
+        server: PrefectServer = request.getfixturevalue("private_server")
+        return server.api_url
     return str(request.getfixturevalue("prefect_server"))
 
 
