@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,17 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 _numbers = itertools.count(1)
+WAIT = (
+    "import os, time\nopen(context['told'] + '.begun', 'w').close()\n"
+    "while not os.path.exists(context['told']): time.sleep(0.02)\n"
+)
+"""Code of a node that waits until a test makes the file `told`."""
+
+
+async def until_begun(told: Path) -> None:
+    """Wait until a node with `WAIT` has begun; its row names it a moment earlier."""
+    begun = Path(f"{told}.begun")
+    await eventually(lambda: asyncio.to_thread(begun.exists), bool)
 
 
 class Site:

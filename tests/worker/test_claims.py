@@ -25,11 +25,10 @@ from tests.builders import action, line
 from tests.recovery.scene import Scene
 from tests.waiting import eventually
 from tests.worker.proxy import LostAnswers
-from tests.worker.site import Site
+from tests.worker.site import WAIT, Site
 from tests.worker.test_survival import states_of
 
 Begin = Callable[[Scene, UUID, httpx.AsyncClient], Awaitable[None]]
-WAIT = "import os, time\nwhile not os.path.exists(context['told']): time.sleep(0.02)\n"
 
 
 @pytest.fixture

@@ -16,10 +16,9 @@ from flows.store.models import Workflow
 from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
-from tests.worker.site import Site
+from tests.worker.site import WAIT, Site
 
 ONE_ACTION = line(action("a", "context['a'] = 1"))
-WAIT = "import os, time\nwhile not os.path.exists(context['told']): time.sleep(0.02)\n"
 UNTIL_TOLD = line(action("wait", WAIT, timeout=60))
 FOR_EVER = line(action("sleep", "import time; time.sleep(50)", timeout=60))
 QUICK = {"NOVA_RECOVERY_INTERVAL": "0.5", "PREFECT_WORKER_HEARTBEAT_SECONDS": "1"}

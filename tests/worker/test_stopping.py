@@ -24,7 +24,7 @@ from tests.builders import action, line
 from tests.servers import wait_until
 from tests.waiting import eventually
 from tests.worker.proxy import NoEvents
-from tests.worker.site import Site
+from tests.worker.site import WAIT, Site, until_begun
 
 FOR_EVER = line(
     action("first", "context['a'] = 1"), action("sleep", "import time; time.sleep(50)", timeout=60)
@@ -42,7 +42,6 @@ FOR_EVER_ONCE = line(
 )
 QUICK = line(action("a", "import time; time.sleep(0.1)"), action("b", "pass"))
 A_SECOND = line(action("sleep", "import time; time.sleep(1)"))
-WAIT = "import os, time\nwhile not os.path.exists(context['told']): time.sleep(0.02)\n"
 UNTIL_TOLD = line(action("wait", WAIT, timeout=60))
 
 
@@ -181,6 +180,7 @@ async def test_a_suspended_run_leaves_at_its_next_node_and_goes_on_when_resumed(
     with site.worker(folder):
         flow_run_id = await site.submit(workflow, told=str(told))
         await site.until_step(flow_run_id, "slow")
+        await until_begun(told)  # before that the run would leave in front of the node
         access_log.mark()
         await site.prefect.set_flow_run_state(flow_run_id, Suspended(timeout_seconds=300))
         await eventually(heard, bool)

@@ -18,12 +18,11 @@ from tests.servers import ServerProcess
 from tests.waiting import eventually
 from tests.wires import to_database
 from tests.worker.proxy import Proxy
-from tests.worker.site import Site
+from tests.worker.site import WAIT, Site, until_begun
 
 __all__ = ["e2b_server", "e2b_session_server"]
 
 ONE_ACTION = line(action("a", "context['a'] = 1"))
-WAIT = "import os, time\nwhile not os.path.exists(context['told']): time.sleep(0.02)\n"
 TWO_ACTIONS = line(action("wait", WAIT, timeout=60), action("after", "pass"))
 FOR_EVER = line(action("sleep", "import time; time.sleep(50)", timeout=60))
 SETTINGS = {
@@ -108,6 +107,7 @@ async def test_what_is_expected_is_said_once_and_is_no_error(
             told = folder / "told"
             suspended = await site.submit(two, told=str(told))
             await site.until_step(suspended, "wait")
+            await until_begun(told)
             access_log.mark()
             await site.prefect.set_flow_run_state(suspended, Suspended(timeout_seconds=300))
             await eventually(heard, bool)
