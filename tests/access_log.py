@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.waiting import eventually
 
 _POLL = "POST /work_pools/{name}/get_scheduled_flow_runs"
 _HEARTBEATS = ("POST /work_pools/{name}/workers/heartbeat", "GET /work_pools/{name}")
@@ -43,6 +47,18 @@ class AccessLog:
     def mark(self) -> None:
         """Count from here."""
         self._from = self._log.stat().st_size
+
+    async def until_told(self) -> None:
+        """Wait until a worker has read how its run stands, since the mark.
+
+        The line is written before the answer is sent: two look-ups for due runs later the worker has it.
+        """
+        read = "GET /flow_runs/{id}"
+        polls = (await self._until(lambda found: found.of_runs[read] > 0)).polls
+        await self._until(lambda found: found.polls >= polls + 2)
+
+    async def _until(self, enough: Callable[[Requests], bool]) -> Requests:
+        return await eventually(lambda: asyncio.to_thread(self.requests), enough)
 
     def requests(self) -> Requests:
         """Count what came since the mark."""

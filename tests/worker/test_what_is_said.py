@@ -85,10 +85,6 @@ async def test_what_is_expected_is_said_once_and_is_no_error(
     site: Site, folder: Path, e2b_server: E2BServer, access_log: AccessLog
 ) -> None:
     """A run put off, cancelled, suspended, handed back; E2B, the database and Prefect away for a while."""
-
-    async def heard() -> int:
-        return access_log.requests().of_runs["GET /flow_runs/{id}"]
-
     workflow, two, long = [await site.workflow(graph) for graph in (ONE_ACTION, TWO_ACTIONS, FOR_EVER)]
     database, way = to_database(site.settings.database_url), Cut(site.settings.prefect_api_url)
     async with database as (wire, url), way as prefect:
@@ -110,7 +106,7 @@ async def test_what_is_expected_is_said_once_and_is_no_error(
             await until_begun(told)
             access_log.mark()
             await site.prefect.set_flow_run_state(suspended, Suspended(timeout_seconds=300))
-            await eventually(heard, bool)
+            await access_log.until_told()
             told.touch()
             await site.until_step(suspended, "after")
             await eventually(lambda: site.execution(suspended), lambda row: row.lease_owner is None)
