@@ -56,7 +56,8 @@ class NovaUp(ServerProcess):
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.said
-        return self.said.endswith("NOVA is ready\n")
+        # A part may have warned of something since.
+        return "NOVA is ready" in self.said.splitlines()
 
     @cached_property
     def prefect(self) -> SyncPrefectClient:

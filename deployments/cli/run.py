@@ -45,7 +45,7 @@ def up(
 
     Without DATABASE_URL it brings a PostgreSQL of its own (the extra `local`). Prefect's server has its
     database there too, unless PREFECT_API_DATABASE_CONNECTION_URL is set. A part that dies is started
-    again. Ctrl-C stops everything. Ready when the last line is "NOVA is ready".
+    again. Ctrl-C stops everything. Ready when it says "NOVA is ready".
     """
     from deployments.cli.datadir import default_data_dir
     from deployments.cli.processes import require_local
