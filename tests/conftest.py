@@ -21,6 +21,7 @@ from xdist.remote import Producer
 
 from flows.store.base import Base
 from flows.store.database import Database
+from tests.between_tests import engine_between_tests
 from tests.nova_up import NovaUp
 from tests.scheduling import ByServer, write_groups
 from tests.servers import PrefectServer, database_name, reachable_folder
@@ -139,11 +140,9 @@ def migrated_database_url(shared: SharedServers, worker_id: str) -> str:
 @pytest.fixture
 def database_url(migrated_database_url: str) -> str:
     """URL of a database with NOVA's tables, all of them empty."""
-    connection = psycopg2.connect(migrated_database_url)
-    with connection, connection.cursor() as cursor:
-        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
-        cursor.execute(f"TRUNCATE {tables} RESTART IDENTITY")
-    connection.close()
+    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+    with engine_between_tests(migrated_database_url).begin() as connection:
+        connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY")
     return migrated_database_url
 
 
@@ -180,12 +179,15 @@ def stand_in_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandI
 
 @pytest.fixture
 def prefect_server(request: pytest.FixtureRequest, shared: SharedServers) -> str:
-    """URL of the API of a Prefect server: the stand-in's, or the real one's where a test is `real_prefect`.
+    """URL of the API of a Prefect server: the stand-in's, or a real one's where a test is `real_prefect`.
 
-    The real one is a process of its own, on PostgreSQL. With --everything it serves all tests.
+    With --everything all tests are on one real server, which all processes share.
     """
-    if is_on_real_prefect(request):
+    if request.config.getoption("--everything"):
         return shared.prefect_url()
+    if is_on_real_prefect(request):
+        real: PrefectServer = request.getfixturevalue("private_server")
+        return real.api_url
     server: StandInServer = request.getfixturevalue("stand_in_server")
     server.stand_in.lose_everything()
     return server.api_url
@@ -212,9 +214,9 @@ def up() -> Iterator[NovaUp]:
 def private_server(
     postgres: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PrefectServer]:
-    """A Prefect server that writes a line per request.
+    """A Prefect server on PostgreSQL that writes a line per request.
 
-    One process runs its tests: they count requests, restart it, or delete what others would miss.
+    One process runs its tests: some count requests, restart it, or delete what others would miss.
     """
     settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
     home = tmp_path_factory.mktemp("prefect-private")

@@ -7,14 +7,14 @@ A test that makes such rows on purpose is marked with `check_rows(False)`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, select, text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from flows.graphs.row_states import ACROSS_ROWS
 from flows.store.models import ChainEntry, Execution
+from tests.between_tests import engine_between_tests
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,7 +36,7 @@ def rows_are_legal(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def illegal_rows(url: str) -> dict[str, list[int]]:
     """What must not be → the ids of the executions of which it is true, in a database with NOVA's tables."""
-    with Session(_engine(url)) as session:
+    with Session(engine_between_tests(url)) as session:
         found = {what: list(session.scalars(text(query))) for what, query in ACROSS_ROWS.items()}
         try:
             session.scalars(select(Execution)).all()
@@ -44,9 +44,3 @@ def illegal_rows(url: str) -> dict[str, list[int]]:
         except (ValueError, LookupError) as error:
             found[f"a row cannot be read: {error!r}"] = [0]
     return {what: ids for what, ids in found.items() if ids}
-
-
-@cache
-def _engine(url: str) -> Engine:
-    """One for all tests with this database: a new one asks PostgreSQL what it is. No connection is kept."""
-    return create_engine(url, poolclass=NullPool)

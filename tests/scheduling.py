@@ -20,10 +20,14 @@ SERVERS = ("up", "stack", "private_server")
 
 def write_groups(file: Path, items: Iterable[pytest.Item]) -> None:
     """Note which test uses which of the servers."""
-    groups = {
-        item.nodeid: name for item in items for name in SERVERS if name in getattr(item, "fixturenames", ())
-    }
+    groups = {item.nodeid: name for item in items for name in SERVERS if _uses(item, name)}
     file.write_text(json.dumps(groups))
+
+
+def _uses(item: pytest.Item, server: str) -> bool:
+    if server == "private_server" and item.get_closest_marker("real_prefect"):
+        return True  # by way of `prefect_server`
+    return server in getattr(item, "fixturenames", ())
 
 
 class ByServer(LoadScopeScheduling):  # type: ignore[misc]

@@ -269,7 +269,11 @@ time.sleep(60)
     await sandbox.kill()
     with pytest.raises(SandboxError):
         await running
-    assert not alive(node)
+
+    async def lives() -> bool:
+        return alive(node)
+
+    await eventually(lives, lambda found: not found)  # the kernel ends it after the answer
 
 
 async def test_the_server_can_run_as_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
