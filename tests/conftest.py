@@ -23,7 +23,7 @@ from flows.store.base import Base
 from flows.store.database import Database
 from tests.between_tests import engine_between_tests
 from tests.nova_up import NovaUp
-from tests.scheduling import ByServer, write_groups
+from tests.scheduling import ByServer, in_turns, write_groups
 from tests.servers import PrefectServer, database_name, reachable_folder
 from tests.shared import SharedServers, is_on_real_prefect
 from tests.stand_in.server import StandInServer
@@ -45,8 +45,6 @@ pytest_plugins = ("tests.row_checks", "tests.statement_watch")
 _SHARED = pytest.StashKey[SharedServers]()
 _FOLDER = "nova_shared_folder"
 _GROUPS = "groups.json"
-_SLOW_FOLDERS = ("acceptance", "deployments", "worker", "recovery", "prefect_gateway", "flows")
-"""Their tests come first: one that begins last holds everybody up."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,12 +72,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is long unless it was asked for; begin with what takes longest."""
+    """Leave out what is long unless it was asked for; have tests of each kind run beside each other."""
     asked = config.getoption("--everything") or any("::" in name for name in config.args)
     if not asked:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
         items[:] = [item for item in items if not item.get_closest_marker("long")]
-    items.sort(key=lambda item: _rank(item.path))
+    items[:] = in_turns(items)
     write_groups(config.stash[_SHARED].folder / _GROUPS, items)
 
 
@@ -87,11 +85,6 @@ def pytest_collection_finish() -> None:
     """Have the collector of garbage leave alone what was imported: it looked through that again and again."""
     gc.collect()
     gc.freeze()
-
-
-def _rank(file: Path) -> int:
-    folder = file.relative_to(Path(__file__).parent).parts[0]
-    return _SLOW_FOLDERS.index(folder) if folder in _SLOW_FOLDERS else len(_SLOW_FOLDERS)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServer:

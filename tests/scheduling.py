@@ -7,7 +7,7 @@ test's id that is gone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,29 @@ from xdist.scheduler import LoadScopeScheduling
 
 SERVERS = ("up", "stack", "private_server")
 """Fixtures of servers that are not shared by all processes: one process runs all tests that use one."""
+
+
+_STARTING = ("acceptance", "deployments", "prefect_gateway", "worker")
+"""Folders whose tests start processes and take long."""
+_WAITING = ("api", "flows", "recovery", "sandbox", "stand_in")
+"""Folders whose tests wait more than they work."""
+
+
+def in_turns(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Order the tests so that some always wait while others keep the cores busy.
+
+    The files of each kind are spread evenly over the session. Those that start processes have begun after
+    four fifths of it: one that begins last holds everybody up.
+    """
+    starting, waiting, working = [], [], []
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        (starting if folder in _STARTING else waiting if folder in _WAITING else working).append(item)
+    begins: dict[Path, float] = {}
+    for kind, share in ((starting, 0.8), (waiting, 1.0), (working, 1.0)):
+        for number, item in enumerate(kind):
+            begins.setdefault(item.path, share * number / len(kind))
+    return sorted(items, key=lambda item: (begins[item.path], item.path))
 
 
 def write_groups(file: Path, items: Iterable[pytest.Item]) -> None:
