@@ -155,12 +155,18 @@ def in_new_york(database_url: str) -> Iterator[str]:
     execute("RESET timezone")
 
 
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """An open Database whose tables are empty."""
-    opened = Database(database_url)
+@pytest.fixture(scope="session")
+def open_database(migrated_database_url: str) -> Iterator[Database]:
+    """What `database` is, opened once: SQLAlchemy compiles each statement once for each that is opened."""
+    opened = Database(migrated_database_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def database(database_url: str, open_database: Database) -> Database:
+    """An open Database whose tables are empty."""
+    return open_database
 
 
 @pytest.fixture(scope="session")
@@ -211,7 +217,11 @@ def private_server(
 
     One process runs its tests: some count requests, restart it, or delete what others would miss.
     """
-    settings = {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
+    settings = {
+        "PREFECT_SERVER_LOGGING_LEVEL": "INFO",
+        # New schedules are looked for every five seconds; a test need not wait that long.
+        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+    }
     home = tmp_path_factory.mktemp("prefect-private")
     with PrefectServer(postgres("prefect_private"), home, settings=settings) as server:
         yield server

@@ -30,14 +30,17 @@ def in_turns(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     The files of each kind are spread evenly over the session. Those that start processes have begun after
     four fifths of it: one that begins last holds everybody up.
     """
-    starting, waiting, working = [], [], []
+    kinds: dict[str, list[pytest.Item]] = {"starting": [], "waiting": [], "working": []}
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        (starting if folder in _STARTING else waiting if folder in _WAITING else working).append(item)
+        kinds["starting" if folder in _STARTING else "waiting" if folder in _WAITING else "working"].append(
+            item
+        )
     begins: dict[Path, float] = {}
-    for kind, share in ((starting, 0.8), (waiting, 1.0), (working, 1.0)):
-        for number, item in enumerate(kind):
-            begins.setdefault(item.path, share * number / len(kind))
+    for kind, found in kinds.items():
+        share = 0.8 if kind == "starting" else 1.0
+        for number, item in enumerate(found):
+            begins.setdefault(item.path, share * number / len(found))
     return sorted(items, key=lambda item: (begins[item.path], item.path))
 
 

@@ -173,9 +173,19 @@ async def test_deployments_are_healed_though_nobody_asks_for_a_run(
     workflow: dict[str, Any],
     harm: Harm,
 ) -> None:
-    """An API that looks finds them: they are in their queue again, and no planned run is outside of it."""
+    """An API that looks finds them: they are in their queue again, and no run stays planned outside of it.
+
+    Prefect's scheduler may add one there that it was about to plan: the worker takes it when it is due.
+    """
     address = f"/workflows/{workflow['id']}/schedules"
     (await api.post(address, json={"cron": "0 9 * * *"})).raise_for_status()
+    tags = FlowRunFilterTags(all_=[f"workflow:{workflow['slug']}"])
+
+    async def planned() -> dict[UUID, str | None]:
+        runs = await prefect.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tags))
+        return {run.id: run.work_pool_name for run in runs}
+
+    before = await eventually(planned, bool)
     await harm(prefect, pool, await deployment_of(prefect, workflow))
 
     async def queue() -> tuple[str | None, str | None]:
@@ -188,9 +198,7 @@ async def test_deployments_are_healed_though_nobody_asks_for_a_run(
     async with running_api(settings.model_copy(update={"recovery_interval": 0.2})):
         await eventually(queue, lambda found: found == (pool, "high"))
         await eventually(lambda: in_prefect(prefect, workflow), bool)
-    tags = FlowRunFilterTags(all_=[f"workflow:{workflow['slug']}"])
-    planned = await prefect.read_flow_runs(flow_run_filter=FlowRunFilter(tags=tags))
-    assert {run.work_pool_name for run in planned} <= {pool}
+    assert {name for run, name in (await planned()).items() if run in before} <= {pool}
 
 
 async def test_queues_that_prefect_made_by_itself_get_their_order_back(
