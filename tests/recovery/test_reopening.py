@@ -113,7 +113,9 @@ async def test_a_claim_that_comes_late_opens_nothing(scene: Scene, waited: list[
     await opens_nothing(scene, flow_run_id)
 
 
-@pytest.mark.parametrize("by", [BY_UI, BY_CLI], ids=["ui", "cli"])
+@pytest.mark.parametrize(
+    "by", [pytest.param(BY_UI, id="ui"), pytest.param(BY_CLI, id="cli", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("waited", WAITS_ON)
 @pytest.mark.parametrize("claim", [by_worker, by_flow])
 async def test_a_persons_retry_opens_a_run_once(
