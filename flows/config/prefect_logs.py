@@ -15,6 +15,8 @@ _MEANT = tuple(
 """Ends of an attempt that somebody wanted: a person, or NOVA."""
 _LEFT = "Finished in state Running("
 """An attempt that told Prefect of no end: NOVA scheduled the next one, or left the run to another process."""
+_NOT_BEGUN = "Finished in state Pending("
+"""A node that was about to begin when its run was suspended."""
 _INTERRUPTED = (
     "Crash detected! Execution was cancelled",
     "Finished in state Crashed('Execution was cancelled",
@@ -31,9 +33,9 @@ class _RunEnds(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Lower a record to INFO, or drop it where it says nothing, or nobody wants that level."""
         message = record.getMessage()
-        if message.startswith(_LEFT):
-            return False
         is_task = record.name.startswith("prefect.task_runs")
+        if message.startswith(_LEFT) or (is_task and message.startswith(_NOT_BEGUN)):
+            return False
         if record.levelno > logging.INFO and message.startswith(_MEANT + (_INTERRUPTED if is_task else ())):
             record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
             return logging.getLogger(record.name).isEnabledFor(logging.INFO)
