@@ -13,10 +13,12 @@ import pytest
 from fastapi import FastAPI
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
 from api.app import create_app
 from flows.config.settings import Settings
 from flows.credentials.cipher import Cipher, generate_key
+from flows.graphs.lifecycle import Status
 from flows.prefect_gateway.gateway import PrefectGateway
 from flows.recovery.reconciler import Reconciler
 from flows.store.database import Database
@@ -24,6 +26,7 @@ from tests.api.conformance import Conformance
 from tests.api.relay import Relay
 from tests.api.runs import Run
 from tests.builders import action, decision, fork, fresh_name
+from tests.servers import free_port
 from tests.wires import to_database
 
 WORK_POOL = "api-tests"
@@ -191,3 +194,28 @@ def prefect_wire(prefect_server: str) -> Callable[[], AbstractAsyncContextManage
             yield relay, str(url.copy_with(port=relay.port))
 
     return lay
+
+
+@pytest.fixture
+def failed(start: Callable[..., Any], set_state: SetState) -> Callable[..., Any]:
+    """A run that failed at its node `read`, in its row and in Prefect."""
+
+    async def make(**body: Any) -> tuple[str, Run]:
+        task_id, run = await start(**body)
+        await run.begin()
+        await run.step("start", "start")
+        await run.step("read", status="failed", error_message="no", error_type="OSError")
+        await run.finish(Status.FAILED, error="OSError: no", node="read")
+        await set_state(task_id, Failed())
+        return task_id, run
+
+    return make
+
+
+@pytest.fixture
+async def lonely(settings: Settings, encryption_key: str) -> AsyncIterator[httpx.AsyncClient]:
+    """An API whose Prefect server does not exist."""
+    nowhere = f"http://127.0.0.1:{free_port()}/api"
+    own = make_settings(settings.database_url, nowhere, encryption_key, NOVA_PREFECT_TIMEOUT=1)
+    async with running_api(own) as client:
+        yield client
