@@ -33,8 +33,8 @@ class DeploymentHealer:
         self._new: set[int] = set()
         """Workflows without a deployment at the last look: whoever makes one is at it at that moment."""
 
-    async def once(self) -> int:
-        """Look once; return how many deployments were made again.
+    async def once(self) -> None:
+        """Look once.
 
         Raises PrefectUnavailableError and DatabaseUnavailableError; the next look goes on.
         """
@@ -58,7 +58,6 @@ class DeploymentHealer:
                 made, failures = made + 1, 0
         if made:
             log.warning("%d deployment(s) were gone from the work pool, and are made again.", made)
-        return made
 
     async def _lost(self) -> list[int]:
         """The workflows whose deployment is not in the work pool any more."""

@@ -58,6 +58,17 @@ async def test_a_run_that_was_ended_in_prefect_is_closed(
     assert await scene.state(flow_run_id) == state.name
 
 
+async def test_the_nodes_of_a_run_that_was_ended_in_prefect_run_no_more(scene: Scene) -> None:
+    """Prefect ends the run alone: its task run would be shown as running for ever."""
+    flow_run_id = await scene.submitted()
+    await scene.begun(flow_run_id)
+    node = await scene.task_run(flow_run_id, Running())
+    await scene.set_state(flow_run_id, Cancelled(), force=True)
+    await scene.died(flow_run_id)
+    assert await scene.look() == Report(closed=1, task_runs=1)
+    assert (await scene.prefect.read_task_run(node.id)).state_name == "Crashed"
+
+
 @pytest.mark.parametrize("moment", ["queued", "begun"])
 async def test_a_run_that_was_deleted_in_prefect_is_closed(scene: Scene, moment: str) -> None:
     """Nobody will ever run it, and who polls it is told so."""
