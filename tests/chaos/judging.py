@@ -52,6 +52,11 @@ BEFORE = NODES[NODES.index(UNREPEATABLE) - 1]
 """The node before the unrepeatable one."""
 
 
+ON_ITS_WAY = 1.0
+"""Seconds until the last message of a killed part has its effect: less than the shortest lease, so within
+them nobody takes its runs over."""
+
+
 Kill = tuple[float, float]
 """Unix times of begin and end of an interruption; equal if it took no time."""
 
@@ -82,6 +87,7 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
     found = executions(batch)
     of_tasks = {execution.task_id: execution for execution in found}
     chains = chain_rows(batch)
+    felt = as_felt(kills)
     went_on: list[float] = []
     entries: dict[int, list[Entry]] = defaultdict(list)
     for entry in batch.stack.entries():
@@ -94,8 +100,8 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
             continue
         ours.append(execution)
         rows = chains.get(execution.id, [])
-        judge_end(verdict, run, execution, rows, kills)
-        judge_nodes(verdict, run, execution.attempt, entries[run.run_no], rows, kills)
+        judge_end(verdict, run, execution, rows, felt)
+        judge_nodes(verdict, run, execution.attempt, entries[run.run_no], rows, felt)
         judge_polls(verdict, run)
         went_on += [started - killed for killed, started in waits(entries[run.run_no], kills)]
         await _judge_result(verdict, batch, run, execution)
@@ -125,6 +131,15 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
     if went_on:
         verdict.facts["s at most from a kill to the node's next start"] = ceil(max(went_on))
     return verdict
+
+
+def as_felt(kills: Sequence[Kill]) -> list[Kill]:
+    """Return the kills with the time in which the killed part's last message may still have its effect.
+
+    A sandbox outlives its worker: it starts the node that it was told to start, and the ledger hears of it
+    after the kill. In the same way PostgreSQL may commit what a killed worker sent.
+    """
+    return [(begun, ended + ON_ITS_WAY) for begun, ended in kills]
 
 
 def explain(starts: Sequence[float], kills: Sequence[Kill]) -> tuple[int, list[Kill]]:
@@ -196,7 +211,7 @@ def judge_nodes(
         failures = sum(run.faulty and row.node == node and row.status != "success" for row in rows)
         without, left = explain(starts, left)
         for _ in range(without - failures):
-            verdict.fault(STARTED_AGAIN, f"run {run.run_no}: {node} started at {starts}")
+            verdict.fault(STARTED_AGAIN, f"run {run.run_no}: {node} started at {starts}, kills {kills}")
         again += max(0, len(starts) - 1 - failures)
         if run.unrepeatable and node == UNREPEATABLE and len(starts) > 1:
             verdict.fault(UNREPEATABLE_AGAIN, f"run {run.run_no}: {node} started at {starts}")

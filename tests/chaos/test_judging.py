@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.chaos import judging, recovering
-from tests.chaos.judging import Verdict, explain
+from tests.chaos.judging import Verdict, as_felt, explain
 from tests.chaos.ledger import Entry
 from tests.chaos.records import Execution, Row
 from tests.chaos.runs import Run
@@ -92,6 +92,21 @@ def test_a_restart_explains_an_overlapping_start() -> None:
     assert explain([1, 5], [(0.5, 1.5)]) == (0, [])
     assert explain([1, 5], [(4, 6)]) == (0, [])
     assert explain([2, 5], [(0.5, 1.5)]) == (1, [(0.5, 1.5)])
+
+
+def test_a_killed_worker_may_have_told_a_node_to_start() -> None:
+    """The sandbox starts the node shortly after the kill; a node that starts later has another reason."""
+    kill = as_felt([(1, 1)])
+    assert explain([1.5, 5], kill) == (0, [])
+    assert explain([2.5, 5], kill) == (1, kill)
+
+
+def test_a_killed_worker_may_have_sent_a_commit() -> None:
+    """The row before an unrepeatable node is committed shortly after the kill: a reason to stop."""
+    verdict, run = Verdict(), asked(unrepeatable=True)
+    stopped = ended("failed", "interrupted", "n2")
+    judging.judge_end(verdict, run, stopped, [succeeded(1.5, "n1")], as_felt([(1, 1)]))
+    assert verdict.missed == {}
 
 
 def test_an_uninterrupted_run_passes() -> None:
