@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from uuid import UUID, uuid4
 
+import anyio
 import httpx
 import pytest
 from prefect.states import Cancelled, Completed, Crashed
@@ -184,6 +185,29 @@ async def test_runs_that_are_run_are_never_put_back(scene: Scene) -> None:
     assert not sum(report.requeued + report.failed + report.closed + report.reopened for report in reports)
     for flow_run_id in ids:
         assert (await scene.row(flow_run_id)).status == "completed"
+
+
+async def test_a_reconciler_that_is_ended_leaves_the_execution_as_it_was(scene: Scene) -> None:
+    """Its process ends while Prefect is asked for the run: the next one need not wait for its lease."""
+    row = await forgotten(scene, await scene.site.workflow(GRAPH))
+    asked = asyncio.Event()
+
+    async def resubmit(execution_id: int) -> UUID:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("Prefect never answers.")
+
+    reconciler = scene.another(resubmit)
+    assert await reconciler.once() == NOTHING
+    scene.clock.now += 30
+    async with anyio.create_task_group() as group:
+        group.start_soon(reconciler.once)
+        await asked.wait()
+        taken = await scene.database.run(lambda session: executions.get(session, row.id))
+        group.cancel_scope.cancel()
+    found = await scene.database.run(lambda session: executions.get(session, row.id))
+    assert taken.lease_owner is not None
+    assert (found.status, found.lease_owner) == ("pending", None)
 
 
 async def test_more_runs_than_a_page_are_looked_at_in_turn(
