@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from flows.graphs.errors import ConflictError, ExecutionClosedError, InvalidInputError, NotFoundError
@@ -220,6 +221,21 @@ def test_a_workflow_or_a_client_that_is_gone(database: Database, workflow: Workf
         create(database, workflow)
     with pytest.raises(NotFoundError):
         begin(database, workflow, uuid.uuid4())
+
+
+def test_an_id_that_is_taken_is_no_missing_workflow(database: Database, workflow: Workflow) -> None:
+    """What PostgreSQL refuses for another reason keeps its own words."""
+    make = partial(
+        submissions.create,
+        workflow_id=workflow.id,
+        client=None,
+        priority="normal",
+        initial={},
+        public_id=uuid.uuid4(),
+    )
+    database.run_sync(make)
+    with pytest.raises(IntegrityError, match="public_id"):
+        database.run_sync(make)
 
 
 def test_priorities_are_checked(database: Database, workflow: Workflow) -> None:
