@@ -34,7 +34,7 @@ class DeploymentHealer:
         """Workflows without a deployment at the last look: whoever makes one is at it at that moment."""
 
     async def once(self) -> None:
-        """Look once.
+        """Look once, and make the deployments again that are gone.
 
         Raises PrefectUnavailableError and DatabaseUnavailableError; the next look goes on.
         """

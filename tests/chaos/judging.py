@@ -53,9 +53,8 @@ BEFORE = NODES[NODES.index(UNREPEATABLE) - 1]
 
 
 ON_ITS_WAY = 1.0
-"""Seconds until the last message of a killed part has its effect: less than the shortest lease, so within
-them nobody takes its runs over."""
-
+"""Seconds until the last message of a killed worker has its effect: less than is left of its leases, so that
+within them nobody takes its runs over."""
 
 Kill = tuple[float, float]
 """Unix times of begin and end of an interruption; equal if it took no time."""
@@ -81,13 +80,16 @@ class Verdict:
         return {bar: found for bar, found in self.faults.items() if found}
 
 
-async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
-    """Check all runs of a batch against the bars; `kills` are the interruptions."""
+async def judge(batch: Batch, kills: Sequence[Kill], on_its_way: float = 0.0) -> Verdict:
+    """Check all runs of a batch against the bars; `kills` are the interruptions.
+
+    `on_its_way` is how many seconds longer they are felt: ON_ITS_WAY where a worker was killed.
+    """
     verdict = Verdict()
     found = executions(batch)
     of_tasks = {execution.task_id: execution for execution in found}
     chains = chain_rows(batch)
-    felt = as_felt(kills)
+    felt = as_felt(kills, on_its_way)
     went_on: list[float] = []
     entries: dict[int, list[Entry]] = defaultdict(list)
     for entry in batch.stack.entries():
@@ -133,13 +135,13 @@ async def judge(batch: Batch, kills: Sequence[Kill]) -> Verdict:
     return verdict
 
 
-def as_felt(kills: Sequence[Kill]) -> list[Kill]:
-    """Return the kills with the time in which the killed part's last message may still have its effect.
+def as_felt(kills: Sequence[Kill], on_its_way: float) -> list[Kill]:
+    """Return the kills with the seconds in which a killed worker's last message may still have its effect.
 
     A sandbox outlives its worker: it starts the node that it was told to start, and the ledger hears of it
-    after the kill. In the same way PostgreSQL may commit what a killed worker sent.
+    after the kill. In the same way PostgreSQL may commit what the worker sent.
     """
-    return [(begun, ended + ON_ITS_WAY) for begun, ended in kills]
+    return [(begun, ended + on_its_way) for begun, ended in kills]
 
 
 def explain(starts: Sequence[float], kills: Sequence[Kill]) -> tuple[int, list[Kill]]:
@@ -211,7 +213,7 @@ def judge_nodes(
         failures = sum(run.faulty and row.node == node and row.status != "success" for row in rows)
         without, left = explain(starts, left)
         for _ in range(without - failures):
-            verdict.fault(STARTED_AGAIN, f"run {run.run_no}: {node} started at {starts}, kills {kills}")
+            verdict.fault(STARTED_AGAIN, f"run {run.run_no}: {node} started at {starts}, kills felt: {kills}")
         again += max(0, len(starts) - 1 - failures)
         if run.unrepeatable and node == UNREPEATABLE and len(starts) > 1:
             verdict.fault(UNREPEATABLE_AGAIN, f"run {run.run_no}: {node} started at {starts}")

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 
-from tests.chaos.judging import NOT_INTERRUPTED, Verdict, judge
+from tests.chaos.judging import NOT_INTERRUPTED, ON_ITS_WAY, Verdict, judge
 from tests.chaos.runs import Batch, Run
 from tests.chaos.sizes import Size
 from tests.chaos.stack import Stack
@@ -82,7 +82,7 @@ async def polled(stack: Stack, size: Size) -> Verdict:
         await batch.over(size.patience)
         size.say("a run was retried")
         await asyncio.sleep(3 * size.poll)  # the client polls on after the end
-        verdict = await judge(batch, [kill])
+        verdict = await judge(batch, [kill], ON_ITS_WAY)
         verdict.strays = None
         _judge_seen(verdict, cancelled, "REVOKED")
         _judge_seen(verdict, crashed, "SUCCESS")

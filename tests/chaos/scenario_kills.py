@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tests.chaos.judging import NOT_INTERRUPTED, Kill, Verdict, judge
+from tests.chaos.judging import NOT_INTERRUPTED, ON_ITS_WAY, Kill, Verdict, judge
 from tests.chaos.parts import Postgres
 from tests.chaos.recovering import judge_waits
 from tests.chaos.runs import Batch, Run
@@ -39,7 +39,7 @@ async def worker_killed(stack: Stack, size: Size) -> Verdict:
             victim.start()
             size.say(f"{victim.name} killed, {len(kills)} of {size.kills}; {batch.open()} runs are open")
         await batch.over(size.patience)
-        verdict = await judge(batch, kills)
+        verdict = await judge(batch, kills, ON_ITS_WAY)
         verdict.strays = len(kills) * LIMIT
         if stack.is_shipped:
             await judge_waits(verdict, batch, kills)

@@ -8,10 +8,11 @@ from uuid import uuid4
 import pytest
 
 from tests.chaos import judging, recovering
-from tests.chaos.judging import Verdict, as_felt, explain
+from tests.chaos.judging import ON_ITS_WAY, Verdict, as_felt, explain
 from tests.chaos.ledger import Entry
 from tests.chaos.records import Execution, Row
 from tests.chaos.runs import Run
+from tests.chaos.stack import SHORT
 
 
 def started(at: float, node: str, key: str | None = None, *, run_no: int = 1) -> Entry:
@@ -96,16 +97,21 @@ def test_a_restart_explains_an_overlapping_start() -> None:
 
 def test_a_killed_worker_may_have_told_a_node_to_start() -> None:
     """The sandbox starts the node shortly after the kill; a node that starts later has another reason."""
-    kill = as_felt([(1, 1)])
+    kill = as_felt([(1, 1)], ON_ITS_WAY)
     assert explain([1.5, 5], kill) == (0, [])
     assert explain([2.5, 5], kill) == (1, kill)
+
+
+def test_a_last_message_is_shorter_than_a_lease() -> None:
+    """Leases are renewed every third of their time: two thirds are left at least when a worker is killed."""
+    assert float(SHORT["NOVA_LEASE_SECONDS"]) * 2 / 3 > ON_ITS_WAY
 
 
 def test_a_killed_worker_may_have_sent_a_commit() -> None:
     """The row before an unrepeatable node is committed shortly after the kill: a reason to stop."""
     verdict, run = Verdict(), asked(unrepeatable=True)
     stopped = ended("failed", "interrupted", "n2")
-    judging.judge_end(verdict, run, stopped, [succeeded(1.5, "n1")], as_felt([(1, 1)]))
+    judging.judge_end(verdict, run, stopped, [succeeded(1.5, "n1")], as_felt([(1, 1)], ON_ITS_WAY))
     assert verdict.missed == {}
 
 
